@@ -1,0 +1,46 @@
+"""Confidence intervals for rates and for means over seeds."""
+
+import numpy as np
+from jaxtyping import Float
+from scipy import special
+
+LEVEL = 0.95
+
+
+def binomial_interval(
+    hits: int | np.ndarray, trials: int | np.ndarray, level: float = LEVEL
+) -> tuple[Float[np.ndarray, "*H"], Float[np.ndarray, "*H"]]:
+    """Return the Clopper-Pearson interval of a success probability.
+
+        low = BetaInv(a/2; k, n - k + 1),   high = BetaInv(1 - a/2; k + 1, n - k),   a = 1 - level
+
+    Exact: the coverage is at least `level` for every probability, also next to 0 and 1 where most IIAs lie. It
+    assumes independent trials; pairs that share inputs are not, and then it is too narrow.
+
+    Args:
+      hits: successes k, 0 <= k <= n.
+      trials: trials n; with n = 0 the interval is [0, 1].
+      level: coverage, in (0, 1).
+
+    Raises:
+      ValueError: counts or level out of range.
+    """
+    hits, trials = np.asarray(hits, float), np.asarray(trials, float)
+    if np.any(hits < 0) or np.any(hits > trials) or not 0 < level < 1:
+        raise ValueError(
+            f"got hits {hits} of trials {trials} at level {level}, expected 0 <= hits <= trials, 0 < level < 1"
+        )
+    tail = (1 - level) / 2
+    misses = trials - hits
+    low = np.where(hits > 0, special.betaincinv(np.maximum(hits, 1), misses + 1, tail), 0.0)
+    high = np.where(misses > 0, special.betaincinv(hits + 1, np.maximum(misses, 1), 1 - tail), 1.0)
+    return low, high
+
+
+def mean_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Return the Student t interval of a mean over independent runs; infinite for fewer than two of them."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return -np.inf, np.inf
+    reach = special.stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - reach), float(values.mean() + reach)

@@ -1,0 +1,105 @@
+"""Edits as data: the few maps an activation can be replaced by.
+
+The interchange of features z = encode(h) between a base state h and a source state s, at weight w per feature:
+
+    h <- h + decode((1 - w) z(h) + w z(s)) - decode(z(h))  =  h + decode(w (z(s) - z(h)))          (PLOT, Sec. 2)
+
+Without a basis this is the interpolation (1 - w) h + w s, exact at w = 0 and w = 1, where h + w (s - h) is not.
+Weights are not capped at 1: a strength above 1 extrapolates. What the basis does not span is left untouched.
+
+Every edit is a pytree whose arrays are leaves. At a tap with depth each leaf carries the depth axis in front; the
+shapes below are those at one depth.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from abstraction.interventions.bases import Basis
+from abstraction.models import Edit
+from abstraction.pytrees import pytree
+
+
+@pytree
+class Interchange:
+    """Move features from a base state towards a source state.
+
+    Attributes:
+      source: states of the source run, `[N, D]`.
+      weight: how far to move each feature, `[K]` or `[N, K]`; 0 keeps the base, 1 takes the source.
+      basis: the features, or None for the D native coordinates.
+    """
+
+    source: Array
+    weight: Array
+    basis: Basis | None = None
+
+    def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        if self.basis is None:
+            return _interpolate(activation, self.source, self.weight)
+        difference = (self.source - activation) @ self.basis.encoder
+        return activation + self.basis.decode(self.weight * difference)
+
+
+@pytree
+class Set:
+    """Replace the activation by a value (zero, mean or any constant), where `weight` is 1.
+
+    Attributes:
+      value: broadcastable to `[N, D]`.
+      weight: `[D]`, or None to replace everything.
+    """
+
+    value: Array
+    weight: Array | None = None
+
+    def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        value = jnp.broadcast_to(self.value, activation.shape)
+        return value if self.weight is None else _interpolate(activation, value, self.weight)
+
+
+@pytree
+class Add:
+    """Add a vector: h <- h + offset. Derivatives at offset 0 are gradients and curvature at the tap.
+
+    Attributes:
+      offset: broadcastable to `[N, D]`.
+    """
+
+    offset: Array
+
+    def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        return activation + self.offset
+
+
+@pytree
+class Scale:
+    """Multiply by a factor: h <- factor h.
+
+    Attributes:
+      factor: broadcastable to `[N, D]`.
+    """
+
+    factor: Array
+
+    def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        return activation * self.factor
+
+
+@pytree
+class InOrder:
+    """Apply edits one after another, each to the result of the one before.
+
+    Two interchanges of the same coordinate compose as successive interpolations, weight 1 - (1 - w1)(1 - w2), and
+    not as the sum w1 + w2 that a handle of both sites has.
+    """
+
+    edits: tuple[Edit, ...]
+
+    def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
+        for edit in self.edits:
+            activation = edit(activation)
+        return activation
+
+
+def _interpolate(start: Array, end: Array, weight: Array) -> Array:
+    return (1 - weight) * start + weight * end

@@ -1,0 +1,219 @@
+"""Rules that couple variables to sites: transport, and what it is compared with.
+
+A rule turns measured effects into plans. All rules share the steps before and after, so a comparison of two rules
+is a comparison of their plans and of nothing else.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from abstraction.causal import PairBank
+from abstraction.evaluation import cross_entropy, tally_handles, top_class
+from abstraction.interventions import Recording, SiteBank
+from abstraction.localization.couplings import (
+    Coupling,
+    gromov_wasserstein_couplings,
+    nearest_coupling,
+    reference_couplings,
+    relative_epsilons,
+    score_coupling,
+    sinkhorn_couplings,
+)
+from abstraction.localization.signatures import Effects, cosine_similarity
+from abstraction.models import Model
+from abstraction.typing import Decode, PairLoss, Params
+
+Scope = Literal["depth", "joint"]
+
+
+class Plans(NamedTuple):
+    """Step 2: couplings, and the name and values of each of their leading axes."""
+
+    coupling: Coupling
+    axes: tuple[tuple[str, tuple[Any, ...]], ...]
+
+
+class Rule(Protocol):
+    """A way to couple variables to sites."""
+
+    def __call__(self, effects: Effects) -> Plans: ...
+
+
+@dataclass(frozen=True)
+class Transport:
+    """Entropic transport in the log domain; eps relative to the spread of the costs in each scope.
+
+    Attributes:
+      scope: `depth` solves one problem per depth and keeps a handle within one; `joint` solves one for all sites.
+      epsilons: eps over the standard deviation of the costs in scope.
+      taus: relaxations of the neural marginal; 1 is balanced transport.
+      iterations: Sinkhorn iterations.
+    """
+
+    scope: Scope = "depth"
+    epsilons: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    taus: tuple[float, ...] = (1.0,)
+    iterations: int = 2000
+
+    def __call__(self, effects: Effects) -> Plans:
+        scopes = site_scopes(effects.sites, self.scope)
+        epsilons = relative_epsilons(effects.cost, scopes, self.epsilons)
+        couplings = [
+            sinkhorn_couplings(effects.cost, epsilons, scopes, tau_neural=tau, iterations=self.iterations)
+            for tau in self.taus
+        ]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(couplings))
+        return Plans(stacked, (("tau", self.taus), _scope_axis(scopes), ("epsilon", self.epsilons)))
+
+
+@dataclass(frozen=True)
+class ReferenceTransport:
+    """The authors' solver and grids: absolute eps, one joint problem.
+
+    Attributes:
+      epsilons: absolute values.
+      beta_abstract: penalty of the abstract marginal, None for a hard one.
+      beta_neural: penalties of the neural marginal; None is hard.
+      iterations: kernel iterations.
+    """
+
+    epsilons: tuple[float, ...] = (0.01, 0.25, 2.0, 4.0, 8.0, 16.0)
+    beta_abstract: float | None = None
+    beta_neural: tuple[float | None, ...] = (None,)
+    iterations: int = 500
+
+    def __call__(self, effects: Effects) -> Plans:
+        coupling = reference_couplings(
+            effects.cost,
+            self.epsilons,
+            beta_abstract=self.beta_abstract,
+            beta_neural=self.beta_neural,
+            iterations=self.iterations,
+        )
+        return Plans(coupling, (("beta", self.beta_neural), ("epsilon", self.epsilons)))
+
+
+@dataclass(frozen=True)
+class GromovWasserstein:
+    """Match geometries instead of effects; alpha < 1 fuses in the cosine cost.
+
+    Attributes:
+      epsilons: absolute values; distances are cosine distances over their maximum.
+      alpha: weight of the relational part.
+      scope: masks the plan before handles are cut.
+    """
+
+    epsilons: tuple[float, ...] = (0.01, 0.03, 0.1)
+    alpha: float = 1.0
+    scope: Scope = "depth"
+
+    def __call__(self, effects: Effects) -> Plans:
+        abstract, neural = effects.abstract, effects.neural
+        coupling = gromov_wasserstein_couplings(
+            _cosine_distance(abstract, abstract, diagonal=True),
+            _cosine_distance(neural, neural, diagonal=True),
+            self.epsilons,
+            cross_cost=_cosine_distance(abstract, neural) if self.alpha < 1 else None,
+            alpha=self.alpha,
+        )
+        return _scoped(coupling, effects.sites, self.scope, (("epsilon", self.epsilons),))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Rank sites by the cosine of signatures: a row softmax of cos(u_i, v_j) / temperature."""
+
+    temperature: float = 1.0
+    scope: Scope = "depth"
+
+    def __call__(self, effects: Effects) -> Plans:
+        scores = cosine_similarity(effects.abstract, effects.neural)
+        return _scoped(score_coupling(scores, temperature=self.temperature), effects.sites, self.scope, ())
+
+
+@dataclass(frozen=True, eq=False)
+class BruteForce:
+    """Rank sites by what each does alone: a row softmax of single-site scores / temperature.
+
+    Attributes:
+      scores: `[V, S]`, see `single_site_scores`.
+    """
+
+    scores: np.ndarray
+    temperature: float = 1.0
+    scope: Scope = "depth"
+
+    def __call__(self, effects: Effects) -> Plans:
+        coupling = score_coupling(self.scores, temperature=self.temperature)
+        return _scoped(coupling, effects.sites, self.scope, ())
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Give each variable its site of least cost."""
+
+    def __call__(self, effects: Effects) -> Plans:
+        return Plans(nearest_coupling(effects.cost), ())
+
+
+def single_site_scores(
+    model: Model,
+    params: Params,
+    recording: Recording,
+    bank: PairBank,
+    sites: SiteBank,
+    *,
+    decode: Decode = top_class,
+    pair_loss: PairLoss = cross_entropy,
+) -> Float[np.ndarray, "V S"]:
+    """Return the combined IIA on the fit bank of a full swap of each site alone.
+
+    Raises:
+      ValueError: the bank is a test bank.
+    """
+    if bank.role != "fit":
+        raise ValueError(f"got a {bank.role} bank to rank sites on, expected a fit bank")
+    variables = len(bank.variables)
+    handles = jax.tree.map(lambda leaf: np.concatenate([leaf] * variables), sites.handles())
+    variable = np.repeat(np.arange(variables), sites.size)
+    tally = tally_handles(model, params, recording, bank, handles, variable, decode=decode, pair_loss=pair_loss)
+    return tally.combined.reshape(variables, sites.size)
+
+
+def site_scopes(sites: SiteBank, scope: Scope) -> Bool[np.ndarray, "G S"]:
+    """Return which sites may appear together in one handle: all of them, or those of one depth.
+
+    Raises:
+      ValueError: an unknown scope.
+    """
+    if scope == "joint":
+        return np.ones((1, sites.size), bool)
+    if scope == "depth":
+        depths = np.asarray(sites.depth)
+        return np.stack([depths == depth for depth in np.unique(depths)])
+    raise ValueError(f"got scope {scope!r}, expected 'depth' or 'joint'")
+
+
+def _scoped(coupling: Coupling, sites: SiteBank, scope: Scope, axes: Sequence[tuple[str, tuple]]) -> Plans:
+    """Mask a plan to each scope; cutting renormalises what is left."""
+    scopes = site_scopes(sites, scope)
+    coupling = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (len(scopes), *leaf.shape)), jax.device_get(coupling))
+    masks = np.expand_dims(scopes, tuple(range(1, coupling.plan.ndim - 1)))
+    return Plans(dataclasses.replace(coupling, plan=coupling.plan * masks), (_scope_axis(scopes), *axes))
+
+
+def _scope_axis(scopes: np.ndarray) -> tuple[str, tuple[int, ...]]:
+    return ("scope", tuple(range(len(scopes))))
+
+
+def _cosine_distance(first: Array, second: Array, *, diagonal: bool = False) -> np.ndarray:
+    distance = np.maximum(1 - np.asarray(cosine_similarity(first, second)), 0.0)
+    if diagonal:
+        np.fill_diagonal(distance, 0.0)
+    return distance / max(distance.max(), 1e-30)

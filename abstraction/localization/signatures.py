@@ -1,0 +1,229 @@
+"""Effect signatures: what an intervention does to the output, in one space for both levels.
+
+For fit pairs t = 1..N, the abstract effect of variable i and the neural effect of site j at full strength are
+
+    u_i[t] = d(y(b_t; Z_i <- z_i(s_t)), y(b_t)),      v_j[t] = d(f(b_t; S_j <- s_t), f(b_t))
+
+and the cost of matching them is a distance C_ij between u_i and v_j (PLOT, Sec. 3.1). Only the output space is
+shared; the widths of the sites never enter. Signatures of C classes are laid out class by class.
+
+| mode | neural effect per pair | abstract effect per pair |
+|---|---|---|
+| `prob_delta` | change of the class probabilities | change of the one-hot label |
+| `logit_delta` | change of the logits | change of the one-hot label |
+| `margin_delta` | change of logit 1 minus logit 0 | change of the label coded -1, 1 |
+| `transition_margin` | its positive part, its negative part | label went 0 to 1, label went 1 to 0 |
+| `kl` | 1 - exp(-KL(patched || base)) | label changed |
+| `tv` | half the L1 distance of the probabilities | label changed |
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from abstraction.causal import PairBank
+from abstraction.interventions import LocalHandle, Recording, SiteBank, handle_chunk, map_handles, patched_outputs
+from abstraction.models import Model
+from abstraction.typing import Params
+
+SignatureMode = Literal["prob_delta", "logit_delta", "margin_delta", "transition_margin", "kl", "tv"]
+CostMetric = Literal["sq_l2", "l1", "cosine"]
+
+
+class Effects(NamedTuple):
+    """Step 1: what variables and sites do to the output.
+
+    Attributes:
+      abstract: signatures of the variables, `[V, F]`.
+      neural: signatures of the sites, `[S, F]`.
+      cost: transport cost, `[V, S]`.
+      sites: what the columns are.
+    """
+
+    abstract: Float[Array, "V F"]
+    neural: Float[Array, "S F"]
+    cost: Float[Array, "V S"]
+    sites: SiteBank
+
+
+class _Effect(NamedTuple):
+    """How one mode measures: neural from (patched, base) logits `[N, C]`, abstract from labels `[N]`."""
+
+    neural: Callable[[Array, Array], Array]
+    abstract: Callable[[Array, Array, int], Array]
+    binary_only: bool = False
+
+
+def _one_hot_delta(label: Array, factual: Array, classes: int) -> Array:
+    return jax.nn.one_hot(label, classes) - jax.nn.one_hot(factual, classes)
+
+
+def _changed(label: Array, factual: Array, classes: int) -> Array:
+    return (label != factual)[:, None].astype(jnp.float32)
+
+
+def _margin_delta(patched: Array, base: Array) -> Array:
+    return ((patched - base) @ jnp.array([-1.0, 1.0]))[:, None]
+
+
+def _parts(delta: Array) -> Array:
+    return jnp.concatenate([jax.nn.relu(delta), jax.nn.relu(-delta)], axis=-1)
+
+
+def _kl(patched: Array, base: Array) -> Array:
+    patched, base = jax.nn.log_softmax(patched), jax.nn.log_softmax(base)
+    return -jnp.expm1(-(jnp.exp(patched) * (patched - base)).sum(axis=-1, keepdims=True))
+
+
+def _prob_delta(patched: Array, base: Array) -> Array:
+    return jax.nn.softmax(patched) - jax.nn.softmax(base)
+
+
+_EFFECTS: dict[str, _Effect] = {
+    "prob_delta": _Effect(_prob_delta, _one_hot_delta),
+    "logit_delta": _Effect(lambda patched, base: patched - base, _one_hot_delta),
+    "margin_delta": _Effect(
+        _margin_delta, lambda label, factual, _: 2.0 * (label - factual)[:, None].astype(jnp.float32), binary_only=True
+    ),
+    "transition_margin": _Effect(
+        lambda patched, base: _parts(_margin_delta(patched, base)),
+        lambda label, factual, _: _parts((label - factual)[:, None].astype(jnp.float32)),
+        binary_only=True,
+    ),
+    "kl": _Effect(_kl, _changed),
+    "tv": _Effect(lambda patched, base: 0.5 * jnp.abs(_prob_delta(patched, base)).sum(-1, keepdims=True), _changed),
+}
+
+
+def abstract_signatures(bank: PairBank, classes: int, *, mode: SignatureMode = "prob_delta") -> Float[Array, "V F"]:
+    """Measure what each variable's interchange does to the causal model's output.
+
+    Args:
+      bank: fit pairs.
+      classes: number of output classes C.
+      mode: the effect, see the module.
+
+    Raises:
+      ValueError: an unknown mode, or a two-class mode for other than two classes.
+    """
+    _effect(mode, classes)
+    return _abstract_signatures(bank.labels, bank.factual, classes, mode)
+
+
+@partial(jax.jit, static_argnames=("classes", "mode"))
+def _abstract_signatures(
+    labels: Int[Array, "V N"], factual: Int[Array, " N"], classes: int, mode: SignatureMode
+) -> Float[Array, "V F"]:
+    effect = _effect(mode, classes)
+    return jax.vmap(lambda labels: _flat(effect.abstract(labels, factual, classes)))(labels)
+
+
+@partial(jax.jit, static_argnames=("model", "mode", "chunk"))
+def _site_signatures(
+    model: Model, params: Params, recording: Recording, handles: LocalHandle, mode: SignatureMode, chunk: int
+) -> Float[Array, "S F"]:
+    effect = _effect(mode, recording.outputs.shape[-1])
+
+    def signature(handle: LocalHandle) -> Float[Array, " F"]:
+        return _flat(effect.neural(patched_outputs(model, params, recording, handle), recording.outputs))
+
+    return map_handles(signature, handles, chunk=chunk)
+
+
+def site_signatures(
+    model: Model, params: Params, recording: Recording, sites: SiteBank, *, mode: SignatureMode = "prob_delta"
+) -> Float[Array, "S F"]:
+    """Measure what swapping each site, alone and at full strength, does to the network's output.
+
+    Args:
+      model: the network.
+      params: its weights.
+      recording: base and source runs of the fit pairs.
+      sites: the sites to measure, all in one compiled program.
+      mode: the effect, see the module.
+
+    Returns:
+      One signature per site; a site without causal effect has the zero signature.
+
+    Raises:
+      ValueError: an unknown mode, or a two-class mode for other than two classes.
+    """
+    return _site_signatures(model, params, recording, sites.handles(), mode, handle_chunk(recording, sites.tap))
+
+
+def transport_cost(
+    abstract: Float[Array, "V F"], neural: Float[Array, "S F"], *, metric: CostMetric = "sq_l2", unit: bool = False
+) -> Float[Array, "V S"]:
+    """Return the distance of every variable's signature to every site's.
+
+    Args:
+      abstract: signatures u of the variables.
+      neural: signatures v of the sites.
+      metric: `sq_l2` |u - v|^2, `l1` |u - v|_1, or `cosine` 1 - cos(u, v).
+      unit: divide each signature by its Euclidean norm first (norms below 1e-30 count as 1e-30).
+
+    Raises:
+      ValueError: an unknown metric.
+    """
+    if metric not in get_args(CostMetric):
+        raise ValueError(f"got cost metric {metric!r}, expected one of {get_args(CostMetric)}")
+    return _transport_cost(abstract, neural, metric, unit)
+
+
+@partial(jax.jit, static_argnames=("metric", "unit"))
+def _transport_cost(abstract: Array, neural: Array, metric: CostMetric, unit: bool) -> Float[Array, "V S"]:
+    if metric == "cosine":
+        return 1 - cosine_similarity(abstract, neural)
+    if unit:
+        abstract, neural = _unit(abstract), _unit(neural)
+    power = jnp.square if metric == "sq_l2" else jnp.abs
+    return jax.vmap(lambda u: jax.lax.map(lambda v: power(u - v).sum(), neural))(abstract)
+
+
+def measure_effects(
+    model: Model,
+    params: Params,
+    recording: Recording,
+    bank: PairBank,
+    sites: SiteBank,
+    *,
+    mode: SignatureMode = "prob_delta",
+    metric: CostMetric = "sq_l2",
+    unit: bool = False,
+) -> Effects:
+    """Measure signatures on fit pairs and the cost between them.
+
+    Raises:
+      ValueError: the bank is a test bank, or an option is unknown.
+    """
+    if bank.role != "fit":
+        raise ValueError(f"got a {bank.role} bank to measure effects on, expected a fit bank")
+    abstract = abstract_signatures(bank, recording.outputs.shape[-1], mode=mode)
+    neural = site_signatures(model, params, recording, sites, mode=mode)
+    return Effects(abstract, neural, transport_cost(abstract, neural, metric=metric, unit=unit), sites)
+
+
+@jax.jit
+def cosine_similarity(abstract: Float[Array, "V F"], neural: Float[Array, "S F"]) -> Float[Array, "V S"]:
+    """Return the cosine of the angle between signatures; 0 where one is zero."""
+    return _unit(abstract) @ _unit(neural).T
+
+
+def _effect(mode: str, classes: int) -> _Effect:
+    if mode not in _EFFECTS:
+        raise ValueError(f"got signature mode {mode!r}, expected one of {sorted(_EFFECTS)}")
+    if _EFFECTS[mode].binary_only and classes != 2:
+        raise ValueError(f"got signature mode {mode!r} with {classes} classes, expected 2 classes")
+    return _EFFECTS[mode]
+
+
+def _flat(effect: Float[Array, "N C"]) -> Float[Array, " F"]:
+    return effect.T.reshape(-1)
+
+
+def _unit(signatures: Float[Array, "S F"]) -> Float[Array, "S F"]:
+    return signatures / jnp.maximum(jnp.linalg.norm(signatures, axis=-1, keepdims=True), 1e-30)

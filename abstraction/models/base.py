@@ -1,0 +1,71 @@
+"""The contract every model obeys: pure functions over a params pytree, with taps.
+
+    outputs, activations = model.apply(params, inputs, edits, record)
+
+Laws, tested for every model in `tests/contract/`:
+
+1. without edits, `apply` is the plain forward pass;
+2. recording changes nothing, and records values after their edit;
+3. a weight-1 interchange of a whole tap makes everything downstream equal to the source run's;
+4. `resume` from a recorded state gives the outputs of `apply`, at every depth;
+5. edits and records of unknown taps raise ValueError and name the valid ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from jaxtyping import Array, Int
+
+from abstraction.models.taps import NO_EDITS, Edits, Tap
+from abstraction.typing import AnyArray, Outputs, Params
+
+
+class Model(Protocol):
+    """A network whose activations can be read and replaced. Instances are hashable and compare by value."""
+
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        """The activations that can be recorded and edited, by name."""
+        ...
+
+    def init(self, key: Array) -> Params:
+        """Draw fresh parameters."""
+        ...
+
+    def apply(
+        self, params: Params, inputs: AnyArray, edits: Edits = NO_EDITS, record: Sequence[str] = ()
+    ) -> tuple[Outputs, dict[str, Array]]:
+        """Run the network.
+
+        Args:
+          params: what `init` returns.
+          inputs: a batch, `[N, ...]`.
+          edits: `{tap: edit}`; each leaf leads with the tap's depth axis, where it has one.
+          record: taps to return.
+
+        Returns:
+          Outputs `[N, C]`, and each recorded activation, `[N, D]` or stacked `[L, N, D]`.
+
+        Raises:
+          ValueError: at trace time, for an unknown tap or an edit that does not fit.
+        """
+        ...
+
+    def resume(self, params: Params, tap: str, depth: Int[Array, ""], activation: Array) -> Outputs:
+        """Run the rest of the network from the value of a tap at one depth.
+
+        `depth` is a value, not a shape: one compiled program serves every depth, under vmap too.
+
+        Args:
+          params: what `init` returns.
+          tap: a tap with a depth axis, whose value determines everything after it.
+          depth: where to resume, in [0, L).
+          activation: the tap's value there, `[N, D]`.
+
+        Returns:
+          Outputs `[N, C]`.
+
+        Raises:
+          ValueError: the tap is unknown or does not determine the rest of the network.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Benchmarks: a causal model, its data and its encoding, and nothing else."""

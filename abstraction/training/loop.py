@@ -1,0 +1,207 @@
+"""A training loop: optax updates scanned over the steps of an epoch, early stopping between epochs.
+
+Steps live inside one compiled program per epoch; epochs are driven from the host, where progress is shown, metrics
+are kept and checkpoints are written.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from abstraction.pytrees import leading_axis, pytree
+from abstraction.randomness import host_generator
+from abstraction.training.checkpoints import Checkpoints
+from abstraction.typing import Params
+
+Loss = Callable[[Params, Any, Any], Array]
+"""`loss(params, batch, context) -> scalar`; hashable by value, so that equal losses share a compiled program."""
+
+Progress = Callable[[int, Mapping[str, float]], None]
+"""Called after each epoch with the number of epochs done and the latest metrics."""
+
+
+class Stop(NamedTuple):
+    """Stop once `metric` has been at least `target` for `epochs` epochs in a row."""
+
+    metric: str
+    target: float
+    epochs: int
+
+
+@pytree
+class TrainState:
+    """Everything a resumed run needs.
+
+    Attributes:
+      params: the weights.
+      optimizer_state: optax state.
+      epoch: epochs done.
+      streak: epochs in a row that met the stopping rule.
+    """
+
+    params: Params
+    optimizer_state: Any
+    epoch: np.int32
+    streak: np.int32
+
+
+class Fit(NamedTuple):
+    """Trained parameters and the metrics of every epoch run in this call.
+
+    Attributes:
+      params: the weights after the last epoch.
+      history: one mapping per epoch: `loss` and whatever `validate` returns.
+      epochs: epochs done in total, over resumed runs too.
+    """
+
+    params: Params
+    history: list[dict[str, float]]
+    epochs: int
+
+
+class Validate(Protocol):
+    """Scalar metrics of the current parameters."""
+
+    def __call__(self, params: Params) -> Mapping[str, float]: ...
+
+
+def fit(
+    key: Array,
+    loss: Loss,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    data: Any,
+    *,
+    context: Any = None,
+    batch_size: int,
+    epochs: int,
+    validate: Validate | None = None,
+    stop: Stop | None = None,
+    checkpoints: Checkpoints | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Minimise the mean loss over `data`, in an order reshuffled every epoch.
+
+    Args:
+      key: seeds the order of every epoch; a resumed run sees the same orders.
+      loss: `loss(params, batch, context)`.
+      params: initial weights.
+      optimizer: an optax transformation.
+      data: arrays that share a leading axis of rows.
+      context: constants the loss needs, as arrays.
+      batch_size: rows per step; the last incomplete batch of an epoch is left out.
+      epochs: the most epochs to run.
+      validate: metrics after each epoch.
+      stop: when to stop before `epochs`.
+      checkpoints: where to save after each epoch, and to resume from if something is there.
+      progress: told about every epoch.
+
+    Raises:
+      ValueError: fewer rows than one batch, or a checkpoint of other shapes.
+    """
+    rows = leading_axis(data)
+    if not 1 <= batch_size <= rows:
+        raise ValueError(f"got batch size {batch_size}, expected between 1 and the {rows} rows of the data")
+    state = TrainState(params, jax.jit(optimizer.init)(params), np.int32(0), np.int32(0))
+    if checkpoints is not None:
+        state = checkpoints.restore(state)
+    history: list[dict[str, float]] = []
+    data = jax.device_put(data)
+    for epoch in range(int(state.epoch), epochs):
+        if stop is not None and int(state.streak) >= stop.epochs:
+            break
+        order = _epoch_order(jax.random.fold_in(key, epoch), rows, batch_size)
+        trained, optimizer_state, mean_loss = _epoch(
+            loss, optimizer, state.params, state.optimizer_state, data, context, order
+        )
+        metrics = {"loss": float(mean_loss), **(validate(trained) if validate else {})}
+        met = stop is not None and metrics[stop.metric] >= stop.target
+        state = TrainState(trained, optimizer_state, np.int32(epoch + 1), np.int32(state.streak + 1 if met else 0))
+        history.append(metrics)
+        if checkpoints is not None:
+            checkpoints.save(epoch + 1, state)
+        if progress is not None:
+            progress(epoch + 1, metrics)
+    return Fit(state.params, history, int(state.epoch))
+
+
+@partial(jax.jit, static_argnames=("loss", "optimizer"))
+def _epoch(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    optimizer_state: Any,
+    data: Any,
+    context: Any,
+    order: Int[Array, "steps batch"],
+) -> tuple[Params, Any, Float[Array, ""]]:
+    def step(carry: tuple, rows: Array) -> tuple[tuple, Array]:
+        params, optimizer_state = carry
+        batch = jax.tree.map(lambda values: values[rows], data)
+        value, gradient = jax.value_and_grad(loss)(params, batch, context)
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+        return (optax.apply_updates(params, updates), optimizer_state), value
+
+    (params, optimizer_state), losses = jax.lax.scan(step, (params, optimizer_state), order)
+    return params, optimizer_state, losses.mean()
+
+
+def _epoch_order(key: Array, rows: int, batch_size: int) -> np.ndarray:
+    """Shuffle on the host: sorting a million random keys in XLA costs more than the epoch it orders."""
+    steps = rows // batch_size
+    return host_generator(key).permutation(rows)[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
+
+
+@pytree
+class Plateau:
+    """Early stopping on the best loss so far, as arrays, so that many runs stop each on its own inside one program.
+
+    Attributes:
+      best: lowest loss so far.
+      stale: epochs since it last fell by the relative margin.
+      stopped: true from the epoch on in which `stale` reached the patience.
+    """
+
+    best: Array
+    stale: Array
+    stopped: Array
+
+
+def start_plateau(runs: int) -> Plateau:
+    """Begin with no loss seen, for `runs` runs."""
+    return Plateau(jnp.full(runs, jnp.inf, jnp.float32), jnp.zeros(runs, jnp.int32), jnp.zeros(runs, bool))
+
+
+def update_plateau(
+    plateau: Plateau,
+    loss: Float[Array, " C"],
+    epochs_done: Int[Array, ""],
+    *,
+    patience: int,
+    margin: float,
+    min_epochs: int,
+) -> Plateau:
+    """Take in one epoch's loss; a run whose loss is not finite stops at once.
+
+    Args:
+      plateau: the state so far.
+      loss: mean loss of the epoch, per run.
+      epochs_done: epochs done, this one included.
+      patience: epochs without improvement before a run stops.
+      margin: improvement needed, relative to the best loss.
+      min_epochs: no run stops before this many epochs.
+    """
+    improved: Bool[Array, " C"] = loss < plateau.best * (1 - margin)
+    stale = jnp.where(improved, 0, plateau.stale + 1)
+    done = ((stale >= patience) & (epochs_done >= min_epochs)) | ~jnp.isfinite(loss)
+    return Plateau(
+        best=jnp.where(plateau.stopped, plateau.best, jnp.where(improved, loss, plateau.best)),
+        stale=jnp.where(plateau.stopped, plateau.stale, stale),
+        stopped=plateau.stopped | done,
+    )

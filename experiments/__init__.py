@@ -1,0 +1,1 @@
+"""Command-line experiments: `python -m experiments --help`. Tables and figures are made from records alone."""

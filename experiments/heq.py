@@ -1,0 +1,267 @@
+"""Hierarchical equality, the first benchmark of the PLOT paper.
+
+    python -m experiments heq --seeds 1:11
+
+Trains one MLP per seed (16-16-16-16-2), finds WX = [W = X] and YZ = [Y = Z] in it by every method, and tests each
+frozen handle once, beside its controls. Expected over seeds 1 to 10, test IIA on sensitive pairs: `plot-ot` above
+.993, `das` above .997; the authors' code gives .9928 and .9950. About half a minute per seed on two cores.
+
+Rows named `*-paper` are the paper's variants: its banks, its solver with its clamp, its grids, ties in site order,
+one eps for both variables, chosen on calibration (the paper chose it on test). All other rows choose on pairs drawn
+independently (`--banks.policy paper` puts them on the paper's banks too). Every row is tested on the same banks: the
+paper's, and `test-specific`, pairs that must not change because only the other variable differs.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from abstraction.causal import PairBank
+from abstraction.evaluation import Tests, accuracy, balanced_accuracy, full_state_handles, identity_handle, judge
+from abstraction.evaluation import cross_entropy as pair_cross_entropy
+from abstraction.interventions import Handle, Recording, factual_outputs, stack_handles, unit_sites
+from abstraction.localization import (
+    BruteForce,
+    Cosine,
+    CutMenu,
+    GromovWasserstein,
+    Nearest,
+    ReferenceTransport,
+    Transport,
+    calibrate_candidates,
+    candidate_grid,
+    gather_evidence,
+    record_bank,
+    single_site_scores,
+)
+from abstraction.models import MLP
+from abstraction.tasks import equality
+from abstraction.training import Checkpoints, Stop, fit
+from abstraction.typing import Params
+from experiments.config import HEQ, METHODS, DasOptions, Method
+from experiments.methods import Bench, Outcome, run_localization, run_search, tally_rows, test_outcome
+from experiments.records import Row, RunFolder, Unit, digest
+from experiments.timing import stopwatch
+
+NAME = "heq"
+TAP = "hidden"
+
+
+@dataclasses.dataclass(frozen=True)
+class EqualityLoss:
+    """Cross-entropy of the network on factual rows; the context holds the entities' vectors."""
+
+    model: MLP
+
+    def __call__(self, params: Params, batch: dict[str, jax.Array], vectors: jax.Array) -> jax.Array:
+        outputs, _ = self.model.apply(params, equality.encode(vectors, batch["rows"]))
+        return pair_cross_entropy(outputs, batch["labels"]).mean()
+
+
+def run_seed(config: HEQ, seed: int, run: RunFolder, report: Callable[[str], None]) -> Unit:
+    """Train one network, run every method on it, and return the seed's unit."""
+    names = ("init", "order", *METHODS)
+    keys: dict[str, jax.Array] = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+    vectors = equality.entities(seed)
+    model = MLP(equality.ENTITY_WIDTH * 4, config.backbone.width, config.backbone.depth, equality.CLASSES)
+    report(f"seed {seed}: backbone")
+    params, rows, details = _train(config, seed, model, vectors, keys, run, report)
+    report(f"seed {seed}: pair banks")
+    with stopwatch() as preparing:
+        paper, ours = _benches(config, seed, model, params, vectors)
+    rows.append(Row(NAME, "banks", "mean", "test", "seconds", seed, preparing.run))
+    rows.append(Row(NAME, "banks", "mean", "test", "seconds_compile", seed, preparing.compile))
+    rows += _identity_rows(ours, seed)
+    arrays: dict[str, np.ndarray] = {}
+    for method in config.methods:
+        report(f"seed {seed}: {method}")
+        bench = paper if method.endswith("-paper") else ours
+        outcome = _run_method(config, method, bench, keys[method], report)
+        tested = test_outcome(
+            bench,
+            outcome,
+            experiment=NAME,
+            method=method,
+            seed=seed,
+            key=jax.random.fold_in(keys[method], 1),
+            draws=config.control_draws,
+            shuffles=config.control_shuffles,
+        )
+        rows += tested[0]
+        details[method] = tested[1]
+        arrays |= tested[2]
+    return Unit(f"seed-{seed}", rows, details, arrays)
+
+
+def _train(
+    config: HEQ,
+    seed: int,
+    model: MLP,
+    vectors: np.ndarray,
+    keys: dict[str, jax.Array],
+    run: RunFolder,
+    report: Callable[[str], None],
+) -> tuple[Params, list[Row], dict[str, Any]]:
+    options = config.backbone
+    data = equality.factual_data(seed + 1, options.rows)
+    uniform = equality.factual_data(seed + 2, options.validation_rows)
+    cells = equality.balanced_data(seed + 3, options.validation_rows)
+    inputs = equality.encode(vectors, np.concatenate([uniform["rows"], cells["rows"]]))
+
+    def validate(params: Params) -> dict[str, float]:
+        predictions = np.asarray(factual_outputs(model, params, inputs)).argmax(axis=-1)
+        predicted, balanced = np.split(predictions, [options.validation_rows])
+        right = balanced == cells["labels"]
+        return {
+            "accuracy": accuracy(predicted, uniform["labels"]),
+            "balanced_accuracy": balanced_accuracy(predicted, uniform["labels"]),
+            "worst_cell": min(float(right[cells["cells"] == cell].mean()) for cell in range(4)),
+        }
+
+    with stopwatch() as training:
+        trained = fit(
+            keys["order"],
+            EqualityLoss(model),
+            model.init(keys["init"]),
+            optax.adam(options.learning_rate),
+            data,
+            context=vectors,
+            batch_size=options.batch_size,
+            epochs=options.epochs,
+            validate=validate,
+            stop=Stop(options.stop_metric, options.stop_target, options.stop_epochs),
+            checkpoints=Checkpoints(run.path / "checkpoints" / f"seed-{seed}"),
+            progress=lambda epoch, metrics: report(
+                f"seed {seed}: backbone, epoch {epoch}, worst cell {metrics['worst_cell']:.4f}"
+            ),
+        )
+        metrics = validate(trained.params)
+    values = {**metrics, "epochs": trained.epochs, "seconds": training.run, "seconds_compile": training.compile}
+    rows = [Row(NAME, "backbone", "output", "validation", name, seed, float(v)) for name, v in values.items()]
+    details = {"data": digest({**data, "entities": vectors}), "backbone": {**metrics, "epochs": trained.epochs}}
+    return trained.params, rows, details
+
+
+def _benches(config: HEQ, seed: int, model: MLP, params: Params, vectors: np.ndarray) -> tuple[Bench, Bench]:
+    """Record the paper's banks and ours; both benches share the tests."""
+    options = config.banks
+    paper = equality.paper_banks(
+        seed,
+        size=options.size,
+        fit_pool=options.fit_pool,
+        calibration_pool=options.calibration_pool,
+        test_pool=options.test_pool,
+        calibration=options.calibration_policy,
+    )
+    ours = paper
+    if options.policy == "independent":
+        ours = equality.independent_banks(seed, fit=options.fit, calibration=options.calibration, both=options.both)
+
+    def record(bank: PairBank) -> tuple[Recording, PairBank]:
+        encode = lambda setting: equality.encode(vectors, equality.rows_of(setting))  # noqa: E731
+        return record_bank(model, params, encode, bank, tap=TAP), bank
+
+    tests: Tests = {split: record(bank) for split, bank in paper.tests.items()}
+    signature = {"mode": config.plot.signature, "metric": config.plot.cost, "unit": config.plot.unit}
+    sites = unit_sites(model.taps[TAP])
+    benches = [
+        Bench(model, params, sites, record(banks.fit), gather_evidence([record(banks.calibration)]), tests, measured_by)
+        for banks, measured_by in ((paper, {}), (ours, signature))
+    ]
+    jax.block_until_ready([bench.fit[0].outputs for bench in benches])
+    return benches[0], benches[1]
+
+
+def _identity_rows(bench: Bench, seed: int) -> list[Row]:
+    handles = stack_handles([identity_handle(bench.model.taps[TAP])] * len(bench.variables))
+    tallies = judge(bench.model, bench.params, handles, bench.tests)
+    return [
+        row
+        for split, tally in tallies.items()
+        for row in tally_rows(bench, tally, NAME, "control-identity", split, seed)
+    ]
+
+
+def _run_method(config: HEQ, method: Method, bench: Bench, key: jax.Array, report: Callable[[str], None]) -> Outcome:
+    plot, paper = config.plot, config.paper
+    menu = CutMenu(plot.subset_sizes, plot.strengths)
+    transport = Transport(plot.scope, plot.epsilons, (1.0,), plot.iterations)
+    paper_menu = CutMenu(
+        tuple(range(1, paper.subset_sizes + 1)),
+        tuple(float(strength) for strength in range(1, paper.strengths + 1)),
+        per_site=False,
+        break_ties="order",
+    )
+    reference = ReferenceTransport(paper.epsilons, None, (None,), paper.iterations)
+    as_in_paper = {"shared_axis": "epsilon", "first_wins": True}
+    match method:
+        case "plot-ot":
+            return run_localization(bench, transport, menu)
+        case "plot-uot":
+            return run_localization(bench, dataclasses.replace(transport, taus=plot.taus), menu)
+        case "plot-ot-paper":
+            return run_localization(bench, reference, paper_menu, **as_in_paper)
+        case "plot-uot-paper":
+            penalties = {"beta_abstract": paper.beta_abstract, "beta_neural": paper.beta_neural}
+            return run_localization(bench, dataclasses.replace(reference, **penalties), paper_menu, **as_in_paper)
+        case "cosine":
+            return run_localization(bench, Cosine(scope=plot.scope), menu)
+        case "brute-force":
+            scores = single_site_scores(bench.model, bench.params, *bench.fit, bench.sites)
+            return run_localization(bench, BruteForce(scores, scope=plot.scope), menu)
+        case "row-argmin":
+            single = CutMenu((1,), paper_menu.strengths)
+            return run_localization(bench, Nearest(), single)
+        case "gw" | "fgw":
+            alpha = 1.0 if method == "gw" else plot.fused_alpha
+            return run_localization(bench, GromovWasserstein(plot.gw_epsilons, alpha, plot.scope), menu)
+        case "das" | "das-paper":
+            return _run_das(config.das if method == "das" else config.paper.das, bench, key, report)
+        case "full-state":
+            return _run_full_state(bench)
+
+
+def _run_das(options: DasOptions, bench: Bench, key: jax.Array, report: Callable[[str], None]) -> Outcome:
+    candidates = candidate_grid(
+        bench.model.taps[TAP],
+        len(bench.variables),
+        ranks=options.ranks,
+        learning_rates=(options.learning_rate,),
+        restarts=options.restarts,
+    )
+    progress = lambda epoch, running: report(f"DAS: epoch {epoch}, {running} searches running")  # noqa: E731
+    return run_search(bench, key, candidates, options.training, progress)
+
+
+def _run_full_state(bench: Bench) -> Outcome:
+    """Swap everything at one depth: what no localisation at all achieves."""
+    every = full_state_handles(bench.model.taps[TAP])
+    depths, variables = len(every.weight), len(bench.variables)
+    handles = Handle(np.tile(every.weight, (variables, 1, 1)), None, TAP)
+    with stopwatch() as elapsed:
+        choice = calibrate_candidates(
+            bench.model,
+            bench.params,
+            bench.evidence,
+            handles,
+            np.repeat(np.arange(variables), depths),
+            [{"depth": depth} for depth in range(depths)] * variables,
+            cost=np.tile(np.arange(depths, dtype=float), variables),
+        )
+    times = {name: elapsed for name in ("seconds", "seconds_epsilon", "seconds_selected")}
+    return Outcome(choice, times, {}, {})
+
+
+def run(config: HEQ, run_folder: RunFolder, seeds: list[int]) -> None:
+    """Run the seeds that are not complete yet, writing each as soon as it is."""
+    done = {int(name.removeprefix("seed-")) for name in run_folder.unit_names()}
+    missing = [seed for seed in seeds if seed not in done]
+    with tqdm(missing, unit="seed", disable=None, leave=False) as bar:
+        for seed in bar:
+            run_folder.write_unit(run_seed(config, seed, run_folder, bar.set_description_str))
+            run_folder.write_metrics(run_folder.units())
