@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from abstraction.causal import PairBank
 from abstraction.interventions import Handle, LocalHandle, Recording, handle_chunk, patched_outputs
@@ -30,15 +30,17 @@ _BLOCK_BYTES = 64 * 2**20
 class Tally:
     """Counts for H handles, `[H, 2]` each: column 0 over sensitive pairs, column 1 over invariant pairs.
 
+    Controls hold means of counts over repetitions.
+
     Attributes:
       hits: pairs whose prediction is the label.
       pairs: pairs that count.
       loss: sum of the per-pair loss.
     """
 
-    hits: Int[np.ndarray, "H 2"]
-    pairs: Int[np.ndarray, "H 2"]
-    loss: Float[np.ndarray, "H 2"]
+    hits: Real[np.ndarray, "*H 2"]
+    pairs: Real[np.ndarray, "*H 2"]
+    loss: Float[np.ndarray, "*H 2"]
 
     def __add__(self, other: "Tally") -> "Tally":
         return jax.tree.map(np.add, self, other)
@@ -47,17 +49,17 @@ class Tally:
         return jax.tree.map(lambda leaf: leaf[index], self)
 
     @property
-    def iia(self) -> Float[np.ndarray, "H 2"]:
+    def iia(self) -> Float[np.ndarray, "*H 2"]:
         """Accuracy per half; NaN where a half has no pairs."""
         return _ratio(self.hits, self.pairs)
 
     @property
-    def combined(self) -> Float[np.ndarray, " H"]:
+    def combined(self) -> Float[np.ndarray, "*H"]:
         """Mean of the halves that have pairs."""
         return _mean_of_halves(self.iia)
 
     @property
-    def mean_loss(self) -> Float[np.ndarray, " H"]:
+    def mean_loss(self) -> Float[np.ndarray, "*H"]:
         """Mean over the halves of the mean loss per pair."""
         return _mean_of_halves(_ratio(self.loss, self.pairs))
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 
 from abstraction.causal import PairBank
 from abstraction.evaluation import Tally, cross_entropy, tally_handles, top_class, unique_handles
@@ -256,7 +256,7 @@ def calibrate_candidates(
     variable: Int[np.ndarray, " H"],
     settings: Sequence[dict[str, Any]],
     *,
-    cost: Float[np.ndarray, " H"],
+    cost: Real[np.ndarray, " H"],
     decode: Decode = top_class,
     pair_loss: PairLoss = cross_entropy,
 ) -> Choice:
@@ -317,7 +317,7 @@ def tally_evidence(
 def select(
     scores: Float[np.ndarray, "V ..."],
     losses: Float[np.ndarray, "V ..."],
-    costs: Float[np.ndarray, "V ..."],
+    costs: Real[np.ndarray, "V ..."],
     *,
     shared_axis: int | None = None,
 ) -> list[int]:

@@ -81,11 +81,11 @@ class Candidates:
       restart: which random start, `[C]`.
     """
 
-    depth: Int[AnyArray, " C"]
-    rank: Int[AnyArray, " C"]
-    variable: Int[AnyArray, " C"]
-    learning_rate: Float[AnyArray, " C"]
-    restart: Int[AnyArray, " C"]
+    depth: Int[AnyArray, "*C"]
+    rank: Int[AnyArray, "*C"]
+    variable: Int[AnyArray, "*C"]
+    learning_rate: Float[AnyArray, "*C"]
+    restart: Int[AnyArray, "*C"]
 
 
 class Rotations(NamedTuple):

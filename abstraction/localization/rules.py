@@ -7,7 +7,7 @@ is a comparison of their plans and of nothing else.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -39,6 +39,7 @@ class Plans(NamedTuple):
     axes: tuple[tuple[str, tuple[Any, ...]], ...]
 
 
+@runtime_checkable
 class Rule(Protocol):
     """A way to couple variables to sites."""
 

@@ -12,7 +12,7 @@ Laws, tested for every model in `tests/contract/`:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Int
 
@@ -20,6 +20,7 @@ from abstraction.models.taps import NO_EDITS, Edits, Tap
 from abstraction.typing import AnyArray, Outputs, Params
 
 
+@runtime_checkable
 class Model(Protocol):
     """A network whose activations can be read and replaced. Instances are hashable and compare by value."""
 

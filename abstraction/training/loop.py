@@ -6,7 +6,7 @@ are kept and checkpoints are written.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,7 @@ class Fit(NamedTuple):
     epochs: int
 
 
+@runtime_checkable
 class Validate(Protocol):
     """Scalar metrics of the current parameters."""
 

@@ -1,0 +1,22 @@
+"""Switch shape checking on for the whole package, and keep compiled programs between runs."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+CACHE = Path(os.environ.get("ABSTRACTION_TEST_CACHE", Path(tempfile.gettempdir()) / "abstraction-jax-cache"))
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+_hook = install_import_hook("abstraction", "beartype.beartype")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator of its own for every test."""
+    return np.random.default_rng(0)

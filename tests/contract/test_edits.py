@@ -1,0 +1,97 @@
+"""Laws every edit obeys; join by adding a row to `EDITS`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstraction.interventions import Add, InOrder, Interchange, Scale, Set, rotation_basis
+from abstraction.models import Edit
+
+N, D = 5, 4
+
+
+def _arrays(seed=0):
+    return np.random.default_rng(seed).standard_normal((2, N, D)).astype(np.float32)
+
+
+def _rotation():
+    return rotation_basis(jnp.linalg.qr(jnp.asarray(_arrays(1)[0, :4]))[0])
+
+
+SOURCE = jnp.asarray(_arrays()[1])
+EDITS = {
+    "interchange": Interchange(SOURCE, jnp.array([0.0, 0.5, 1.0, 2.0])),
+    "interchange-per-pair": Interchange(SOURCE, jnp.ones((N, D))),
+    "interchange-in-basis": Interchange(SOURCE, jnp.array([1.0, 0.0, 0.5, 0.0]), _rotation()),
+    "set": Set(jnp.zeros(D)),
+    "set-some": Set(jnp.zeros(D), jnp.array([1.0, 0.0, 1.0, 0.0])),
+    "add": Add(jnp.ones(D)),
+    "scale": Scale(jnp.arange(D, dtype=jnp.float32)),
+    "in-order": InOrder((Add(jnp.ones(D)), Scale(jnp.full(D, 2.0)))),
+}
+
+
+@pytest.fixture(params=EDITS, name="edit")
+def _edit(request):
+    return EDITS[request.param]
+
+
+def test_an_edit_keeps_the_shape(edit):
+    assert isinstance(edit, Edit)
+    assert edit(jnp.asarray(_arrays()[0])).shape == (N, D)
+
+
+def test_an_edit_is_a_pytree_of_arrays_that_round_trips(edit):
+    leaves, structure = jax.tree.flatten(edit)
+    assert leaves
+    assert all(hasattr(leaf, "shape") for leaf in leaves)
+    rebuilt = jax.tree.unflatten(structure, leaves)
+    np.testing.assert_array_equal(rebuilt(SOURCE), edit(SOURCE))
+
+
+def test_changing_the_values_of_an_edit_does_not_recompile(edit):
+    traces = []
+
+    @jax.jit
+    def run(edit, activation):
+        traces.append(1)
+        return edit(activation)
+
+    run(edit, SOURCE)
+    run(jax.tree.map(lambda leaf: leaf + 1, edit), SOURCE)
+    assert len(traces) == 1
+
+
+def test_a_batch_of_edits_is_one_vmap(edit):
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf * 0.5]), edit)
+    activation = jnp.asarray(_arrays()[0])
+    both = jax.vmap(lambda e: e(activation))(batch)
+    for index in range(2):
+        single = jax.tree.map(lambda leaf, index=index: leaf[index], batch)
+        np.testing.assert_allclose(both[index], single(activation), rtol=1e-6, atol=1e-6)
+
+
+def test_interchange_is_exact_at_weight_zero_and_one():
+    base = jnp.asarray(_arrays()[0] * 1e4)
+    np.testing.assert_array_equal(Interchange(SOURCE, jnp.ones(D))(base), SOURCE)
+    np.testing.assert_array_equal(Interchange(SOURCE, jnp.zeros(D))(base), base)
+
+
+def test_overlapping_sites_add_in_a_handle_and_compose_in_order():
+    base = jnp.zeros((N, D))
+    w1, w2 = 0.25, 0.5
+    added = Interchange(SOURCE, jnp.full(D, w1 + w2))(base)
+    ordered = InOrder((Interchange(SOURCE, jnp.full(D, w1)), Interchange(SOURCE, jnp.full(D, w2))))(base)
+    np.testing.assert_allclose(added, (w1 + w2) * SOURCE, rtol=1e-6)
+    np.testing.assert_allclose(ordered, (1 - (1 - w1) * (1 - w2)) * SOURCE, rtol=1e-6)
+
+
+def test_interchange_in_a_basis_leaves_the_rest_untouched():
+    basis = _rotation()
+    base = jnp.asarray(_arrays()[0])
+    edited = Interchange(SOURCE, jnp.array([1.0, 1.0, 0.0, 0.0]), basis)(base)
+    before, after, source = (basis.encode(h) for h in (base, edited, SOURCE))
+    # two float32 matrix products
+    np.testing.assert_allclose(after[:, :2], source[:, :2], atol=1e-5)
+    np.testing.assert_allclose(after[:, 2:], before[:, 2:], atol=1e-5)
