@@ -112,12 +112,12 @@ class DasOptions:
 
     ranks: tuple[int, ...] = tuple(range(1, 17))
     """Subspace sizes."""
-    learning_rate: float = 2e-2
+    learning_rate: float = 1e-2
     """Adam's."""
     restarts: int = 1
     """Random starts per depth and rank."""
     training: DASConfig = field(
-        default_factory=lambda: DASConfig(max_epochs=10, patience=10, cosine=True, sensitive_weight=0.7)
+        default_factory=lambda: DASConfig(max_epochs=20, patience=20, cosine=True, sensitive_weight=0.7)
     )
     """How rotations are trained."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 CACHE = Path(os.environ.get("ABSTRACTION_TEST_CACHE", Path(tempfile.gettempdir()) / "abstraction-jax-cache"))
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -20,3 +20,11 @@ _hook = install_import_hook("abstraction", "beartype.beartype")
 def rng() -> np.random.Generator:
     """A generator of its own for every test."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def unchecked():
+    """Switch shape checking off: what a user's wrong argument meets is the library's own error."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from abstraction.interventions.bases import Basis
 from abstraction.models import Edit
 from abstraction.pytrees import pytree
+from abstraction.typing import AnyArray
 
 
 @pytree
@@ -29,15 +30,15 @@ class Interchange:
       basis: the features, or None for the D native coordinates.
     """
 
-    source: Array
-    weight: Array
+    source: AnyArray
+    weight: AnyArray
     basis: Basis | None = None
 
     def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
         if self.basis is None:
             return _interpolate(activation, self.source, self.weight)
         difference = (self.source - activation) @ self.basis.encoder
-        return activation + self.basis.decode(self.weight * difference)
+        return activation + self.basis.decode(jnp.asarray(self.weight) * difference)
 
 
 @pytree
@@ -49,8 +50,8 @@ class Set:
       weight: `[D]`, or None to replace everything.
     """
 
-    value: Array
-    weight: Array | None = None
+    value: AnyArray
+    weight: AnyArray | None = None
 
     def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
         value = jnp.broadcast_to(self.value, activation.shape)
@@ -65,7 +66,7 @@ class Add:
       offset: broadcastable to `[N, D]`.
     """
 
-    offset: Array
+    offset: AnyArray
 
     def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
         return activation + self.offset
@@ -79,7 +80,7 @@ class Scale:
       factor: broadcastable to `[N, D]`.
     """
 
-    factor: Array
+    factor: AnyArray
 
     def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
         return activation * self.factor
@@ -101,5 +102,6 @@ class InOrder:
         return activation
 
 
-def _interpolate(start: Array, end: Array, weight: Array) -> Array:
+def _interpolate(start: Array, end: AnyArray, weight: AnyArray) -> Array:
+    weight = jnp.asarray(weight)
     return (1 - weight) * start + weight * end

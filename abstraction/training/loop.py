@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from abstraction.pytrees import leading_axis, pytree
 from abstraction.randomness import host_generator
 from abstraction.training.checkpoints import Checkpoints
-from abstraction.typing import Params
+from abstraction.typing import AnyArray, Params
 
 Loss = Callable[[Params, Any, Any], Array]
 """`loss(params, batch, context) -> scalar`; hashable by value, so that equal losses share a compiled program."""
@@ -47,8 +47,8 @@ class TrainState:
 
     params: Params
     optimizer_state: Any
-    epoch: np.int32
-    streak: np.int32
+    epoch: Int[AnyArray, ""]
+    streak: Int[AnyArray, ""]
 
 
 class Fit(NamedTuple):
@@ -109,7 +109,7 @@ def fit(
     rows = leading_axis(data)
     if not 1 <= batch_size <= rows:
         raise ValueError(f"got batch size {batch_size}, expected between 1 and the {rows} rows of the data")
-    state = TrainState(params, jax.jit(optimizer.init)(params), np.int32(0), np.int32(0))
+    state = TrainState(params, jax.jit(optimizer.init)(params), np.array(0, np.int32), np.array(0, np.int32))
     if checkpoints is not None:
         state = checkpoints.restore(state)
     history: list[dict[str, float]] = []
@@ -123,7 +123,9 @@ def fit(
         )
         metrics = {"loss": float(mean_loss), **(validate(trained) if validate else {})}
         met = stop is not None and metrics[stop.metric] >= stop.target
-        state = TrainState(trained, optimizer_state, np.int32(epoch + 1), np.int32(state.streak + 1 if met else 0))
+        state = TrainState(
+            trained, optimizer_state, np.array(epoch + 1, np.int32), np.array(state.streak + 1 if met else 0, np.int32)
+        )
         history.append(metrics)
         if checkpoints is not None:
             checkpoints.save(epoch + 1, state)

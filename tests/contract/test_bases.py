@@ -34,7 +34,9 @@ def test_writing_then_reading_returns_the_features(basis):
 def test_a_full_basis_round_trips(basis):
     if basis.encoder.shape[1] < D:
         pytest.skip("spans a part of the space")
-    np.testing.assert_allclose(basis.decode(basis.encode(jnp.asarray(STATES))) + basis.mean, STATES, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        basis.decode(basis.encode(jnp.asarray(STATES))) + basis.mean, STATES, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_swapping_all_features_of_a_full_basis_is_a_full_swap(basis):
