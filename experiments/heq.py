@@ -163,7 +163,7 @@ def _benches(config: HEQ, seed: int, model: MLP, params: Params, vectors: np.nda
         ours = equality.independent_banks(seed, fit=options.fit, calibration=options.calibration, both=options.both)
 
     def record(bank: PairBank) -> tuple[Recording, PairBank]:
-        encode = lambda setting: equality.encode(vectors, equality.rows_of(setting))  # noqa: E731
+        encode = lambda setting: equality.encode(vectors, equality.rows_of(setting))
         return record_bank(model, params, encode, bank, tap=TAP), bank
 
     tests: Tests = {split: record(bank) for split, bank in paper.tests.items()}
@@ -234,7 +234,7 @@ def _run_das(options: DasOptions, bench: Bench, key: jax.Array, report: Callable
         learning_rates=(options.learning_rate,),
         restarts=options.restarts,
     )
-    progress = lambda epoch, running: report(f"DAS: epoch {epoch}, {running} searches running")  # noqa: E731
+    progress = lambda epoch, running: report(f"DAS: epoch {epoch}, {running} searches running")
     return run_search(bench, key, candidates, options.training, progress)
 
 

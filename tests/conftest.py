@@ -1,7 +1,5 @@
 """Switch shape checking on for the whole package, and keep compiled programs between runs."""
 
-import os
-import tempfile
 from pathlib import Path
 
 import jax
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 from jaxtyping import config, install_import_hook
 
-CACHE = Path(os.environ.get("ABSTRACTION_TEST_CACHE", Path(tempfile.gettempdir()) / "abstraction-jax-cache"))
+CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

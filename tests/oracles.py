@@ -22,7 +22,7 @@ def mlp_layers(params, inputs, edit=None, activation="relu"):
 def patched_mlp(params, base, source, weight):
     """Interchange native coordinates by a weight `[L, D]`, each depth on states the shallower ones have changed."""
     _, states = mlp_layers(params, source)
-    return mlp_layers(params, base, lambda l, h: (1 - weight[l]) * h + weight[l] * states[l])[0]
+    return mlp_layers(params, base, lambda depth, h: (1 - weight[depth]) * h + weight[depth] * states[depth])[0]
 
 
 def softmax(logits):
@@ -39,11 +39,7 @@ def sinkhorn(cost, epsilon, *, beta_abstract=None, beta_neural=None, iterations=
     rows, columns = cost.shape
     a, b = np.full(rows, 1 / rows), np.full(columns, 1 / columns)
     exponent = lambda beta: 1.0 if beta is None else beta / (beta + epsilon)
-    kernel = np.exp(-(cost - cost.min()) / epsilon)
-    # A constant shift of the cost is not neutral for a penalised marginal: put it back into the kernel.
-    kernel = kernel * np.exp(-cost.min() / epsilon)
-    # The reference measure of the entropy is a b^T.
-    kernel = kernel * a[:, None] * b[None, :]
+    kernel = np.exp(-cost / epsilon)
     u, v = np.ones(rows), np.ones(columns)
     for _ in range(iterations):
         u = (a / (kernel @ v)) ** exponent(beta_abstract)

@@ -11,9 +11,18 @@ from abstraction.localization.calibration import (
     calibrate,
     calibrate_candidates,
     gather_evidence,
+    handle_grid,
     record_bank,
 )
-from abstraction.localization.couplings import Coupling
+from abstraction.localization.couplings import (
+    Coupling,
+    gromov_wasserstein_couplings,
+    nearest_coupling,
+    reference_couplings,
+    relative_epsilons,
+    score_coupling,
+    sinkhorn_couplings,
+)
 from abstraction.localization.das import Candidates, DASConfig, Rotations, candidate_grid, train_rotations
 from abstraction.localization.pipeline import Localization, SubspaceSearch, localize, plot, search_subspaces
 from abstraction.localization.rules import (
@@ -33,6 +42,7 @@ from abstraction.localization.signatures import (
     Effects,
     SignatureMode,
     abstract_signatures,
+    cosine_similarity,
     measure_effects,
     site_signatures,
     transport_cost,
@@ -65,13 +75,21 @@ __all__ = [
     "calibrate",
     "calibrate_candidates",
     "candidate_grid",
+    "cosine_similarity",
     "gather_evidence",
+    "gromov_wasserstein_couplings",
+    "handle_grid",
     "localize",
     "measure_effects",
+    "nearest_coupling",
     "plot",
     "record_bank",
+    "reference_couplings",
+    "relative_epsilons",
+    "score_coupling",
     "search_subspaces",
     "single_site_scores",
+    "sinkhorn_couplings",
     "site_signatures",
     "train_rotations",
     "transport_cost",

@@ -84,7 +84,7 @@ class Grid(NamedTuple):
         axis = names.index(name)
         kept = [index for index, value in enumerate(self.axes[axis][1]) if value in values]
         axes = [(n, tuple(v[i] for i in kept)) if n == name else (n, v) for n, v in self.axes]
-        pick = lambda array: np.take(array, kept, axis=axis + 1)  # noqa: E731
+        pick = lambda array: np.take(array, kept, axis=axis + 1)
         return Grid(pick(self.weight), pick(self.cost), pick(self.ambiguous), tuple(axes))
 
 
@@ -140,7 +140,7 @@ def handle_grid(
     masses, ambiguous = _cut(plan, cost, sizes, menu.break_ties)
     factors = strengths * (sizes[:, None] if menu.per_site else np.ones((len(sizes), 1), np.float32))
     weight = sites.union(masses)[..., None, :, :] * factors[..., None, None]
-    repeat = lambda values: np.repeat(values[..., None], len(strengths), axis=-1)  # noqa: E731
+    repeat = lambda values: np.repeat(values[..., None], len(strengths), axis=-1)
     return Grid(
         weight.astype(np.float32),
         repeat((masses * cost[..., None, :]).sum(axis=-1)),
@@ -160,7 +160,7 @@ def _cut(
     rank = np.argsort(order, axis=-1)
     kept = np.where(rank[..., None, :] < sizes[:, None], mass[..., None, :], 0.0)
     kept = kept / np.maximum(kept.sum(axis=-1, keepdims=True), 1e-30)
-    at = lambda values, positions: np.take_along_axis(values, np.take(order, positions, axis=-1), axis=-1)  # noqa: E731
+    at = lambda values, positions: np.take_along_axis(values, np.take(order, positions, axis=-1), axis=-1)
     last, following = sizes - 1, np.minimum(sizes, mass.shape[-1] - 1)
     tied = (at(level, last) == at(level, following)) & (at(level, last) > 0) & (last != following)
     return kept, tied & (np.isclose(at(cost, last), at(cost, following)) | (not by_cost))

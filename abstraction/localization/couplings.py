@@ -1,10 +1,10 @@
 """Couplings between causal variables and sites: entropic optimal transport through ott-jax.
 
-    minimise  <pi, C> + eps KL(pi | a b^T)   subject to   pi 1 = a,  pi^T 1 = b,      a uniform over V, b over S
+    minimise  <pi, C> + eps sum pi (log pi - 1)   subject to   pi 1 = a,  pi^T 1 = b,    a uniform over V, b over S
 
 and the unbalanced relatives, which replace a marginal constraint by a penalty beta KL(pi^T 1 | b). A penalty enters
 the iteration only through tau = beta / (beta + eps): 1 is a hard marginal, and as tau goes to 0 each row becomes
-a softmax of -C / eps (PLOT, Sec. 3.2; Chizat et al. 2018).
+a softmax of -C / eps (PLOT, Sec. 3.2; Chizat et al. 2018). Where both marginals are penalised, mass leaks: `mass`.
 
 Balanced plans hold no row weight above V/S of the row: at small eps the best S/V sites of a row are tied at that
 cap. `saturated` counts them; ties are broken by cost when handles are cut.
@@ -49,7 +49,7 @@ class Coupling:
       epsilon: absolute eps, `[*B]`.
       converged: whether the residual is below tolerance, `[*B]`.
       marginal_error: largest deviation from a marginal that is enforced, `[*B]`.
-      mass: total mass transported, 1 for balanced plans, `[*B]`.
+      mass: total mass of the plan, 1 unless both marginals are penalised, `[*B]`.
       saturated: sites tied at the top of each row, `[*B, V]`.
       clamped: fraction of kernel entries at the clamp, 0 in the log domain, `[*B]`.
     """
@@ -172,7 +172,7 @@ def reference_couplings(
     _require_positive(epsilons, "epsilons")
     _require_positive([1.0 if beta is None else beta for beta in (beta_abstract, *beta_neural)], "betas")
     eps = np.asarray(epsilons, np.float32)
-    exponent = lambda beta: np.ones_like(eps) if beta is None else np.float32(beta / (beta + eps))  # noqa: E731
+    exponent = lambda beta: np.ones_like(eps) if beta is None else np.float32(beta / (beta + eps))
     rho_neural = np.stack([exponent(beta) for beta in beta_neural])
     hard = beta_abstract is None, all(beta is None for beta in beta_neural)
     return _reference(cost, eps, exponent(beta_abstract), rho_neural, hard, iterations)
@@ -213,7 +213,7 @@ def gromov_wasserstein_couplings(
 ) -> Coupling:
     """Match the geometry among variables to the geometry among sites (entropic Gromov-Wasserstein, square loss).
 
-        minimise  (1 - alpha) <pi, C> + alpha sum (D_ii' - D_jj')^2 pi_ij pi_i'j' + eps KL(pi | a b^T)
+        minimise  (1 - alpha) <pi, C> + alpha sum (D_ii' - D_jj')^2 pi_ij pi_i'j' + eps sum pi (log pi - 1)
 
     With two variables the abstract geometry is a single number, so without a cross cost the plan cannot tell them
     apart.

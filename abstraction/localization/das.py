@@ -164,7 +164,7 @@ def candidate_grid(
         raise ValueError(f"got {restarts} restarts, learning rates {list(learning_rates)}, expected positive numbers")
     rows = list(itertools.product(range(variables), depths, ranks, learning_rates, range(restarts)))
     variable, depth_index, rank, rate, restart = (np.asarray(column) for column in zip(*rows, strict=True))
-    whole = lambda column: column.astype(np.int32)  # noqa: E731
+    whole = lambda column: column.astype(np.int32)
     return Candidates(whole(depth_index), whole(rank), whole(variable), rate.astype(np.float32), whole(restart))
 
 
@@ -326,7 +326,7 @@ def _pair_weights(bank: PairBank, sensitive_weight: float | None) -> Float[np.nd
     if not 0 < sensitive_weight < 1:
         raise ValueError(f"got sensitive weight {sensitive_weight}, expected None or a value in (0, 1)")
     sensitive, invariant = eligible * bank.active, eligible * ~bank.active
-    share = lambda mask: mask / np.maximum(mask.mean(axis=1, keepdims=True), 1e-30)  # noqa: E731
+    share = lambda mask: mask / np.maximum(mask.mean(axis=1, keepdims=True), 1e-30)
     return sensitive_weight * share(sensitive) + (1 - sensitive_weight) * share(invariant)
 
 

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 from abstraction.causal import PairBank
 from abstraction.interventions import LocalHandle, Recording, SiteBank, handle_chunk, map_handles, patched_outputs
 from abstraction.models import Model
-from abstraction.typing import Params
+from abstraction.typing import AnyArray, Params
 
 SignatureMode = Literal["prob_delta", "logit_delta", "margin_delta", "transition_margin", "kl", "tv"]
 CostMetric = Literal["sq_l2", "l1", "cosine"]
@@ -156,7 +156,11 @@ def site_signatures(
 
 
 def transport_cost(
-    abstract: Float[Array, "V F"], neural: Float[Array, "S F"], *, metric: CostMetric = "sq_l2", unit: bool = False
+    abstract: Float[AnyArray, "V F"],
+    neural: Float[AnyArray, "S F"],
+    *,
+    metric: CostMetric = "sq_l2",
+    unit: bool = False,
 ) -> Float[Array, "V S"]:
     """Return the distance of every variable's signature to every site's.
 
@@ -175,7 +179,7 @@ def transport_cost(
 
 
 @partial(jax.jit, static_argnames=("metric", "unit"))
-def _transport_cost(abstract: Array, neural: Array, metric: CostMetric, unit: bool) -> Float[Array, "V S"]:
+def _transport_cost(abstract: AnyArray, neural: AnyArray, metric: CostMetric, unit: bool) -> Float[Array, "V S"]:
     if metric == "cosine":
         return 1 - cosine_similarity(abstract, neural)
     if unit:
@@ -208,7 +212,7 @@ def measure_effects(
 
 
 @jax.jit
-def cosine_similarity(abstract: Float[Array, "V F"], neural: Float[Array, "S F"]) -> Float[Array, "V S"]:
+def cosine_similarity(abstract: Float[AnyArray, "V F"], neural: Float[AnyArray, "S F"]) -> Float[Array, "V S"]:
     """Return the cosine of the angle between signatures; 0 where one is zero."""
     return _unit(abstract) @ _unit(neural).T
 
@@ -225,5 +229,5 @@ def _flat(effect: Float[Array, "N C"]) -> Float[Array, " F"]:
     return effect.T.reshape(-1)
 
 
-def _unit(signatures: Float[Array, "S F"]) -> Float[Array, "S F"]:
+def _unit(signatures: Float[AnyArray, "S F"]) -> Float[Array, "S F"]:
     return signatures / jnp.maximum(jnp.linalg.norm(signatures, axis=-1, keepdims=True), 1e-30)

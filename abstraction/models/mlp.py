@@ -104,7 +104,7 @@ class MLP:
 
             def step(hidden: Array, inputs: tuple) -> tuple[Array, None]:
                 index, weights = inputs
-                run = lambda h: self._layer(nnx.merge(graph, weights), h, NO_EDITS, ())[0]  # noqa: E731
+                run = lambda h: self._layer(nnx.merge(graph, weights), h, NO_EDITS, ())[0]
                 return jax.lax.cond(index > depth, run, lambda h: h, hidden), None
 
             hidden, _ = jax.lax.scan(step, hidden, (jnp.arange(1, self.depth), weights))

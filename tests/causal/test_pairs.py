@@ -70,10 +70,9 @@ def test_quotas_fill_in_the_order_of_the_stream():
 
 
 def test_the_size_of_stream_chunks_does_not_matter():
-    settings = [np.random.default_rng(1).integers(0, 2, (2, 2, 400)) for _ in range(1)][0]
-    whole = [({"a": settings[0, 0], "b": settings[0, 1]}, {"a": settings[1, 0], "b": settings[1, 1]})]
+    whole = next(_stream(chunk=400))
     cut = lambda step: [
-        tuple({name: column[start : start + step] for name, column in setting.items()} for setting in whole[0])
+        tuple({name: column[start : start + step] for name, column in setting.items()} for setting in whole)
         for start in range(0, 400, step)
     ]
     quotas = [changes(0, 30), changes_none(40)]

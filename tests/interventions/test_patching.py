@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from oracles import mlp_layers, patched_mlp
 
 from abstraction.interventions import (
     Handle,
@@ -19,7 +20,6 @@ from abstraction.interventions import (
     unit_sites,
 )
 from abstraction.models import MLP
-from oracles import mlp_layers, patched_mlp
 
 MODEL = MLP(4, 6, 3, 2)
 N = 9

@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from oracles import mlp_layers, patched_mlp
 
 from abstraction.interventions import Interchange
 from abstraction.models import MLP
-from oracles import mlp_layers, patched_mlp
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "identity"])

@@ -1,0 +1,203 @@
+"""Cutting, choosing and the fence around test data (PLOT, Sec. 3.3)."""
+
+import jax
+import numpy as np
+import pytest
+from oracles import top_k_handle
+
+from abstraction.causal import changes_any, sample_bank
+from abstraction.evaluation import tally_handles
+from abstraction.interventions import Handle, LocalHandle, group_sites, unit_sites
+from abstraction.localization import CutMenu, calibrate, calibrate_candidates, gather_evidence, record_bank
+from abstraction.localization.calibration import handle_grid, select
+from abstraction.models import MLP
+from abstraction.tasks import equality
+
+MODEL = MLP(16, 4, 2, 2)
+TAP = MODEL.taps["hidden"]
+SITES = unit_sites(TAP)
+VECTORS = equality.entities(0)
+
+
+def _encode(setting):
+    return equality.encode(VECTORS, equality.rows_of(setting))
+
+
+@pytest.fixture(scope="module", name="setup")
+def _setup():
+    banks = equality.independent_banks(0, fit=60, calibration=90, test=20, both=0.1)
+    params = MODEL.init(jax.random.key(0))
+    record = lambda bank: (record_bank(MODEL, params, _encode, bank, tap="hidden"), bank)
+    return params, banks, record
+
+
+def _grid(menu, rng, epsilons=(0.1, 1.0), sites=SITES):
+    plan = rng.dirichlet(np.ones(sites.size), (len(epsilons), 2)).astype(np.float32) / 2
+    cost = rng.uniform(size=(2, sites.size)).astype(np.float32)
+    return handle_grid(plan, cost, sites, (("epsilon", epsilons),), menu), plan, cost
+
+
+@pytest.mark.parametrize("per_site", [True, False])
+@pytest.mark.parametrize("break_ties", ["cost", "order"])
+def test_handles_match_a_loop_over_rows(rng, per_site, break_ties):
+    menu = CutMenu((1, 3, 8), (0.5, 2.0), per_site, break_ties)
+    sites = group_sites(TAP, 1)
+    plan = rng.integers(0, 3, (2, 2, 8)).astype(np.float32)  # many ties
+    plan[..., 0] += 1
+    cost = rng.uniform(size=(2, 8)).astype(np.float32)
+    grid = handle_grid(plan, cost, sites, (("epsilon", (0.1, 1.0)),), menu)
+    for v, e, k, r in np.ndindex(2, 2, 3, 2):
+        mass = top_k_handle(plan[e, v], cost[v], menu.subset_sizes[k], break_ties == "cost")
+        factor = menu.strengths[r] * (menu.subset_sizes[k] if per_site else 1)
+        np.testing.assert_allclose(grid.weight[v, e, k, r].reshape(-1), factor * mass, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(grid.cost[v, e, k, r], (mass * cost[v]).sum(), rtol=1e-5)
+
+
+def test_ties_at_the_cut_are_broken_by_cost_and_reported():
+    plan = np.array([[[0.5, 0.5, 0.5, 0.2], [0.5, 0.5, 0.1, 0.1]]], np.float32)
+    cost = np.array([[3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 2.0, 3.0]], np.float32)
+    sites = group_sites(MODEL.taps["hidden"], 2)
+    by_cost, in_order = (
+        handle_grid(plan, cost, sites, (("epsilon", (1.0,)),), CutMenu((1, 2), (1.0,), False, rule))
+        for rule in ("cost", "order")
+    )
+    one_hot = lambda grid, v: grid.weight[v, 0, 0, 0].reshape(4, 2)[:, 0].argmax()
+    assert (one_hot(by_cost, 0), one_hot(in_order, 0)) == (1, 0)
+    # equal mass, different cost: decided. Equal mass and cost: arbitrary, and said so.
+    assert by_cost.ambiguous[:, 0, :, 0].tolist() == [[False, False], [True, False]]
+    assert in_order.ambiguous[:, 0, :, 0].tolist() == [[True, True], [True, False]]
+
+
+def test_permuting_sites_changes_no_handle_unless_a_tie_is_reported(rng):
+    menu = CutMenu((1, 2, 5), (1.0,))
+    grid, plan, cost = _grid(menu, rng)
+    order = rng.permutation(SITES.size)
+    moved = handle_grid(
+        plan[..., order], cost[:, order], jax.tree.map(lambda leaf: leaf[order], SITES), grid.axes[:1], menu
+    )
+    assert not grid.ambiguous.any()
+    np.testing.assert_allclose(moved.weight, grid.weight, atol=1e-6)
+
+
+def test_a_row_without_mass_gives_a_handle_that_changes_nothing():
+    grid = handle_grid(np.zeros((2, 8)), np.ones((2, 8)), SITES, (), CutMenu((1, 4), (1.0,)))
+    assert (grid.weight == 0).all()
+
+
+def test_keeping_some_values_of_an_axis(rng):
+    grid, *_ = _grid(CutMenu((1, 2), (0.5, 1.0, 2.0)), rng)
+    part = grid.only("strength", [2.0, 0.5])
+    np.testing.assert_array_equal(part.weight, grid.weight[:, :, :, [0, 2]])
+    assert dict(part.axes)["strength"] == (0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("menu", "message"),
+    [
+        (CutMenu((), (1.0,)), r"got subset sizes \[\]"),
+        (CutMenu((0,), (1.0,)), r"got subset sizes \[0\], expected values from 1 to 8"),
+        (CutMenu((9,), (1.0,)), r"got subset sizes \[9\]"),
+        (CutMenu((1,), (0.0,)), r"got strengths \[0.0\], expected positive"),
+        (CutMenu((1,), ()), r"got strengths \[\]"),
+    ],
+)
+def test_menus_outside_their_range_are_refused(rng, menu, message):
+    with pytest.raises(ValueError, match=message):
+        _grid(menu, rng)
+
+
+def test_calibration_evaluates_every_handle_and_picks_the_best(setup, rng):
+    params, banks, record = setup
+    recording, bank = record(banks.calibration)
+    grid, *_ = _grid(CutMenu((1, 2, 4), (0.5, 1.0)), rng)
+    choice = calibrate(MODEL, params, gather_evidence([(recording, bank)]), grid, tap="hidden")
+    for v in range(2):
+        flat = grid.weight[v].reshape(-1, 2, 4)
+        tally = tally_handles(MODEL, params, recording, bank, Handle(flat), np.full(len(flat), v))
+        np.testing.assert_allclose(choice.scores[v].reshape(-1), tally.combined, rtol=1e-6)
+        best = np.flatnonzero(tally.combined >= tally.combined.max() - 1e-9)
+        winner = best[np.argmin(tally.mean_loss[best])]
+        np.testing.assert_allclose(choice.handles.weight[v], flat[winner], atol=1e-6)
+        assert choice.ties[v] == len(best)
+        assert choice.tally.combined[v] == pytest.approx(tally.combined[winner])
+        place = np.unravel_index(winner, grid.cost.shape[1:])
+        assert choice.settings[v] == {name: values[i] for (name, values), i in zip(grid.axes, place, strict=True)}
+
+
+def test_identical_handles_are_evaluated_once(setup, rng):
+    params, banks, record = setup
+    plan = np.repeat(rng.dirichlet(np.ones(8), (1, 2)), 3, axis=0).astype(np.float32)
+    grid = handle_grid(plan, np.ones((2, 8)), SITES, (("epsilon", (1, 2, 3)),), CutMenu((1, 2), (1.0, 0.5)))
+    choice = calibrate(MODEL, params, gather_evidence([record(banks.calibration)]), grid, tap="hidden")
+    assert choice.candidates == 12
+    assert choice.evaluated <= 8
+    assert [setting["epsilon"] for setting in choice.settings] == [1, 1]
+
+
+def test_selection_refuses_test_pairs(setup):
+    _, banks, record = setup
+    for split in banks.tests.values():
+        with pytest.raises(ValueError, match="got a test bank as evidence for a selection"):
+            gather_evidence([record(banks.calibration), record(split)])
+
+
+def test_evidence_must_exist_and_agree(setup):
+    _, banks, record = setup
+    with pytest.raises(ValueError, match="expected at least one"):
+        gather_evidence([])
+    other = sample_bank(
+        equality.EQUALITY, equality.independent_stream(0), [changes_any(5)], variables=("wx",), role="fit"
+    )
+    with pytest.raises(ValueError, match="of equal variables"):
+        gather_evidence([record(banks.calibration), record(other)])
+
+
+def test_the_shared_value_has_the_highest_mean_of_bests():
+    # eps 1: bests (.8, .5), mean .65; eps 2: (.7, .7), mean .70, so eps 2 although variable 0 prefers eps 1
+    scores = np.array([[[0.8, 0.1], [0.7, 0.2]], [[0.5, 0.4], [0.6, 0.7]]])
+    zero = np.zeros_like(scores)
+    assert select(scores, zero, zero, shared_axis=0) == [2, 3]
+    assert select(scores, zero, zero) == [0, 3]
+
+
+def test_equal_scores_fall_to_loss_then_cost_then_order():
+    scores = np.array([[0.9, 0.9, 0.9, 0.1]])
+    assert select(scores, np.array([[3.0, 2.0, 2.0, 0.0]]), np.array([[0.0, 5.0, 4.0, 0.0]])) == [2]
+    assert select(scores, np.array([[3.0, 2.0, 2.0, 0.0]]), np.zeros((1, 4))) == [1]
+    assert select(scores, np.zeros((1, 4)), np.zeros((1, 4))) == [0]
+
+
+def test_a_loss_that_is_not_a_number_loses():
+    assert select(np.ones((1, 2)), np.array([[np.nan, 9.0]]), np.zeros((1, 2))) == [1]
+
+
+def test_an_axis_that_is_not_there_cannot_be_shared(setup, rng):
+    params, banks, record = setup
+    grid, *_ = _grid(CutMenu((1,), (1.0,)), rng)
+    with pytest.raises(ValueError, match=r"got shared axis 'beta', expected one of \['epsilon', 'subset'"):
+        calibrate(MODEL, params, gather_evidence([record(banks.calibration)]), grid, tap="hidden", shared_axis="beta")
+
+
+def test_candidates_in_a_list_are_chosen_by_score_loss_and_cost(setup, rng):
+    params, banks, record = setup
+    weight = rng.uniform(0, 1, (6, 4)).astype(np.float32)
+    weight[3] = weight[0]
+    handles = LocalHandle(np.zeros(6, np.int32), weight)
+    variable = np.array([0, 0, 1, 0, 1, 1])
+    evidence = gather_evidence([record(banks.calibration)])
+    settings = [{"name": i} for i in range(6)]
+    choice = calibrate_candidates(
+        MODEL, params, evidence, handles, variable, settings, cost=np.array([2.0, 1, 1, 1, 1, 1])
+    )
+    assert choice.settings[0]["name"] in (1, 3)  # 0 equals 3 and costs more
+    assert choice.settings[1]["name"] in (2, 4, 5)
+    with pytest.raises(ValueError, match=r"got \[3, 2\] candidates per variable"):
+        calibrate_candidates(
+            MODEL,
+            params,
+            evidence,
+            jax.tree.map(lambda leaf: leaf[:5], handles),
+            variable[:5],
+            settings,
+            cost=np.zeros(5),
+        )
