@@ -219,7 +219,10 @@ def _run_method(config: HEQ, method: Method, bench: Bench, key: jax.Array, repor
             return run_localization(bench, Nearest(), single)
         case "gw" | "fgw":
             alpha = 1.0 if method == "gw" else plot.fused_alpha
-            return run_localization(bench, GromovWasserstein(plot.gw_epsilons, alpha, plot.scope), menu)
+            # Geometry alone cannot tell two variables apart; its equal sites stay in site order: no cost leaks in.
+            ties = "order" if method == "gw" else "cost"
+            rule = GromovWasserstein(plot.gw_epsilons, alpha, plot.scope)
+            return run_localization(bench, rule, dataclasses.replace(menu, break_ties=ties))
         case "das" | "das-paper":
             return _run_das(config.das if method == "das" else config.paper.das, bench, key, report)
         case "full-state":
