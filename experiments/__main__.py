@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from experiments import figures, heq, tables
+from experiments.checks import check
 from experiments.config import HEQ, Figures, Tables, parse_seeds, quick
 from experiments.records import create_run, open_run
 
@@ -38,6 +39,9 @@ def _run_heq(config: HEQ) -> None:
     out = config.out or Path("runs") / f"heq-{time.strftime('%Y%m%d-%H%M%S')}"
     config = quick(config) if config.quick else config
     seeds = parse_seeds(config.seeds)
+    check(config)
+    if config.resume and config.out is None:
+        raise ValueError("got --resume without --out, expected the folder of the run to continue")
     run = create_run(out, config, resume=config.resume, ignore=("seeds", "out", "resume"))
     run.add_to_manifest(seeds=seeds, experiment=heq.NAME)
     heq.run(config, run, seeds)

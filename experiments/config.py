@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 
@@ -25,6 +25,7 @@ Method = Literal[
     "full-state",
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
+_Options = TypeVar("_Options")
 
 
 @dataclass(frozen=True)
@@ -189,26 +190,34 @@ class Figures:
 
 
 def quick(config: HEQ) -> HEQ:
-    """Shrink every axis of the experiment; what remains still means something."""
+    """Shrink every axis of the experiment that was not chosen by a flag; what remains still means something."""
+    usual = HEQ()
     few = tuple(round(0.6 + 0.2 * step, 1) for step in range(6))
-    das = dataclasses.replace(config.das, ranks=(1, 2, 4, 8, 12), training=_epochs(config.das.training, 5))
+    das = {"ranks": (1, 2, 4, 8, 12)}
     return dataclasses.replace(
-        config,
+        _smaller(config, usual, control_draws=5, control_shuffles=2),
         seeds=str(parse_seeds(config.seeds)[0]),
-        control_draws=5,
-        control_shuffles=2,
-        backbone=dataclasses.replace(config.backbone, epochs=min(config.backbone.epochs, 12)),
-        banks=dataclasses.replace(config.banks, fit=2000, calibration=1500),
-        plot=dataclasses.replace(config.plot, epsilons=(0.03, 0.3, 1.0), taus=(0.5,), strengths=few),
-        das=das,
+        backbone=_smaller(config.backbone, usual.backbone, epochs=12),
+        banks=_smaller(config.banks, usual.banks, fit=2000, calibration=1500),
+        plot=_smaller(config.plot, usual.plot, epsilons=(0.03, 0.3, 1.0), taus=(0.5,), strengths=few),
+        das=dataclasses.replace(
+            _smaller(config.das, usual.das, **das),
+            training=_smaller(config.das.training, usual.das.training, max_epochs=5),
+        ),
         paper=dataclasses.replace(
-            config.paper,
-            beta_neural=(1.0,),
-            subset_sizes=10,
-            strengths=10,
-            das=dataclasses.replace(das, learning_rate=1e-3, training=_epochs(config.paper.das.training, 20)),
+            _smaller(config.paper, usual.paper, beta_neural=(1.0,), subset_sizes=10, strengths=10),
+            das=dataclasses.replace(
+                _smaller(config.paper.das, usual.paper.das, **das),
+                training=_smaller(config.paper.das.training, usual.paper.das.training, max_epochs=20),
+            ),
         ),
     )
+
+
+def _smaller(options: _Options, usual: _Options, **small: Any) -> _Options:
+    """Replace fields that still have their usual value."""
+    changes = {name: value for name, value in small.items() if getattr(options, name) == getattr(usual, name)}
+    return dataclasses.replace(options, **changes)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -230,7 +239,3 @@ def parse_seeds(text: str) -> list[int]:
             f"got seeds {text!r}, expected start:stop with start below stop, or distinct numbers like 1,2,5"
         )
     return seeds
-
-
-def _epochs(training: DASConfig, most: int) -> DASConfig:
-    return dataclasses.replace(training, max_epochs=min(training.max_epochs, most))

@@ -32,10 +32,9 @@ def draw(run: RunFolder) -> list[Path]:
     folder.mkdir(exist_ok=True)
     methods = [m for m in metrics.methods if metrics.rate(m, "mean", "test") and not m.startswith("control-")]
     variables = [v for v in metrics.variables if v != "mean"]
-    files = [
-        _save(folder / "accuracy.png", accuracy_figure(metrics, experiment, [*methods, "control-identity"])),
-        _save(folder / "runtime.png", runtime_figure(metrics, methods)),
-    ]
+    files = [_save(folder / "accuracy.png", accuracy_figure(metrics, experiment, [*methods, "control-identity"]))]
+    if methods:
+        files.append(_save(folder / "runtime.png", runtime_figure(metrics, methods)))
     for kind in ("plan", "mass"):
         shown = [m for m in methods if f"{m}/{kind}" in units[0].arrays]
         if shown:

@@ -14,6 +14,7 @@ paper's, and `test-specific`, pairs that must not change because only the other 
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -43,7 +44,7 @@ from abstraction.models import MLP
 from abstraction.tasks import equality
 from abstraction.training import Checkpoints, Stop, fit
 from abstraction.typing import Params
-from experiments.config import HEQ, METHODS, DasOptions, Method
+from experiments.config import HEQ, METHODS, DasOptions, EqualityBanks, Method
 from experiments.methods import Bench, Outcome, run_localization, run_search, tally_rows, test_outcome
 from experiments.records import Row, RunFolder, Unit, digest
 from experiments.timing import stopwatch
@@ -69,11 +70,14 @@ def run_seed(config: HEQ, seed: int, run: RunFolder, report: Callable[[str], Non
     keys: dict[str, jax.Array] = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
     vectors = equality.entities(seed)
     model = MLP(equality.ENTITY_WIDTH * 4, config.backbone.width, config.backbone.depth, equality.CLASSES)
+    report(f"seed {seed}: pair banks")
+    with stopwatch() as drawing:
+        banks = _draw_banks(config.banks, seed)
     report(f"seed {seed}: backbone")
     params, rows, details = _train(config, seed, model, vectors, keys, run, report)
-    report(f"seed {seed}: pair banks")
-    with stopwatch() as preparing:
-        paper, ours = _benches(config, seed, model, params, vectors)
+    with stopwatch() as recording:
+        paper, ours = _benches(config, model, params, vectors, *banks)
+    preparing = drawing + recording
     rows.append(Row(NAME, "banks", "mean", "test", "seconds", seed, preparing.run))
     rows.append(Row(NAME, "banks", "mean", "test", "seconds_compile", seed, preparing.compile))
     rows += _identity_rows(ours, seed)
@@ -128,7 +132,7 @@ def _train(
             keys["order"],
             EqualityLoss(model),
             model.init(keys["init"]),
-            optax.adam(options.learning_rate),
+            _adam(options.learning_rate),
             data,
             context=vectors,
             batch_size=options.batch_size,
@@ -147,9 +151,24 @@ def _train(
     return trained.params, rows, details
 
 
-def _benches(config: HEQ, seed: int, model: MLP, params: Params, vectors: np.ndarray) -> tuple[Bench, Bench]:
-    """Record the paper's banks and ours; both benches share the tests."""
-    options = config.banks
+def random_seeds(seed: int) -> dict[str, int]:
+    """List every seed that a run's seed stands for; all but the first go to NumPy's PCG64."""
+    offsets = {"jax key": 0, "entities": 0, "training": 1, "validation": 2, "validation by cell": 3}
+    paper = {"fit": 201, "calibration": 306, "test wx": 401, "test yz": 402, "invariant wx": 501, "invariant yz": 502}
+    offsets |= {f"paper {name}": offset for name, offset in paper.items()}
+    offsets |= {"paper calibration, second bank": 307, "independent fit": 2201, "independent calibration": 2301}
+    offsets |= {"specific wx": 2601, "specific yz": 2602}
+    return {name: seed + offset for name, offset in offsets.items()}
+
+
+@cache
+def _adam(learning_rate: float) -> optax.GradientTransformation:
+    """Make the optimizer once: a new one would compile the epoch again."""
+    return optax.adam(learning_rate)
+
+
+def _draw_banks(options: EqualityBanks, seed: int) -> tuple[equality.Banks, equality.Banks]:
+    """Draw the paper's banks and ours. They need no network, so an impossible policy fails before one is trained."""
     paper = equality.paper_banks(
         seed,
         size=options.size,
@@ -158,9 +177,16 @@ def _benches(config: HEQ, seed: int, model: MLP, params: Params, vectors: np.nda
         test_pool=options.test_pool,
         calibration=options.calibration_policy,
     )
-    ours = paper
-    if options.policy == "independent":
-        ours = equality.independent_banks(seed, fit=options.fit, calibration=options.calibration, both=options.both)
+    if options.policy == "paper":
+        return paper, paper
+    ours = equality.independent_banks(seed, fit=options.fit, calibration=options.calibration, both=options.both)
+    return paper, equality.disjoint(ours._replace(tests=paper.tests))
+
+
+def _benches(
+    config: HEQ, model: MLP, params: Params, vectors: np.ndarray, paper: equality.Banks, ours: equality.Banks
+) -> tuple[Bench, Bench]:
+    """Record the paper's banks and ours; both benches share the tests."""
 
     def record(bank: PairBank) -> tuple[Recording, PairBank]:
         encode = lambda setting: equality.encode(vectors, equality.rows_of(setting))
@@ -266,5 +292,9 @@ def run(config: HEQ, run_folder: RunFolder, seeds: list[int]) -> None:
     missing = [seed for seed in seeds if seed not in done]
     with tqdm(missing, unit="seed", disable=None, leave=False) as bar:
         for seed in bar:
-            run_folder.write_unit(run_seed(config, seed, run_folder, bar.set_description_str))
+            unit = run_seed(config, seed, run_folder, bar.set_description_str)
+            run_folder.write_unit(unit)
+            run_folder.note_in_manifest("data", unit.name, unit.details["data"])
+            run_folder.note_in_manifest("random_seeds", unit.name, random_seeds(seed))
             run_folder.write_metrics(run_folder.units())
+    run_folder.write_metrics(run_folder.units())

@@ -216,8 +216,8 @@ def tally_rows(bench: Bench, tally: Tally, experiment: str, method: str, split: 
     pairs = tally.pairs.sum(axis=-1)
     columns = {"iia": tally.combined, "iia_low": low, "iia_high": high, "pairs": pairs}
     pooled = {name: values.mean() for name, values in columns.items()} | {"pairs": pairs.sum()}
-    if not (tally.pairs > 0).all():
-        pooled["iia_low"], pooled["iia_high"] = binomial_interval(tally.hits.sum(), pairs.sum())
+    if ((tally.pairs > 0).sum(axis=-1) == 1).all():
+        pooled["iia_low"], pooled["iia_high"] = binomial_interval(pooled["iia"] * pairs.sum(), pairs.sum())
     return [
         Row(experiment, method, variable, split, name, seed, float(value))
         for variable, values in (

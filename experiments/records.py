@@ -73,7 +73,7 @@ class RunFolder:
     @property
     def config(self) -> dict[str, Any]:
         """The options of the run."""
-        return _read_json(self.path / "config.json")
+        return _read_object(self.path / "config.json")
 
     def unit_names(self) -> list[str]:
         """Names of the complete units, in natural order of their seeds."""
@@ -87,7 +87,7 @@ class RunFolder:
           ValueError: a file of it is missing, truncated or not what was written.
         """
         path = self.path / "units" / f"{name}.json"
-        content = _read_json(path)
+        content = _read_object(path)
         try:
             rows = [Row(*row) for row in content["rows"]]
             tensors = (self.path / "units" / f"{name}.safetensors").read_bytes()
@@ -99,7 +99,7 @@ class RunFolder:
 
     def write_unit(self, unit: Unit) -> None:
         """Write a unit, arrays first; the JSON file marks it complete."""
-        tensors = save_tensors({name: np.ascontiguousarray(array) for name, array in unit.arrays.items()})
+        tensors = save_tensors({name: np.asarray(array, order="C") for name, array in unit.arrays.items()})
         write_atomically(self.path / "units" / f"{unit.name}.safetensors", tensors)
         content = {
             "schema": SCHEMA,
@@ -124,9 +124,19 @@ class RunFolder:
 
     def add_to_manifest(self, **entry: Any) -> None:
         """Append what this invocation ran with."""
+        manifest = self._manifest()
+        manifest["invocations"].append({**provenance(), **entry})
+        write_atomically(self.path / "manifest.json", _json(manifest))
+
+    def note_in_manifest(self, kind: str, unit: str, value: Any) -> None:
+        """Write down what a unit was made from."""
+        manifest = self._manifest()
+        manifest.setdefault(kind, {})[unit] = value
+        write_atomically(self.path / "manifest.json", _json(manifest))
+
+    def _manifest(self) -> dict[str, Any]:
         path = self.path / "manifest.json"
-        entries = _read_json(path)["invocations"] if path.exists() else []
-        write_atomically(path, _json({"schema": SCHEMA, "invocations": [*entries, {**provenance(), **entry}]}))
+        return _read_object(path, "invocations") if path.exists() else {"schema": SCHEMA, "invocations": []}
 
 
 def create_run(path: Path, config: Any, *, resume: bool, ignore: Sequence[str] = ()) -> RunFolder:
@@ -142,15 +152,17 @@ def create_run(path: Path, config: Any, *, resume: bool, ignore: Sequence[str] =
       ValueError: the folder holds a run and `resume` is off, its options differ, or a file of it is damaged.
     """
     run = RunFolder(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"got {path}, which is a file; expected a folder")
     options = json.loads(_json(dataclasses.asdict(config)))
     if (path / "config.json").exists():
         if not resume:
             raise ValueError(f"got {path}, which holds a run; expected an empty folder, another --out, or --resume")
-        stored = run.config
-        names = [name for name in {*options, *stored} if name not in ignore]
-        differing = sorted(name for name in names if options.get(name) != stored.get(name))
+        ours, stored = _flat_options(options), _flat_options(run.config)
+        names = [name for name in {*ours, *stored} if name.split(".")[0] not in ignore]
+        differing = sorted(name for name in names if ours.get(name) != stored.get(name))
         if differing:
-            shown = "; ".join(f"{name}: got {options.get(name)}, expected {stored.get(name)}" for name in differing)
+            shown = "; ".join(f"{name}: got {ours.get(name)}, expected {stored.get(name)}" for name in differing)
             raise ValueError(f"got other options than the run in {path}: {shown}")
         run.units()
     elif path.exists() and any(path.iterdir()):
@@ -178,7 +190,7 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 of named arrays: names, dtypes, shapes and values."""
     state = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = np.asarray(arrays[name], order="C")
         state.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
         state.update(array.tobytes())
     return state.hexdigest()
@@ -220,9 +232,20 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"got {type(value)}, expected something JSON can hold")
 
 
-def _read_json(path: Path) -> Any:
+def _flat_options(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name nested options as their flags do: `das.training.margin`."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= _flat_options(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _read_object(path: Path, *fields: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or not all(field in content for field in fields):
+            raise ValueError(f"it holds no object with {list(fields)}")
+        return content
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
 

@@ -1,14 +1,17 @@
 """Confidence intervals for rates and for means over seeds."""
 
+from typing import TypeAlias
+
 import numpy as np
 from jaxtyping import Float
 from scipy import special
 
 LEVEL = 0.95
+Counts: TypeAlias = int | float | np.generic | np.ndarray
 
 
 def binomial_interval(
-    hits: int | np.ndarray, trials: int | np.ndarray, level: float = LEVEL
+    hits: Counts, trials: Counts, level: float = LEVEL
 ) -> tuple[Float[np.ndarray, "*H"], Float[np.ndarray, "*H"]]:
     """Return the Clopper-Pearson interval of a success probability.
 

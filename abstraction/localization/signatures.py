@@ -230,4 +230,5 @@ def _flat(effect: Float[Array, "N C"]) -> Float[Array, " F"]:
 
 
 def _unit(signatures: Float[AnyArray, "S F"]) -> Float[Array, "S F"]:
+    signatures = jnp.asarray(signatures)
     return signatures / jnp.maximum(jnp.linalg.norm(signatures, axis=-1, keepdims=True), 1e-30)

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from abstraction.causal import (
     PairBank,
@@ -85,7 +85,7 @@ def entities(seed: int) -> Float[np.ndarray, "entities width"]:
     return vectors.astype(np.float32)
 
 
-def encode(vectors: Float[AnyArray, "entities width"], rows: Int[AnyArray, "N 4"]) -> Float[AnyArray, "N 4*width"]:
+def encode(vectors: Float[AnyArray, "entities width"], rows: Integer[AnyArray, "N 4"]) -> Float[AnyArray, "N 4*width"]:
     """Concatenate the vectors of W, X, Y, Z: the network's input."""
     numpy = rows.__array_namespace__()
     return numpy.asarray(vectors)[rows].reshape(rows.shape[0], -1)
@@ -185,7 +185,7 @@ def paper_banks(
     fit, tests, calibrations = banks[0], banks[1:5], banks[5:]
     if calibration.startswith("separate"):
         calibrations = [restrict(bank, v) for v, bank in enumerate(calibrations)]
-    return _checked(
+    return disjoint(
         Banks(
             fit,
             concatenate_banks(*calibrations),
@@ -212,7 +212,7 @@ def independent_banks(
       fit: number of fit pairs; likewise `calibration`, and `test` per variable and split.
       both: share of the fit and calibration pairs that change for both variables, in [0, 1].
     """
-    return _checked(
+    return disjoint(
         Banks(
             _drawn(seed + 2201, _every_pattern(fit, both), "fit"),
             _drawn(seed + 2301, _every_pattern(calibration, both), "calibration"),
@@ -272,7 +272,12 @@ def _per_variable(banks: Sequence[PairBank]) -> PairBank:
     return concatenate_banks(*(restrict(bank, v) for v, bank in enumerate(banks)))
 
 
-def _checked(banks: Banks) -> Banks:
+def disjoint(banks: Banks) -> Banks:
+    """Return the banks, none of whose test pairs is a fit or calibration pair.
+
+    Raises:
+      ValueError: some pair is in both.
+    """
     used = {"fit": banks.fit, "calibration": banks.calibration}
     for split, test in banks.tests.items():
         for name, bank in used.items():

@@ -109,7 +109,7 @@ def fit(
     rows = leading_axis(data)
     if not 1 <= batch_size <= rows:
         raise ValueError(f"got batch size {batch_size}, expected between 1 and the {rows} rows of the data")
-    state = TrainState(params, jax.jit(optimizer.init)(params), np.array(0, np.int32), np.array(0, np.int32))
+    state = TrainState(params, _optimizer_state(optimizer, params), np.array(0, np.int32), np.array(0, np.int32))
     if checkpoints is not None:
         state = checkpoints.restore(state)
     history: list[dict[str, float]] = []
@@ -132,6 +132,11 @@ def fit(
         if progress is not None:
             progress(epoch + 1, metrics)
     return Fit(state.params, history, int(state.epoch))
+
+
+@partial(jax.jit, static_argnames=("optimizer",))
+def _optimizer_state(optimizer: optax.GradientTransformation, params: Params) -> Any:
+    return optimizer.init(params)
 
 
 @partial(jax.jit, static_argnames=("loss", "optimizer"))

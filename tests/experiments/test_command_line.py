@@ -1,0 +1,179 @@
+"""Bad input on the command line: exit status 2 and one clear line, before anything is trained."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from heqruns import SMALL, Ended, command
+
+from abstraction.training import Fit
+from experiments import heq
+from experiments.config import HEQ
+
+TINY = ("heq", "--seeds", "1", "--methods", "plot-ot", *SMALL, "--backbone.rows", "2048", "--backbone.epochs", "1")
+
+WRONG_VALUES = {
+    "--plot.epsilons 0": r"epsilon.*\b0",
+    "--plot.epsilons -1": r"epsilon.*-1",
+    "--plot.epsilons nan": "epsilon.*nan",
+    "--plot.epsilons": r"epsilon.*\[\]",
+    "--plot.subset-sizes 0": r"subset.*\b0",
+    "--plot.subset-sizes 1000": "subset.*1000",
+    "--plot.strengths 0": r"strengths.*\b0",
+    "--plot.iterations 0": r"iterations.*\b0",
+    "--methods plot-uot --plot.taus 1.5": r"tau.*1\.5",
+    "--methods plot-uot --plot.taus": r"tau.*\[\]",
+    "--methods das --das.ranks 0": r"ranks.*\b0",
+    "--methods das --das.ranks 17": "ranks.*17",
+    "--methods das --das.restarts 0": r"restarts.*\b0",
+    "--methods das --das.learning-rate 0": r"learning.rate.*\b0",
+    "--methods das --das.training.batch-size 1000": r"batch.size.*\b1000",
+    "--methods das --das.training.max-epochs -1": "epochs.*-1",
+    "--methods das --das.training.sensitive-weight 2": r"sensitive.weight.*\b2",
+    "--methods plot-ot-paper --paper.epsilons 0": r"epsilon.*\b0",
+    "--methods plot-ot-paper --paper.subset-sizes 0": "subset",
+    "--methods plot-uot-paper --paper.beta-neural 0": r"beta.*\b0",
+    "--methods plot-uot-paper --paper.beta-neural": r"beta.*\[\]",
+    "--methods gw --plot.gw-epsilons 0": r"epsilon.*\b0",
+    "--methods fgw --plot.fused-alpha 2": r"alpha.*\b2",
+    "--control-draws 0": r"draws.*\b0",
+    "--control-shuffles 0": r"shuffles.*\b0",
+    "--methods plot-ot plot-ot": "plot-ot",
+    "--backbone.width 0": r"width.*\b0",
+    "--backbone.rows 10": r"rows.*\b10",
+    "--backbone.validation-rows 0": r"validation.*\b0",
+    "--backbone.batch-size 0": r"batch.size.*\b0",
+    "--backbone.epochs -1": "epochs.*-1",
+    "--banks.size 0": r"\b0\b",
+    "--banks.size 100000": "impossible sampling policy: 50000 pairs",
+    "--banks.fit-pool 10": "impossible sampling policy: 50 pairs",
+    "--banks.test-pool 100000": r"pool.*\b100000, expected 2 to",
+    "--banks.fit 0": r"\b0\b",
+    "--banks.both 2": r"both 2\.0, expected a share in",
+}
+"""Options, and what the error line must say of them."""
+
+ONE_OF_EACH_GROUP = (
+    "--plot.epsilons 0",
+    "--plot.subset-sizes 1000",
+    "--methods das --das.ranks 17",
+    "--methods plot-ot-paper --paper.epsilons 0",
+    "--control-draws 0",
+    "--backbone.epochs -1",
+    "--banks.size 100000",
+    "--banks.fit-pool 10",
+    "--banks.both 2",
+)
+
+
+def _untrained(key: Any, loss: Any, params: Any, *_: Any, **__: Any) -> Fit:
+    return Fit(params, [], 0)
+
+
+def _assert_one_clear_line(ended: Ended, pattern: str) -> None:
+    assert ended.status == 2
+    assert len(ended.err.splitlines()) == 1
+    assert re.match(r"error: got .*expected ", ended.err), ended.err
+    assert re.search(pattern, ended.err), ended.err
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("options", WRONG_VALUES)
+def test_a_wrong_value_ends_in_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str):
+    fit = heq.fit
+    # Training is left out, except where it is training that refuses.
+    monkeypatch.setattr(heq, "fit", fit if "backbone" in options else _untrained)
+    _assert_one_clear_line(command(*TINY, *options.split(), "--out", tmp_path / "run"), WRONG_VALUES[options])
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("options", ONE_OF_EACH_GROUP)
+def test_a_wrong_value_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str
+):
+    def fail(*_: Any, **__: Any) -> Fit:
+        pytest.fail("a network was trained before the options were checked")
+
+    monkeypatch.setattr(heq, "fit", fail)
+    assert command(*TINY, *options.split(), "--out", tmp_path / "run").status == 2
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_same_folder_takes_the_corrected_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(heq, "fit", _untrained)
+    assert command(*TINY, "--plot.epsilons", "0", "--out", tmp_path / "run").status == 2
+    assert command(*TINY, "--out", tmp_path / "run").status == 0
+
+
+@pytest.mark.parametrize("seeds", ["nonsense", "3:1", "1,1", "1.5", ""])
+def test_wrong_seeds_leave_no_folder(tmp_path: Path, seeds: str):
+    for quick in ((), ("--quick",)):
+        ended = command("heq", f"--seeds={seeds}", *quick, "--out", tmp_path / "run")
+        _assert_one_clear_line(ended, f"got seeds '{seeds}'")
+        assert ended.out == ""
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--methods", "nope"), ("nope", "plot-ot")),
+        (("--plot.scope", "nope"), ("nope", "depth")),
+        (("--banks.calibration-policy", "nope"), ("nope", "shared_only")),
+        (("--backbone.width", "wide"), ("wide", "int")),
+        (("--no-such-option", "1"), ("--no-such-option",)),
+    ],
+)
+def test_what_the_parser_refuses_is_named_with_what_is_valid(tmp_path: Path, options: tuple[str, str], words: tuple):
+    ended = command("heq", *options, "--out", tmp_path / "run")
+    assert (ended.status, ended.out) == (2, "")
+    assert all(word in ended.err for word in words)
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [(), ("nope",), ("tables",), ("figures",)])
+def test_a_command_without_its_arguments_is_refused(arguments: tuple[str, ...]):
+    ended = command(*arguments)
+    assert (ended.status, ended.out) == (2, "")
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("subcommand", ["heq", "tables", "figures"])
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path, subcommand: str):
+    path = tmp_path / "run"
+    path.write_text("x")
+    _assert_one_clear_line(command(subcommand, "--out", path), "run")
+    assert path.read_text() == "x"
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("x")
+    _assert_one_clear_line(command("heq", "--out", tmp_path), "not empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_resuming_needs_to_know_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    started = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(heq, "run", lambda *_: started.append(True))
+    ended = command("heq", "--resume")
+    assert not started
+    _assert_one_clear_line(ended, "--out")
+
+
+def test_a_run_without_a_folder_gets_one_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def run(config: HEQ, run_folder: Any, seeds: list[int]) -> None:
+        seen.append((run_folder.path, seeds))
+        raise ValueError("got here, expected nothing more")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(heq, "run", run)
+    assert command("heq", "--seeds", "2,4").err == "error: got here, expected nothing more\n"
+    [(path, seeds)] = seen
+    assert re.fullmatch(r"runs/heq-\d{8}-\d{6}", str(path))
+    assert seeds == [2, 4]
+    assert (tmp_path / path / "config.json").exists()

@@ -1,0 +1,328 @@
+"""Run folders: what is written is read back bit for bit, damage is named and nothing is overwritten."""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from heqruns import snapshot
+
+from experiments.records import Row, RunFolder, Unit, create_run, digest, open_run, write_atomically
+
+COLUMNS = ["experiment", "method", "variable", "split", "metric", "seed", "value"]
+VALUES = [0.1 + 0.2, 1 / 3, 1e-300, 5e-324, -0.0, 123456789.123456789, math.inf, 7.0]
+ARRAYS = {
+    "floats": np.array([0.1, -0.0, np.nan, np.inf, 1e-45], np.float32),
+    "doubles": np.array([[1 / 3], [math.pi]]),
+    "transposed": np.arange(6, dtype=np.int32).reshape(2, 3).T,
+    "flags": np.array([True, False]),
+    "large": np.array([2**60 + 1, -1]),
+    "empty": np.zeros((0, 3), np.float32),
+    "scalar": np.array(2.5, np.float32),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """Nested options."""
+
+    size: int = 3
+    rate: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of a run."""
+
+    seeds: str = "1:3"
+    method: str = "ot"
+    inner: Inner = Inner()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return create_run(tmp_path / "run", Options(), resume=False)
+
+
+def _unit(name: str = "seed-1", **arrays: np.ndarray) -> Unit:
+    rows = [Row("heq", f"m{place}", "wx", "test", "iia", 1, value) for place, value in enumerate(VALUES)]
+    return Unit(name, rows, {"note": "x", "nested": {"list": [1, 2.5, None, True]}}, arrays or {"a": np.arange(3.0)})
+
+
+def test_rows_and_details_survive_writing(run: RunFolder):
+    unit = _unit()
+    run.write_unit(unit)
+    read = run.read_unit("seed-1")
+    assert read.rows == unit.rows
+    assert [math.copysign(1, row.value) for row in read.rows] == [math.copysign(1, value) for value in VALUES]
+    assert read.details == unit.details
+    assert read.name == "seed-1"
+
+
+def test_values_that_are_not_numbers_survive_writing(run: RunFolder):
+    run.write_unit(_unit()._replace(rows=[Row("heq", "m", "wx", "test", "iia", 1, math.nan)]))
+    assert math.isnan(run.read_unit("seed-1").rows[0].value)
+
+
+def test_numpy_details_become_plain_ones(run: RunFolder):
+    details = {"array": np.arange(3), "number": np.float32(0.5), "count": np.int64(4), "path": Path("a") / "b"}
+    run.write_unit(_unit()._replace(details=details))
+    expected = {"array": [0, 1, 2], "number": 0.5, "count": 4, "path": "a/b"}
+    assert run.read_unit("seed-1").details == expected
+
+
+def test_details_that_json_cannot_hold_are_refused_and_leave_no_complete_unit(run: RunFolder):
+    with pytest.raises(TypeError, match="expected something JSON can hold"):
+        run.write_unit(_unit()._replace(details={"what": object()}))
+    assert run.unit_names() == []
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_survive_writing_bit_for_bit(run: RunFolder, name: str):
+    run.write_unit(_unit(**{name: ARRAYS[name]}))
+    read = run.read_unit("seed-1").arrays
+    assert list(read) == [name]
+    assert (read[name].dtype, read[name].shape) == (ARRAYS[name].dtype, ARRAYS[name].shape)
+    assert read[name].tobytes() == ARRAYS[name].tobytes()
+
+
+def test_metrics_have_the_documented_columns_and_exact_values(run: RunFolder):
+    units = [_unit("seed-1"), _unit("seed-2")]
+    run.write_metrics(units)
+    with (run.path / "metrics.csv").open(newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == COLUMNS
+    read = [Row(*line[:5], int(line[5]), float(line[6])) for line in lines]
+    assert read == [row for unit in units for row in unit.rows]
+    assert [line[6] for line in lines[: len(VALUES)]] == [repr(value) for value in VALUES]
+
+
+def test_metrics_are_plain_lines_whatever_the_names_hold(run: RunFolder):
+    row = Row("heq", 'a,"b"', "w\nx", "test", "iia", 3, 0.5)
+    run.write_metrics([_unit()._replace(rows=[row])])
+    with (run.path / "metrics.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1] == ["heq", 'a,"b"', "w\nx", "test", "iia", "3", "0.5"]
+
+
+def test_a_replacement_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise OSError("no replacement")
+
+    path = tmp_path / "metrics.csv"
+    write_atomically(path, b"old")
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no replacement"):
+        write_atomically(path, b"new content")
+    assert path.read_bytes() == b"old"
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def half(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError("disk full")
+
+    path = tmp_path / "metrics.csv"
+    write_atomically(path, b"old")
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new content")
+    assert path.read_bytes() == b"old"
+
+
+def test_a_unit_without_its_json_file_is_not_complete(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    written = []
+
+    def first_only(path: Path, content: bytes) -> None:
+        if written:
+            raise OSError("interrupted")
+        written.append(path)
+        write_atomically(path, content)
+
+    monkeypatch.setattr("experiments.records.write_atomically", first_only)
+    with pytest.raises(OSError, match="interrupted"):
+        run.write_unit(_unit())
+    assert [path.name for path in written] == ["seed-1.safetensors"]
+    assert run.unit_names() == []
+
+
+def test_units_are_in_natural_order_and_leftovers_are_not_units(run: RunFolder):
+    for name in ("seed-10", "seed-2", "seed-1"):
+        run.write_unit(_unit(name))
+    (run.path / "units" / ".seed-3.json.77.tmp").write_text("{")
+    (run.path / "units" / "seed-4.safetensors").write_bytes(b"")
+    assert run.unit_names() == ["seed-1", "seed-2", "seed-10"]
+    assert [unit.name for unit in run.units()] == ["seed-1", "seed-2", "seed-10"]
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _drop_the_rows(path: Path) -> None:
+    content = json.loads(path.read_text())
+    del content["rows"]
+    path.write_text(json.dumps(content))
+
+
+def _drop_a_column(path: Path) -> None:
+    content = json.loads(path.read_text())
+    content["rows"][0].pop()
+    path.write_text(json.dumps(content))
+
+
+DAMAGES = {
+    "cut json": ("seed-1.json", _cut),
+    "empty json": ("seed-1.json", lambda path: path.write_text("")),
+    "json of another kind": ("seed-1.json", lambda path: path.write_text("[]")),
+    "json without rows": ("seed-1.json", _drop_the_rows),
+    "row without value": ("seed-1.json", _drop_a_column),
+    "cut arrays": ("seed-1.safetensors", _cut),
+    "missing arrays": ("seed-1.safetensors", Path.unlink),
+    "other arrays": ("seed-1.safetensors", _flip_a_bit),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named_and_nothing_is_changed(run: RunFolder, damage: str):
+    run.write_unit(_unit())
+    run.write_unit(_unit("seed-2"))
+    name, spoil = DAMAGES[damage]
+    spoil(run.path / "units" / name)
+    before = snapshot(run.path)
+    # The JSON file is named whichever file is damaged: deleting it is what makes the unit be computed again.
+    for read in (lambda: run.read_unit("seed-1"), run.units, lambda: create_run(run.path, Options(), resume=True)):
+        with pytest.raises(ValueError, match=r"damaged record .*units/seed-1\.json"):
+            read()
+    assert snapshot(run.path) == before
+    assert run.read_unit("seed-2").rows == _unit().rows
+
+
+def test_a_folder_with_a_run_is_refused_without_resume(run: RunFolder):
+    before = snapshot(run.path)
+    with pytest.raises(ValueError, match=r"holds a run; expected .*--resume"):
+        create_run(run.path, Options(), resume=False)
+    assert snapshot(run.path) == before
+
+
+def test_other_options_are_refused_by_name_on_resume(run: RunFolder):
+    before = snapshot(run.path)
+    with pytest.raises(ValueError, match="method: got das, expected ot") as caught:
+        create_run(run.path, Options(method="das"), resume=True)
+    assert "seeds" not in str(caught.value)
+    assert snapshot(run.path) == before
+
+
+def test_only_the_nested_option_that_differs_is_named(run: RunFolder):
+    with pytest.raises(ValueError, match=r"inner.*size.*got.*4.*expected.*3") as caught:
+        create_run(run.path, Options(inner=Inner(size=4)), resume=True)
+    assert "rate" not in str(caught.value)
+
+
+def test_an_option_the_run_did_not_know_is_refused(run: RunFolder):
+    stored = json.loads((run.path / "config.json").read_text())
+    del stored["method"]
+    (run.path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="method: got ot"):
+        create_run(run.path, Options(), resume=True)
+
+
+def test_ignored_options_may_differ_and_the_config_stays(run: RunFolder):
+    before = snapshot(run.path)
+    resumed = create_run(run.path, Options(seeds="1:9"), resume=True, ignore=("seeds",))
+    assert resumed.config == {"seeds": "1:3", "method": "ot", "inner": {"size": 3, "rate": 0.5}}
+    assert snapshot(run.path) == before
+    with pytest.raises(ValueError, match="seeds: got 1:9, expected 1:3"):
+        create_run(run.path, Options(seeds="1:9"), resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, resume: bool):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="not empty and holds no run"):
+        create_run(tmp_path, Options(), resume=resume)
+    assert snapshot(tmp_path) == {"thesis.tex": b"x"}
+
+
+def test_a_file_is_refused_as_a_folder(tmp_path: Path):
+    path = tmp_path / "run"
+    path.write_text("x")
+    with pytest.raises(ValueError, match=r"got .*run"):
+        create_run(path, Options(), resume=False)
+    assert path.read_text() == "x"
+
+
+def test_an_empty_folder_becomes_a_run(tmp_path: Path):
+    create_run(tmp_path, Options(), resume=False)
+    assert open_run(tmp_path).config["method"] == "ot"
+    assert open_run(tmp_path).units() == []
+
+
+@pytest.mark.parametrize("content", ['{"method": "o', "", "[]"])
+def test_a_damaged_config_is_named_and_kept(run: RunFolder, content: str):
+    (run.path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        create_run(run.path, Options(), resume=True)
+    assert (run.path / "config.json").read_text() == content
+
+
+@pytest.mark.parametrize("content", ['{"invocations": [', '{"schema": 1}', "[]"])
+def test_a_damaged_manifest_is_named_and_kept(run: RunFolder, content: str):
+    (run.path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        run.add_to_manifest(seeds=[1])
+    assert (run.path / "manifest.json").read_text() == content
+
+
+def test_opening_what_is_not_a_run_is_refused(tmp_path: Path):
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(ValueError, match="expected the folder of a run"):
+            open_run(path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"damaged record .*config\.json"):
+        open_run(tmp_path)
+
+
+def test_the_manifest_gains_one_entry_per_invocation(run: RunFolder):
+    run.add_to_manifest(seeds=[1, 2])
+    run.add_to_manifest(seeds=[3])
+    first, second = json.loads((run.path / "manifest.json").read_text())["invocations"]
+    assert (first["seeds"], second["seeds"]) == ([1, 2], [3])
+    assert {"git", "versions", "device", "command", "started"} <= set(first)
+
+
+SAME = {"a": np.arange(6, dtype=np.int32).reshape(2, 3), "b": np.array([0.5, -0.0])}
+CHANGES = {
+    "name": {"c": SAME["a"], "b": SAME["b"]},
+    "names swapped": {"a": SAME["b"], "b": SAME["a"]},
+    "dtype": {"a": SAME["a"].astype(np.uint32), "b": SAME["b"]},
+    "shape": {"a": SAME["a"].reshape(3, 2), "b": SAME["b"]},
+    "value": {"a": SAME["a"] + np.eye(2, 3, dtype=np.int32), "b": SAME["b"]},
+    "sign of zero": {"a": SAME["a"], "b": np.array([0.5, 0.0])},
+    "one array less": {"a": SAME["a"]},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_digest_changes_with_names_dtypes_shapes_and_values(change: str):
+    assert digest(CHANGES[change]) != digest(SAME)
+
+
+def test_the_digest_tells_a_scalar_from_an_array_of_one():
+    assert digest({"a": np.float32(1)}) != digest({"a": np.ones(1, np.float32)})
+
+
+def test_the_digest_does_not_depend_on_order_or_memory_layout():
+    other = {"b": SAME["b"].copy(), "a": np.asfortranarray(SAME["a"])}
+    assert digest(other) == digest(SAME)
+    assert len(digest(SAME)) == 64
