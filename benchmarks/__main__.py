@@ -1,0 +1,80 @@
+"""`python -m benchmarks`: run benchmarks, print a table and write rows."""
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import jax
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from benchmarks.records import Row, write_csv
+
+Name = Literal["signatures", "calibration", "sinkhorn", "das", "rotations", "scaling"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Time this library beside PyTorch, pyvene and POT on equal work; a few minutes on two cores."""
+
+    names: Annotated[tuple[Name, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAMES...]")] = get_args(Name)
+    """Benchmarks to run, by default all:
+    signatures   effect signatures of 48 sites;
+    calibration  the paper's grid of 19200 handles;
+    sinkhorn     a batch of couplings;
+    das          96 rotations trained at once;
+    rotations    parametrizations of the rotation, value and gradient;
+    scaling      signatures of ever more sites, and their compile time."""
+    out: Path = Path("benchmarks/results.csv")
+    """Where the rows go, as CSV; the file is replaced."""
+    budget: float = 2.0
+    """Seconds of warm calls per implementation, and never fewer than three calls."""
+
+
+def main() -> None:
+    """Parse the command line and run; a missing extra or a disagreement ends in one clear line and exit status 2."""
+    options = tyro.cli(Options, prog="python -m benchmarks", description=__doc__)
+    jax.config.update("jax_enable_compilation_cache", False)
+    rows: list[Row] = []
+    try:
+        for name in (bar := tqdm(options.names, unit="benchmark", disable=None, leave=False)):
+            bar.set_description_str(name)
+            rows += importlib.import_module(f"benchmarks.{name}").run(options.budget)
+    except (ImportError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    show(rows)
+    write_csv(options.out, rows)
+    print(f"rows  {options.out}")
+
+
+def show(rows: list[Row]) -> None:
+    """Print rows as a table, and the machine and versions below it."""
+    table = Table(title="seconds: median of warm calls; speedup: against the baseline of the same run")
+    for column in ("benchmark", "size", "implementation"):
+        table.add_column(column, overflow="fold")
+    for column in ("seconds", "compile", "repeats", "speedup"):
+        table.add_column(column, justify="right")
+    previous = None
+    for row in rows:
+        if previous is not None and (row.benchmark, row.size) != (previous.benchmark, previous.size):
+            table.add_section()
+        new = previous is None or (row.benchmark, row.size) != (previous.benchmark, previous.size)
+        compile_seconds = f"{row.seconds_compile:.2f}" if row.seconds_compile else ""
+        names = (row.benchmark, row.size) if new else ("", "")
+        table.add_row(
+            *names, row.implementation, f"{row.seconds:.3g}", compile_seconds, str(row.repeats), f"{row.speedup:.3g}x"
+        )
+        previous = row
+    console = Console()
+    console.print(table)
+    for device, cpus, versions in dict.fromkeys((row.device, row.cpus, row.versions) for row in rows):
+        console.print(f"{device}, {cpus} processors; {versions}", style="dim")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Distributed alignment search: 96 rotations (3 depths x 16 ranks x 2 variables), one epoch over 1000 pairs.
+
+PyTorch trains one rotation after another, through `torch.nn.utils.parametrizations.orthogonal` and Adam, batches of
+128; a few of the 96 are timed and scaled. The baseline runs source and patched base in every batch, as intervention
+libraries do; the other PyTorch row resumes at the layer from states recorded once, as ours does.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from abstraction.interventions import random_frames
+from abstraction.localization import Candidates, DASConfig, Rotations, candidate_grid, train_rotations
+from benchmarks.problem import TAP, Problem, equality_problem
+from benchmarks.records import Row, compare, measure, require_agreement
+from benchmarks.torch_oracle import TorchMLP, hooked, measure_torch, record_hidden, tensor, torch_mlp
+
+PAIRS, BATCH, EPOCHS, RANKS = 1000, 128, 10, tuple(range(1, 17))
+STEPS = PAIRS // BATCH
+KEY = jax.random.key(0)
+TIMED = [(0, 1, 0), (1, 8, 1), (2, 16, 0)]
+"""Depth, rank and variable of the searches that are timed in PyTorch."""
+
+
+class TorchPairs(NamedTuple):
+    """What one search needs: inputs of both runs, their states at its depth, and labels."""
+
+    base: Tensor
+    source: Tensor
+    base_states: Tensor
+    source_states: Tensor
+    labels: Tensor
+
+
+def run(budget: float) -> list[Row]:
+    """Time an epoch of all searches."""
+    problem = equality_problem(PAIRS)
+    candidates = candidate_grid(problem.model.taps[TAP], 2, ranks=RANKS, learning_rates=(1e-3,))
+    count = len(candidates.depth)
+    network = torch_mlp(problem.params)
+    require_agreement(first_losses(problem, network, candidates), atol=1e-5)
+    part = f"{len(TIMED)} of {count} searches timed and scaled"
+    baseline = f"PyTorch hooks, search by search, source run in each batch, {part}"
+    scale = count / len(TIMED)
+    timings = {
+        name: measure_torch(lambda resumed=resumed: torch_epoch(problem, network, resumed), budget=budget).scaled(scale)
+        for name, resumed in ((baseline, False), (f"PyTorch, search by search, resumed at the layer, {part}", True))
+    }
+    timings["abstraction"] = measure(
+        lambda: ours(problem, candidates, BATCH, EPOCHS).rotation, budget=budget, compiled=True
+    ).scaled(1 / EPOCHS)
+    size = f"{count} rotations of 16x16, one epoch of {STEPS} batches of {BATCH} pairs"
+    return compare("das", size, timings, baseline=baseline)
+
+
+def ours(problem: Problem, candidates: Candidates, batch_size: int, epochs: int) -> Rotations:
+    """Train all searches at once, none of them stopping early, from the recording of the pairs on."""
+    config = DASConfig(batch_size=batch_size, max_epochs=epochs, min_epochs=epochs, patience=epochs)
+    return train_rotations(
+        KEY, problem.model, problem.params, problem.record(problem.fit), problem.fit.bank, candidates,
+        tap=TAP, config=config,
+    )  # fmt: skip
+
+
+def first_losses(problem: Problem, network: TorchMLP, candidates: Candidates) -> dict[str, list[float]]:
+    """Return the losses of the timed searches at our starts, over all pairs."""
+    starts = random_frames(jax.random.split(KEY)[0], candidates.depth.shape, 16)
+    curve = ours(problem, candidates, PAIRS, 1).curve[0]
+    losses: dict[str, list[float]] = {"abstraction": [], "hooked": [], "resumed": []}
+    for depth, rank, variable in TIMED:
+        same = (candidates.depth == depth) & (candidates.rank == rank) & (candidates.variable == variable)
+        (index,) = np.flatnonzero(same)
+        pairs = _torch_pairs(problem, network, depth, variable)
+        losses["abstraction"].append(float(curve[index]))
+        for name, run_network in (("hooked", _hooked), ("resumed", _resumed)):
+            logits = run_network(network, pairs, torch.arange(PAIRS), depth, tensor(starts[index][:, :rank].T))
+            losses[name].append(nn.functional.cross_entropy(logits, pairs.labels).item())
+    return losses
+
+
+def torch_epoch(problem: Problem, network: TorchMLP, resumed: bool) -> np.ndarray:
+    """Train each timed search for one epoch; return their mean losses."""
+    losses = []
+    for depth, rank, variable in TIMED:
+        pairs = _torch_pairs(problem, network, depth, variable)
+        rotate = nn.Linear(16, 16, bias=False)
+        parametrizations.orthogonal(rotate)
+        optimizer = torch.optim.Adam(rotate.parameters(), lr=1e-3)
+        order = torch.randperm(PAIRS)[: STEPS * BATCH].reshape(STEPS, BATCH)
+        total = 0.0
+        for rows in order:
+            optimizer.zero_grad()
+            logits = (_resumed if resumed else _hooked)(network, pairs, rows, depth, rotate.weight[:rank])
+            loss = nn.functional.cross_entropy(logits, pairs.labels[rows])
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        losses.append(total / STEPS)
+    return np.array(losses)
+
+
+def _torch_pairs(problem: Problem, network: TorchMLP, depth: int, variable: int) -> TorchPairs:
+    base, source = tensor(problem.fit.base), tensor(problem.fit.source)
+    base_states, source_states = (record_hidden(network, inputs)[depth] for inputs in (base, source))
+    labels = tensor(problem.fit.bank.labels[variable], torch.int64)
+    return TorchPairs(base, source, base_states, source_states, labels)
+
+
+def _swap(hidden: Tensor, source: Tensor, frame: Tensor) -> Tensor:
+    """Interchange the span of the frame's rows."""
+    return hidden + (source - hidden) @ frame.T @ frame
+
+
+def _hooked(network: TorchMLP, pairs: TorchPairs, rows: Tensor, depth: int, frame: Tensor) -> Tensor:
+    with torch.no_grad():
+        source = record_hidden(network, pairs.source[rows])[depth]
+    with hooked([(network.layers[depth], lambda output: _swap(output, source, frame))]):
+        return network(pairs.base[rows])
+
+
+def _resumed(network: TorchMLP, pairs: TorchPairs, rows: Tensor, depth: int, frame: Tensor) -> Tensor:
+    return network.resume(depth, _swap(pairs.base_states[rows], pairs.source_states[rows], frame))
