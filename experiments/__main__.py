@@ -44,7 +44,11 @@ def _run_heq(config: HEQ) -> None:
         raise ValueError("got --resume without --out, expected the folder of the run to continue")
     run = create_run(out, config, resume=config.resume, ignore=("seeds", "out", "resume"))
     run.add_to_manifest(seeds=seeds, experiment=heq.NAME)
-    heq.run(config, run, seeds)
+    try:
+        heq.run(config, run, seeds)
+    except ValueError:
+        run.forget_if_empty()
+        raise
     tables.show(run)
     _draw(out)
 

@@ -24,8 +24,11 @@ def check(config: HEQ) -> None:
     _at_least("--control-shuffles", config.control_shuffles, 1)
     _check_backbone(config.backbone)
     _check_banks(config.banks)
-    _check_plot(config.plot, sites)
-    _check_paper(config.paper, sites)
+    methods = set(config.methods)
+    if methods - {"das", "das-paper", "plot-ot-paper", "plot-uot-paper", "full-state"}:
+        _check_plot(config.plot, sites)
+    if methods & {"plot-ot-paper", "plot-uot-paper", "row-argmin"}:
+        _check_paper(config.paper, sites)
     ours = config.banks.fit if config.banks.policy == "independent" else config.banks.size
     if "das" in config.methods:
         _check_das("--das", config.das, config.backbone.width, ours)
@@ -39,7 +42,7 @@ def _check_backbone(options: Backbone) -> None:
     _at_least("--backbone.validation-rows", options.validation_rows, 4)
     _at_least("--backbone.rows", options.rows, options.batch_size)
     _require("--backbone.stop-target", options.stop_target, lambda value: 0 < value <= 1, "a value in (0, 1]")
-    _positive("--backbone.learning-rate", [options.learning_rate])
+    _above_zero("--backbone.learning-rate", options.learning_rate)
 
 
 def _check_banks(options: EqualityBanks) -> None:
@@ -64,7 +67,7 @@ def _check_plot(options: PlotOptions, sites: int) -> None:
 
 def _check_paper(options: PaperOptions, sites: int) -> None:
     _positive("--paper.epsilons", options.epsilons)
-    _positive("--paper.beta-abstract", [options.beta_abstract])
+    _above_zero("--paper.beta-abstract", options.beta_abstract)
     _positive("--paper.beta-neural", options.beta_neural)
     _at_least("--paper.iterations", options.iterations, 1)
     _at_least("--paper.strengths", options.strengths, 1)
@@ -75,7 +78,7 @@ def _check_paper(options: PaperOptions, sites: int) -> None:
 def _check_das(flag: str, options: DasOptions, width: int, pairs: int) -> None:
     training, weight = options.training, options.training.sensitive_weight
     _within(f"{flag}.ranks", options.ranks, lambda rank: 1 <= rank <= width, f"values from 1 to {width}")
-    _positive(f"{flag}.learning-rate", [options.learning_rate])
+    _above_zero(f"{flag}.learning-rate", options.learning_rate)
     _at_least(f"{flag}.restarts", options.restarts, 1)
     _at_least(f"{flag}.training.max-epochs", training.max_epochs, 1)
     _at_least(f"{flag}.training.patience", training.patience, 1)
@@ -98,6 +101,10 @@ def _within(flag: str, values: Collection[Any], holds: Test, expected: str) -> N
 
 def _positive(flag: str, values: Collection[float]) -> None:
     _within(flag, values, lambda value: value > 0 and math.isfinite(value), "positive finite numbers")
+
+
+def _above_zero(flag: str, value: float) -> None:
+    _require(flag, value, lambda value: value > 0 and math.isfinite(value), "a positive finite number")
 
 
 def _at_least(flag: str, value: int, least: int) -> None:

@@ -154,9 +154,11 @@ def _train(
 def random_seeds(seed: int) -> dict[str, int]:
     """List every seed that a run's seed stands for; all but the first go to NumPy's PCG64."""
     offsets = {"jax key": 0, "entities": 0, "training": 1, "validation": 2, "validation by cell": 3}
-    paper = {"fit": 201, "calibration": 306, "test wx": 401, "test yz": 402, "invariant wx": 501, "invariant yz": 502}
+    paper = {"fit": 201, "calibration": 306, "calibration, second bank": 307}
+    paper |= {"test wx": 401, "test yz": 402, "invariant wx": 501, "invariant yz": 502}
     offsets |= {f"paper {name}": offset for name, offset in paper.items()}
-    offsets |= {"paper calibration, second bank": 307, "independent fit": 2201, "independent calibration": 2301}
+    offsets |= {f"paper {name}, pool": offset + equality.POOL_SEED for name, offset in paper.items()}
+    offsets |= {"independent fit": 2201, "independent calibration": 2301}
     offsets |= {"specific wx": 2601, "specific yz": 2602}
     return {name: seed + offset for name, offset in offsets.items()}
 
@@ -179,8 +181,9 @@ def _draw_banks(options: EqualityBanks, seed: int) -> tuple[equality.Banks, equa
     )
     if options.policy == "paper":
         return paper, paper
-    ours = equality.independent_banks(seed, fit=options.fit, calibration=options.calibration, both=options.both)
-    return paper, equality.disjoint(ours._replace(tests=paper.tests))
+    return paper, equality.independent_banks(
+        seed, fit=options.fit, calibration=options.calibration, both=options.both, tests=paper.tests
+    )
 
 
 def _benches(
@@ -288,13 +291,13 @@ def _run_full_state(bench: Bench) -> Outcome:
 
 def run(config: HEQ, run_folder: RunFolder, seeds: list[int]) -> None:
     """Run the seeds that are not complete yet, writing each as soon as it is."""
-    done = {int(name.removeprefix("seed-")) for name in run_folder.unit_names()}
-    missing = [seed for seed in seeds if seed not in done]
+    done = set(run_folder.unit_names())
+    missing = [seed for seed in seeds if f"seed-{seed}" not in done]
     with tqdm(missing, unit="seed", disable=None, leave=False) as bar:
         for seed in bar:
             unit = run_seed(config, seed, run_folder, bar.set_description_str)
-            run_folder.write_unit(unit)
             run_folder.note_in_manifest("data", unit.name, unit.details["data"])
             run_folder.note_in_manifest("random_seeds", unit.name, random_seeds(seed))
+            run_folder.write_unit(unit)
             run_folder.write_metrics(run_folder.units())
     run_folder.write_metrics(run_folder.units())

@@ -90,9 +90,9 @@ class RunFolder:
         content = _read_object(path)
         try:
             rows = [Row(*row) for row in content["rows"]]
-            tensors = (self.path / "units" / f"{name}.safetensors").read_bytes()
+            tensors = path.with_suffix(".safetensors").read_bytes()
             if content["sha256"] != hashlib.sha256(tensors).hexdigest():
-                raise ValueError("its arrays are not the ones that were written")
+                raise ValueError(f"the arrays in {name}.safetensors are not the ones that were written")
             return Unit(name, rows, content["details"], load_tensors(tensors))
         except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
             raise _damaged(path, error) from error
@@ -133,6 +133,15 @@ class RunFolder:
         manifest = self._manifest()
         manifest.setdefault(kind, {})[unit] = value
         write_atomically(self.path / "manifest.json", _json(manifest))
+
+    def forget_if_empty(self) -> None:
+        """Leave no trace of a run that was refused before it computed anything."""
+        if not any(next((self.path / folder).glob("*"), None) for folder in ("units", "checkpoints")):
+            for name in ("config.json", "manifest.json"):
+                (self.path / name).unlink(missing_ok=True)
+            for folder in (self.path / "units", self.path):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
 
     def _manifest(self) -> dict[str, Any]:
         path = self.path / "manifest.json"
@@ -253,7 +262,7 @@ def _read_object(path: Path, *fields: str) -> dict[str, Any]:
 def _damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(
         f"got a damaged record {path} ({error}); nothing was changed. "
-        "Restore that file, or delete it to compute it again"
+        "Restore what is damaged, or delete this file to compute it again"
     )
 
 

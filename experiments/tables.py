@@ -1,4 +1,4 @@
-"""The table of a run, from `metrics.csv` and the unit files alone."""
+"""The table of a run, from its unit files alone."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

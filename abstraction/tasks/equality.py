@@ -41,6 +41,8 @@ from abstraction.typing import AnyArray, Setting
 ENTITIES = 100
 ENTITY_WIDTH = 4
 INPUTS = ("w", "x", "y", "z")
+POOL_SEED = 17
+"""What the authors add to a bank's seed to draw its pool."""
 VARIABLES = ("wx", "yz")
 CLASSES = 2
 
@@ -132,7 +134,7 @@ def pool_stream(seed: int, pool: int, chunk: int = 65536) -> Iterator[tuple[Sett
     total = pool * (pool - 1)
     if not 2 <= pool <= 46341:
         raise ValueError(f"got a pool of {pool} rows, expected between 2 and 46341")
-    codes = np.random.default_rng(seed + 17).choice(ENTITIES ** len(INPUTS), size=pool, replace=False)
+    codes = np.random.default_rng(seed + POOL_SEED).choice(ENTITIES ** len(INPUTS), size=pool, replace=False)
     rows = np.stack([codes // ENTITIES**power % ENTITIES for power in (3, 2, 1, 0)], axis=-1)
     generator = np.random.default_rng(seed)
     first, second = (np.arange(total, dtype=np.int32) for _ in range(2))
@@ -199,7 +201,13 @@ def paper_banks(
 
 
 def independent_banks(
-    seed: int, *, fit: int = 8000, calibration: int = 3000, test: int = 1000, both: float = 0.02
+    seed: int,
+    *,
+    fit: int = 8000,
+    calibration: int = 3000,
+    test: int = 1000,
+    both: float = 0.02,
+    tests: dict[str, PairBank] | None = None,
 ) -> Banks:
     """Draw banks whose pairs are all independent of each other.
 
@@ -211,18 +219,22 @@ def independent_banks(
       seed: the run's seed.
       fit: number of fit pairs; likewise `calibration`, and `test` per variable and split.
       both: share of the fit and calibration pairs that change for both variables, in [0, 1].
+      tests: test banks to use instead of drawing some.
+
+    Raises:
+      ValueError: the share is out of range, or a fit or calibration pair is in a test bank.
     """
+    if tests is None:
+        tests = {
+            "test": _per_variable([_drawn(seed + 2401 + v, [changes(v, test)], "test") for v in range(2)]),
+            "test-invariant": _per_variable([_drawn(seed + 2501 + v, [unchanged(v, test)], "test") for v in range(2)]),
+            "test-specific": _specific_test(seed, test),
+        }
     return disjoint(
         Banks(
             _drawn(seed + 2201, _every_pattern(fit, both), "fit"),
             _drawn(seed + 2301, _every_pattern(calibration, both), "calibration"),
-            {
-                "test": _per_variable([_drawn(seed + 2401 + v, [changes(v, test)], "test") for v in range(2)]),
-                "test-invariant": _per_variable(
-                    [_drawn(seed + 2501 + v, [unchanged(v, test)], "test") for v in range(2)]
-                ),
-                "test-specific": _specific_test(seed, test),
-            },
+            tests,
         )
     )
 

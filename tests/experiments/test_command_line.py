@@ -100,9 +100,10 @@ def test_a_wrong_value_is_refused_before_anything_is_trained(
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_the_same_folder_takes_the_corrected_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("wrong", [("--plot.epsilons", "0"), ("--banks.fit-pool", "10")])
+def test_the_same_folder_takes_the_corrected_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: tuple):
     monkeypatch.setattr(heq, "fit", _untrained)
-    assert command(*TINY, "--plot.epsilons", "0", "--out", tmp_path / "run").status == 2
+    assert command(*TINY, *wrong, "--out", tmp_path / "run").status == 2
     assert command(*TINY, "--out", tmp_path / "run").status == 0
 
 
@@ -163,17 +164,36 @@ def test_resuming_needs_to_know_what(tmp_path: Path, monkeypatch: pytest.MonkeyP
     _assert_one_clear_line(ended, "--out")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        # 16 sites, fewer than the K = 20 that only plot-ot-paper and plot-uot-paper read
+        "--methods das --das.ranks 1 4 --backbone.width 8 --backbone.depth 2",
+        # 8 sites, fewer than the K = 16 that only methods with a menu read
+        "--methods full-state --backbone.width 4 --backbone.depth 2",
+    ],
+)
+def test_options_that_no_method_reads_are_not_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str):
+    def run(*_: Any) -> None:
+        raise ValueError("got here")
+
+    monkeypatch.setattr(heq, "run", run)
+    ended = command("heq", *options.split(), "--out", tmp_path / "run")
+    assert ended.err == "error: got here\n"
+
+
 def test_a_run_without_a_folder_gets_one_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
 
     def run(config: HEQ, run_folder: Any, seeds: list[int]) -> None:
-        seen.append((run_folder.path, seeds))
+        seen.append((run_folder.path, seeds, (run_folder.path / "config.json").exists()))
         raise ValueError("got here, expected nothing more")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(heq, "run", run)
     assert command("heq", "--seeds", "2,4").err == "error: got here, expected nothing more\n"
-    [(path, seeds)] = seen
+    [(path, seeds, begun)] = seen
     assert re.fullmatch(r"runs/heq-\d{8}-\d{6}", str(path))
     assert seeds == [2, 4]
-    assert (tmp_path / path / "config.json").exists()
+    assert begun
+    assert not (tmp_path / path).exists(), "a run that computed nothing leaves nothing"

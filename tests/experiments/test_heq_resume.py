@@ -14,7 +14,7 @@ from heqruns import SMALL, Ended, command, handmade_unit, numbers, snapshot
 
 from abstraction.training import Fit
 from experiments import heq
-from experiments.config import HEQ
+from experiments.config import HEQ, EqualityBanks
 from experiments.records import RunFolder, Unit, create_run, open_run
 
 TWO_SEEDS = ("heq", "--methods", "plot-ot", "das", "--seeds", "1:3", *SMALL)
@@ -216,6 +216,35 @@ def test_metrics_that_lag_behind_the_units_are_written_on_resume(tmp_path: Path,
     assert open_run(tmp_path).unit_names() == ["seed-1"]
     assert _resume(tmp_path, "1").status == 0
     assert (tmp_path / "metrics.csv").exists()
+
+
+def test_what_the_manifest_says_of_a_seed_survives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    _replace_seeds(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "note_in_manifest", fail)
+        with pytest.raises(KeyboardInterrupt):
+            command("heq", "--seeds", "1", "--out", tmp_path)
+    assert _resume(tmp_path, "1").status == 0
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["data"] == {"seed-1": open_run(tmp_path).read_unit("seed-1").details["data"]}
+    assert set(manifest["random_seeds"]) == {"seed-1"}
+
+
+def test_the_seeds_in_the_manifest_are_those_numpy_was_given(monkeypatch: pytest.MonkeyPatch):
+    generator, given = np.random.default_rng, set()
+
+    def watched(seed: int) -> np.random.Generator:
+        given.add(seed)
+        return generator(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", watched)
+    options = EqualityBanks(size=60, fit_pool=256, calibration_pool=256, test_pool=256, fit=60, calibration=60)
+    heq._draw_banks(options, 5000)
+    assert given
+    assert sorted(given - set(heq.random_seeds(5000).values())) == []
 
 
 def test_the_runs_loop_computes_what_is_missing_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ from heqruns import SPLITS, VARIABLES
 from scipy import stats
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import Tally
+from abstraction.evaluation import Tally, judge_controls
 from abstraction.interventions import Basis, Handle, LocalHandle, random_frames, rotation_basis, unit_sites
 from abstraction.localization import CutMenu, Transport, gather_evidence, record_bank
 from abstraction.models import MLP
@@ -195,6 +195,19 @@ def test_a_tested_method_leaves_rows_for_itself_and_its_controls(bench: Bench):
     assert {row.seed for row in rows} == {5}
 
 
+def test_control_rows_are_the_counts_of_the_controls(bench: Bench):
+    menu = CutMenu((1, 3), (1.0, 2.0))
+    outcome = run_localization(bench, Transport("depth", (0.3, 1.0), (1.0,), 50), menu)
+    controls = judge_controls(
+        jax.random.key(1), MODEL, bench.params, outcome.choice.handles, bench.tests, draws=3, shuffles=2
+    )
+    values = {(row.method, row.variable, row.split, row.metric): row.value for row in _tested(bench)[0]}
+    for kind, splits in controls._asdict().items():
+        for split, tally in splits.items():
+            written = [values[f"control-{kind}-ot", variable, split, "iia"] for variable in ("wx", "yz")]
+            np.testing.assert_allclose(written, tally.combined, rtol=1e-12)
+
+
 def test_times_are_ordered_as_their_definitions_say(bench: Bench):
     seconds = {row.metric: row.value for row in _tested(bench)[0] if row.metric.startswith("seconds")}
     assert min(seconds.values()) >= 0
@@ -220,9 +233,8 @@ def test_independent_banks_that_share_pairs_with_the_tests_are_refused(monkeypat
     # The tests that are used are the paper's, whatever the policy of the other banks.
     options = EqualityBanks(size=60, fit_pool=256, calibration_pool=256, test_pool=256, fit=60, calibration=60)
     paper = equality.paper_banks(5, size=60, fit_pool=256, calibration_pool=256, test_pool=256)
-    leaking = dataclasses.replace(paper.tests["test"], role="fit")
-    ours = equality.independent_banks(5, fit=60, calibration=60)._replace(fit=leaking)
-    monkeypatch.setattr(equality, "independent_banks", lambda *_, **__: ours)
+    leaked = dataclasses.replace(equality.independent_banks(5, fit=60, calibration=60).fit, role="test")
+    monkeypatch.setattr(equality, "paper_banks", lambda *_, **__: paper._replace(tests={"test": leaked}))
     with pytest.raises(ValueError, match="expected disjoint banks"):
         _draw_banks(options, 5)
 

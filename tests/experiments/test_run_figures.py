@@ -62,11 +62,11 @@ def test_drawing_again_replaces_the_files_and_touches_no_record(run: RunFolder):
     assert snapshot(run.path) == before
 
 
-def test_the_command_works_without_a_display(run: RunFolder):
+def test_the_command_works_without_a_display_or_the_backend_of_the_environment(run: RunFolder):
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     ended = subprocess.run(
         [sys.executable, "-m", "experiments", "figures", "--out", str(run.path)],
-        env={**environment, "MPLBACKEND": "tkagg", "JAX_PLATFORMS": "cpu"},
+        env={**environment, "MPLBACKEND": "module://a_notebook", "JAX_PLATFORMS": "cpu"},
         cwd=Path(figures.__file__).parents[1],
         capture_output=True,
         text=True,
