@@ -54,7 +54,7 @@ def main() -> None:
 
 def show(rows: list[Row]) -> None:
     """Print rows as a table, and the machine and versions below it."""
-    table = Table(title="seconds: median of warm calls; speedup: against the baseline of the same run")
+    table = Table(title="seconds: fastest warm call; speedup: against the baseline of the same run")
     for column in ("benchmark", "size", "implementation"):
         table.add_column(column, overflow="fold")
     for column in ("seconds", "compile", "repeats", "speedup"):

@@ -3,7 +3,6 @@
 import csv
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ class Row(NamedTuple):
       benchmark: its name.
       size: what was computed.
       implementation: who computed it and how; the baseline of a comparison says so.
-      seconds: median over warm calls.
+      seconds: the fastest of the warm calls; other work on the machine only adds.
       seconds_compile: what the first call took longer, tracing and compiling from nothing.
       repeats: warm calls.
       speedup: seconds of the baseline over these seconds.
@@ -74,9 +73,9 @@ def measure(function: Callable[[], Any], *, budget: float, compiled: bool = Fals
     samples: list[float] = []
     while len(samples) < least or (sum(samples) < budget and len(samples) < 100):
         samples.append(_seconds(function))
-    median = statistics.median(samples)
-    compile_seconds = max(first - median, 0.0) if compiled else 0.0
-    return Timing(median, compile_seconds, len(samples), _jax_device() if compiled else _processor())
+    fastest = min(samples)
+    compile_seconds = max(first - fastest, 0.0) if compiled else 0.0
+    return Timing(fastest, compile_seconds, len(samples), _jax_device() if compiled else _processor())
 
 
 def _seconds(function: Callable[[], Any]) -> float:

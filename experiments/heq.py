@@ -219,7 +219,7 @@ def _identity_rows(bench: Bench, seed: int) -> list[Row]:
 def _run_method(config: HEQ, method: Method, bench: Bench, key: jax.Array, report: Callable[[str], None]) -> Outcome:
     plot, paper = config.plot, config.paper
     menu = CutMenu(plot.subset_sizes, plot.strengths)
-    transport = Transport(plot.scope, plot.epsilons, (1.0,), plot.iterations)
+    transport = Transport(plot.scope, plot.epsilons, iterations=plot.iterations)
     paper_menu = CutMenu(
         tuple(range(1, paper.subset_sizes + 1)),
         tuple(float(strength) for strength in range(1, paper.strengths + 1)),

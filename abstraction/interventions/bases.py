@@ -45,7 +45,7 @@ def rotation_basis(matrix: Float[AnyArray, "*batch D K"]) -> Basis:
 
 
 def pca_basis(
-    states: Float[Array, "N D"], *, rank: int | None = None, centered: bool = True, whitened: bool = False
+    states: Float[AnyArray, "N D"], *, rank: int | None = None, centered: bool = True, whitened: bool = False
 ) -> Basis:
     """Use principal components of states as features, largest variance first.
 
@@ -58,6 +58,7 @@ def pca_basis(
     Raises:
       ValueError: `rank` exceeds what the states have.
     """
+    states = jnp.asarray(states)
     available = min(states.shape)
     rank = available if rank is None else rank
     if not 1 <= rank <= available:

@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from abstraction.interventions.edits import Interchange
@@ -20,6 +21,9 @@ from abstraction.typing import AnyArray, Outputs, Params
 
 CHUNK_BYTES = 8 * 2**20
 """Activations held at once while handles are mapped: a cache-sized default that also fills an accelerator."""
+
+_WORK = 2**13
+"""Activations from which on a handle is worth a step of its own on a CPU."""
 
 
 @pytree
@@ -71,13 +75,24 @@ def patched_outputs(model: Model, params: Params, recording: Recording, handle: 
 
 def map_handles(function: Callable[[AnyHandle], Array], handles: AnyHandle, *, chunk: int) -> Array:
     """Apply a function to every handle of a batch, `chunk` of them at a time, inside one program."""
-    return jax.lax.map(function, handles, batch_size=min(chunk, leading_axis(handles)))
+    chunk = min(chunk, leading_axis(handles))
+    return jax.lax.map(function, handles, batch_size=chunk if chunk > 1 else None)
 
 
 def handle_chunk(recording: Recording, tap: str, budget: int = CHUNK_BYTES) -> int:
     """Return how many handles to patch at once so that one layer's activations fit the budget in bytes."""
     _, pairs, width = recording.source[tap].shape
     return max(1, budget // (pairs * width * recording.source[tap].dtype.itemsize))
+
+
+def resume_chunk(recording: Recording, tap: str) -> int:
+    """Return how many handles of one depth to patch at once.
+
+    Under vmap a network that resumes in its middle computes every layer and drops some. One handle at a time it skips
+    them, which pays on a CPU as soon as one handle is work enough; an accelerator needs the batch.
+    """
+    _, pairs, width = recording.source[tap].shape
+    return 1 if jax.default_backend() == "cpu" and pairs * width >= _WORK else handle_chunk(recording, tap)
 
 
 def take_pairs(recording: Recording, rows: Int[AnyArray, " B"]) -> Recording:
@@ -105,4 +120,4 @@ def stack_handles(handles: Sequence[AnyHandle]) -> AnyHandle:
 
 def take_handle(handles: AnyHandle, index: int | Int[AnyArray, "..."]) -> AnyHandle:
     """Pick one handle, or several, from a batch."""
-    return jax.tree.map(lambda leaf: leaf[index], handles)
+    return jax.tree.map(lambda leaf: leaf[index] if isinstance(leaf, Array) else np.asarray(leaf[index]), handles)

@@ -55,18 +55,27 @@ class Transport:
       epsilons: eps over the standard deviation of the costs in scope.
       taus: relaxations of the neural marginal; 1 is balanced transport.
       iterations: Sinkhorn iterations.
+      tau_abstract: relaxation of the abstract marginal; 1 matches every variable in full.
     """
 
     scope: Scope = "depth"
     epsilons: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     taus: tuple[float, ...] = (1.0,)
     iterations: int = 2000
+    tau_abstract: float = 1.0
 
     def __call__(self, effects: Effects) -> Plans:
         scopes = site_scopes(effects.sites, self.scope)
         epsilons = relative_epsilons(effects.cost, scopes, self.epsilons)
         couplings = [
-            sinkhorn_couplings(effects.cost, epsilons, scopes, tau_neural=tau, iterations=self.iterations)
+            sinkhorn_couplings(
+                effects.cost,
+                epsilons,
+                scopes,
+                tau_abstract=self.tau_abstract,
+                tau_neural=tau,
+                iterations=self.iterations,
+            )
             for tau in self.taus
         ]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(couplings))

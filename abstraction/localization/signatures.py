@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from abstraction.causal import PairBank
-from abstraction.interventions import LocalHandle, Recording, SiteBank, handle_chunk, map_handles, patched_outputs
+from abstraction.interventions import LocalHandle, Recording, SiteBank, map_handles, patched_outputs, resume_chunk
 from abstraction.models import Model
 from abstraction.typing import AnyArray, Params
 
@@ -152,7 +152,7 @@ def site_signatures(
     Raises:
       ValueError: an unknown mode, or a two-class mode for other than two classes.
     """
-    return _site_signatures(model, params, recording, sites.handles(), mode, handle_chunk(recording, sites.tap))
+    return _site_signatures(model, params, recording, sites.handles(), mode, resume_chunk(recording, sites.tap))
 
 
 def transport_cost(

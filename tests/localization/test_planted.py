@@ -42,6 +42,7 @@ def _scores(plant):
 RULES = {
     "transport": lambda plant: Transport(),
     "one-sided": lambda plant: Transport(taus=(0.5,)),
+    "two-sided": lambda plant: Transport(taus=(0.5,), tau_abstract=0.8),
     "joint": lambda plant: Transport("joint"),
     "reference": lambda plant: ReferenceTransport(epsilons=(4.0, 16.0)),
     "cosine": lambda plant: Cosine(),
