@@ -70,7 +70,8 @@ def patched_outputs(model: Model, params: Params, recording: Recording, handle: 
         return model.apply(params, recording.inputs, handle.edits(source))[0]
     depth = jnp.asarray(handle.depth)
     edit = Interchange(source[depth], jnp.asarray(handle.weight), handle.basis)
-    return model.resume(params, handle.tap, depth, edit(recording.base[handle.tap][depth]))
+    states = recording.base[handle.tap]
+    return model.resume(params, handle.tap, depth, edit(states[depth]), inputs=recording.inputs, states=states)
 
 
 def map_handles(function: Callable[[AnyHandle], Array], handles: AnyHandle, *, chunk: int) -> Array:

@@ -7,22 +7,27 @@ For fit pairs t = 1..N, the abstract effect of variable i and the neural effect 
 and the cost of matching them is a distance C_ij between u_i and v_j (PLOT, Sec. 3.1). Only the output space is
 shared; the widths of the sites never enter. Signatures of C classes are laid out class by class.
 
+Pairs may come in families (all those whose source differs in the same way, say). Then the effect is averaged within
+each family first, and a signature has one entry per family and class, family by family.
+
 | mode | neural effect per pair | abstract effect per pair |
 |---|---|---|
 | `prob_delta` | change of the class probabilities | change of the one-hot label |
 | `logit_delta` | change of the logits | change of the one-hot label |
 | `margin_delta` | change of logit 1 minus logit 0 | change of the label coded -1, 1 |
 | `transition_margin` | its positive part, its negative part | label went 0 to 1, label went 1 to 0 |
+| `bit_delta` | change of the probability of each bit | change of the bits of the label |
 | `kl` | 1 - exp(-KL(patched || base)) | label changed |
 | `tv` | half the L1 distance of the probabilities | label changed |
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from abstraction.causal import PairBank
@@ -30,7 +35,8 @@ from abstraction.interventions import LocalHandle, Recording, SiteBank, map_hand
 from abstraction.models import Model
 from abstraction.typing import AnyArray, Params
 
-SignatureMode = Literal["prob_delta", "logit_delta", "margin_delta", "transition_margin", "kl", "tv"]
+SignatureMode = Literal["prob_delta", "bit_delta", "logit_delta", "margin_delta", "transition_margin", "kl", "tv"]
+Families: TypeAlias = Int[np.ndarray, " N"] | None
 CostMetric = Literal["sq_l2", "l1", "cosine"]
 
 
@@ -62,6 +68,10 @@ def _one_hot_delta(label: Array, factual: Array, classes: int) -> Array:
     return jax.nn.one_hot(label, classes) - jax.nn.one_hot(factual, classes)
 
 
+def _bits(label: Array, count: int) -> Array:
+    return (label[:, None] >> jnp.arange(count) & 1).astype(jnp.float32)
+
+
 def _changed(label: Array, factual: Array, classes: int) -> Array:
     return (label != factual)[:, None].astype(jnp.float32)
 
@@ -85,6 +95,10 @@ def _prob_delta(patched: Array, base: Array) -> Array:
 
 _EFFECTS: dict[str, _Effect] = {
     "prob_delta": _Effect(_prob_delta, _one_hot_delta),
+    "bit_delta": _Effect(
+        lambda patched, base: jax.nn.sigmoid(patched) - jax.nn.sigmoid(base),
+        lambda label, factual, count: _bits(label, count) - _bits(factual, count),
+    ),
     "logit_delta": _Effect(lambda patched, base: patched - base, _one_hot_delta),
     "margin_delta": _Effect(
         _margin_delta, lambda label, factual, _: 2.0 * (label - factual)[:, None].astype(jnp.float32), binary_only=True
@@ -99,43 +113,58 @@ _EFFECTS: dict[str, _Effect] = {
 }
 
 
-def abstract_signatures(bank: PairBank, classes: int, *, mode: SignatureMode = "prob_delta") -> Float[Array, "V F"]:
+def abstract_signatures(
+    bank: PairBank, classes: int, *, mode: SignatureMode = "prob_delta", families: Families = None
+) -> Float[Array, "V F"]:
     """Measure what each variable's interchange does to the causal model's output.
 
     Args:
       bank: fit pairs.
-      classes: number of output classes C.
+      classes: number of output classes C, or of output bits.
       mode: the effect, see the module.
+      families: the family of each pair, 0 to their number less one; None keeps pairs apart.
 
     Raises:
       ValueError: an unknown mode, or a two-class mode for other than two classes.
     """
     _effect(mode, classes)
-    return _abstract_signatures(bank.labels, bank.factual, classes, mode)
+    return _abstract_signatures(bank.labels, bank.factual, _family_means(families, bank.size), classes, mode)
 
 
 @partial(jax.jit, static_argnames=("classes", "mode"))
 def _abstract_signatures(
-    labels: Int[Array, "V N"], factual: Int[Array, " N"], classes: int, mode: SignatureMode
+    labels: Int[Array, "V N"], factual: Int[Array, " N"], means: Array | None, classes: int, mode: SignatureMode
 ) -> Float[Array, "V F"]:
     effect = _effect(mode, classes)
-    return jax.vmap(lambda labels: _flat(effect.abstract(labels, factual, classes)))(labels)
+    return jax.vmap(lambda labels: _flat(effect.abstract(labels, factual, classes), means))(labels)
 
 
 @partial(jax.jit, static_argnames=("model", "mode", "chunk"))
 def _site_signatures(
-    model: Model, params: Params, recording: Recording, handles: LocalHandle, mode: SignatureMode, chunk: int
+    model: Model,
+    params: Params,
+    recording: Recording,
+    handles: LocalHandle,
+    means: Array | None,
+    mode: SignatureMode,
+    chunk: int,
 ) -> Float[Array, "S F"]:
     effect = _effect(mode, recording.outputs.shape[-1])
 
     def signature(handle: LocalHandle) -> Float[Array, " F"]:
-        return _flat(effect.neural(patched_outputs(model, params, recording, handle), recording.outputs))
+        return _flat(effect.neural(patched_outputs(model, params, recording, handle), recording.outputs), means)
 
     return map_handles(signature, handles, chunk=chunk)
 
 
 def site_signatures(
-    model: Model, params: Params, recording: Recording, sites: SiteBank, *, mode: SignatureMode = "prob_delta"
+    model: Model,
+    params: Params,
+    recording: Recording,
+    sites: SiteBank,
+    *,
+    mode: SignatureMode = "prob_delta",
+    families: Families = None,
 ) -> Float[Array, "S F"]:
     """Measure what swapping each site, alone and at full strength, does to the network's output.
 
@@ -145,6 +174,7 @@ def site_signatures(
       recording: base and source runs of the fit pairs.
       sites: the sites to measure, all in one compiled program.
       mode: the effect, see the module.
+      families: the family of each pair, see `abstract_signatures`.
 
     Returns:
       One signature per site; a site without causal effect has the zero signature.
@@ -152,7 +182,8 @@ def site_signatures(
     Raises:
       ValueError: an unknown mode, or a two-class mode for other than two classes.
     """
-    return _site_signatures(model, params, recording, sites.handles(), mode, resume_chunk(recording, sites.tap))
+    means = _family_means(families, recording.inputs.shape[0])
+    return _site_signatures(model, params, recording, sites.handles(), means, mode, resume_chunk(recording, sites.tap))
 
 
 def transport_cost(
@@ -198,6 +229,7 @@ def measure_effects(
     mode: SignatureMode = "prob_delta",
     metric: CostMetric = "sq_l2",
     unit: bool = False,
+    families: Families = None,
 ) -> Effects:
     """Measure signatures on fit pairs and the cost between them.
 
@@ -206,8 +238,8 @@ def measure_effects(
     """
     if bank.role != "fit":
         raise ValueError(f"got a {bank.role} bank to measure effects on, expected a fit bank")
-    abstract = abstract_signatures(bank, recording.outputs.shape[-1], mode=mode)
-    neural = site_signatures(model, params, recording, sites, mode=mode)
+    abstract = abstract_signatures(bank, recording.outputs.shape[-1], mode=mode, families=families)
+    neural = site_signatures(model, params, recording, sites, mode=mode, families=families)
     return Effects(abstract, neural, transport_cost(abstract, neural, metric=metric, unit=unit), sites)
 
 
@@ -225,8 +257,21 @@ def _effect(mode: str, classes: int) -> _Effect:
     return _EFFECTS[mode]
 
 
-def _flat(effect: Float[Array, "N C"]) -> Float[Array, " F"]:
-    return effect.T.reshape(-1)
+def _flat(effect: Float[Array, "N C"], means: Float[Array, "G N"] | None = None) -> Float[Array, " F"]:
+    return effect.T.reshape(-1) if means is None else (means @ effect).reshape(-1)
+
+
+def _family_means(families: Families, pairs: int) -> Float[np.ndarray, "G N"] | None:
+    """Return the matrix that averages within families."""
+    if families is None:
+        return None
+    counts = np.bincount(families)
+    if len(families) != pairs or not counts.all():
+        raise ValueError(
+            f"got families of {len(families)} pairs with sizes {counts.tolist()}, expected one for each of {pairs} "
+            "pairs and no family without pairs"
+        )
+    return ((np.arange(len(counts))[:, None] == families) / counts[:, None]).astype(np.float32)
 
 
 def _unit(signatures: Float[AnyArray, "S F"]) -> Float[Array, "S F"]:

@@ -52,16 +52,20 @@ class Model(Protocol):
         """
         ...
 
-    def resume(self, params: Params, tap: str, depth: Int[Array, ""], activation: Array) -> Outputs:
+    def resume(
+        self, params: Params, tap: str, depth: Int[Array, ""], activation: Array, *, inputs: AnyArray, states: Array
+    ) -> Outputs:
         """Run the rest of the network from the value of a tap at one depth.
 
         `depth` is a value, not a shape: one compiled program serves every depth, under vmap too.
 
         Args:
           params: what `init` returns.
-          tap: a tap with a depth axis, whose value determines everything after it.
+          tap: a tap with a depth axis, whose value, with the inputs, determines everything after it.
           depth: where to resume, in [0, L).
           activation: the tap's value there, `[N, D]`.
+          inputs: the batch that is run; a network that reads at every depth needs what is still to be read.
+          states: the tap as recorded, `[L, N, D]`; a network that emits at every depth has emitted from the earlier.
 
         Returns:
           Outputs `[N, C]`.

@@ -9,13 +9,13 @@ U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the law of the paper's backbones.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from abstraction.models.initialization import uniform_linear
 from abstraction.models.taps import NO_EDITS, Edits, Tap, at_depth, check_taps, tapped
 from abstraction.typing import AnyArray, Outputs, Params
 
@@ -93,8 +93,17 @@ class MLP:
         recorded = {**layers, "inputs": inputs, "logits": logits}
         return logits, {name: recorded[name] for name in record}
 
-    def resume(self, params: Params, tap: str, depth: Int[Array, ""], activation: Float[Array, "N D"]) -> Outputs:
-        """Run from `preactivation` or `hidden` at one depth; see `Model.resume`."""
+    def resume(
+        self,
+        params: Params,
+        tap: str,
+        depth: Int[Array, ""],
+        activation: Float[Array, "N D"],
+        *,
+        inputs: Float[AnyArray, "N inputs"],
+        states: Float[Array, "L N D"],
+    ) -> Outputs:
+        """Run from `preactivation` or `hidden` at one depth, which is all that matters; see `Model.resume`."""
         if tap not in ("preactivation", "hidden"):
             raise ValueError(f"got a resume from {tap!r}, expected 'preactivation' or 'hidden'")
         network = self._network(params)
@@ -135,18 +144,9 @@ class _Network(nnx.Module):
     """Parameters of an MLP: `stem`, `blocks` (stacked over depth, or None) and `head`."""
 
     def __init__(self, config: MLP, rngs: nnx.Rngs):
-        self.stem = _linear(config.inputs, config.width, rngs)
+        self.stem = uniform_linear(config.inputs, config.width, config.inputs**-0.5, rngs)
         stack = nnx.split_rngs(splits=config.depth - 1)(
-            nnx.vmap(lambda rngs: _linear(config.width, config.width, rngs))
+            nnx.vmap(lambda rngs: uniform_linear(config.width, config.width, config.width**-0.5, rngs))
         )
         self.blocks = stack(rngs) if config.depth > 1 else None
-        self.head = _linear(config.width, config.outputs, rngs)
-
-
-def _linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    bound = inputs**-0.5
-
-    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=init, rngs=rngs)
+        self.head = uniform_linear(config.width, config.outputs, config.width**-0.5, rngs)

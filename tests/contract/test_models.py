@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from abstraction.interventions import Add, Interchange
-from abstraction.models import MLP, Model
+from abstraction.models import GRU, MLP, Model
 
 
 class Case(NamedTuple):
@@ -22,6 +22,8 @@ class Case(NamedTuple):
 MODELS = {
     "mlp": Case(MLP(5, 7, 3, 4), (5,), ("hidden", "preactivation")),
     "mlp-one-layer": Case(MLP(5, 7, 1, 4), (5,), ("hidden", "preactivation")),
+    "gru": Case(GRU(2, 6, 4), (4, 2), ("hidden",)),
+    "gru-one-step": Case(GRU(3, 5, 1), (1, 3), ("hidden",)),
     "mlp-tanh": Case(MLP(3, 4, 2, 2, "tanh"), (3,), ("hidden",)),
 }
 N = 6
@@ -102,8 +104,23 @@ def test_resume_from_a_recorded_state_gives_the_outputs_of_apply(case):
     outputs, acts = _record(case, params, base)
     for name in case.resumes:
         depth = np.arange(case.model.taps[name].depth or 0)
-        resumed = jax.vmap(lambda d, h, name=name: case.model.resume(params, name, d, h))(depth, acts[name])
+        states = acts[name]
+        run = lambda d, h, name=name, states=states: case.model.resume(params, name, d, h, inputs=base, states=states)
+        resumed = jax.vmap(run)(depth, states)
         np.testing.assert_allclose(resumed, np.broadcast_to(outputs, resumed.shape), **CLOSE)
+
+
+def test_resume_from_an_edited_state_gives_the_outputs_of_the_edit(case):
+    params, base, source = _runs(case)
+    (_, own), (_, other) = _record(case, params, base), _record(case, params, source)
+    for name in case.resumes:
+        tap = case.model.taps[name]
+        for depth in range(tap.depth or 0):
+            weight = jax.nn.one_hot(depth, tap.depth or 0)[:, None, None] * jnp.ones(tap.width)
+            edited, _ = case.model.apply(params, base, {name: Interchange(other[name], weight)})
+            state = other[name][depth]
+            resumed = case.model.resume(params, name, jnp.int32(depth), state, inputs=base, states=own[name])
+            np.testing.assert_allclose(resumed, edited, **CLOSE)
 
 
 def test_resume_under_jit_compiles_once_for_all_depths(case):
@@ -114,7 +131,7 @@ def test_resume_under_jit_compiles_once_for_all_depths(case):
     @jax.jit
     def resume(depth, state):
         traces.append(1)
-        return case.model.resume(params, case.resumes[0], depth, state)
+        return case.model.resume(params, case.resumes[0], depth, state, inputs=base, states=acts[case.resumes[0]])
 
     for depth in range(case.model.taps[case.resumes[0]].depth or 0):
         resume(jnp.int32(depth), acts[case.resumes[0]][depth])

@@ -37,9 +37,9 @@ def test_the_identity_handle_changes_nothing(setup):
 
 def test_a_full_state_handle_gives_the_source_outputs(setup):
     _, params, recording = setup
-    _, inputs = None, recording.source["hidden"][0]
+    states = recording.source["hidden"]
     every = full_state_handles(MODEL.taps["hidden"])
-    source = MODEL.resume(params, "hidden", jax.numpy.int32(0), inputs)
+    source = MODEL.resume(params, "hidden", jax.numpy.int32(0), states[0], inputs=recording.inputs, states=states)
     for depth in range(2):
         patched = patched_outputs(MODEL, params, recording, take_handle(every, depth))
         np.testing.assert_allclose(patched, source, rtol=1e-5, atol=1e-6)  # float32 sums

@@ -130,6 +130,25 @@ def test_permuting_sites_permutes_signatures_and_costs(setup, rng):
     np.testing.assert_allclose(moved.cost, np.asarray(plain.cost)[:, order], rtol=1e-6)
 
 
+def test_families_are_averaged_before_they_are_compared(setup, rng):
+    banks, params, _, _, recording = setup
+    families = rng.permutation(np.arange(N) % 5)
+    plain = np.asarray(site_signatures(MODEL, params, recording, SITES)).reshape(SITES.size, 2, N)
+    expected = np.stack([plain[:, :, families == family].mean(axis=-1) for family in range(5)], axis=1)
+    got = site_signatures(MODEL, params, recording, SITES, families=families)
+    np.testing.assert_allclose(got, expected.reshape(SITES.size, -1), atol=1e-6)  # float32 sums
+    abstract = np.asarray(abstract_signatures(banks.fit, 2)).reshape(2, 2, N)
+    expected = np.stack([abstract[:, :, families == family].mean(axis=-1) for family in range(5)], axis=1)
+    np.testing.assert_allclose(abstract_signatures(banks.fit, 2, families=families), expected.reshape(2, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize("families", [np.zeros(7, int), np.full(N, 2)])
+def test_families_that_do_not_cover_the_pairs_are_refused(setup, families):
+    _, params, _, _, recording = setup
+    with pytest.raises(ValueError, match=f"expected one for each of {N} pairs"):
+        site_signatures(MODEL, params, recording, SITES, families=families)
+
+
 def test_effects_are_measured_on_fit_pairs_only(setup):
     banks, params, _, _, recording = setup
     with pytest.raises(ValueError, match="got a test bank to measure effects on"):

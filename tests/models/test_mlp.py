@@ -67,5 +67,6 @@ def test_an_unknown_activation_is_refused_with_the_valid_ones():
 def test_resuming_from_a_tap_that_does_not_determine_the_rest_is_refused(rng):
     model = MLP(3, 4, 2, 2)
     params = model.init(jax.random.key(0))
+    state = jax.numpy.zeros((2, 4))
     with pytest.raises(ValueError, match="got a resume from 'inputs'"):
-        model.resume(params, "inputs", jax.numpy.int32(0), jax.numpy.zeros((2, 4)))
+        model.resume(params, "inputs", jax.numpy.int32(0), state, inputs=state[:, :3], states=state[None])

@@ -47,6 +47,7 @@ def test_recorded_taps_equal_what_hooks_see(case):
 def test_resuming_equals_the_layers_that_are_left(case):
     model, params, inputs, network = case
     states = record_hidden(network, tensor(inputs))
+    recorded = jnp.stack([jnp.asarray(states[depth].numpy()) for depth in range(model.depth)])
     for depth in range(model.depth):
-        ours = model.resume(params, "hidden", jnp.int32(depth), jnp.asarray(states[depth].numpy()))
+        ours = model.resume(params, "hidden", jnp.int32(depth), recorded[depth], inputs=inputs, states=recorded)
         np.testing.assert_allclose(ours, network.resume(depth, states[depth]), **CLOSE)
