@@ -25,6 +25,7 @@ from abstraction.localization.couplings import (
 )
 from abstraction.localization.das import Candidates, DASConfig, Rotations, candidate_grid, train_rotations
 from abstraction.localization.pipeline import Localization, SubspaceSearch, localize, plot, search_subspaces
+from abstraction.localization.readwrite import ReadWrite, readwrite_handles, stack_candidates
 from abstraction.localization.rules import (
     BruteForce,
     Cosine,
@@ -64,6 +65,7 @@ __all__ = [
     "Localization",
     "Nearest",
     "Plans",
+    "ReadWrite",
     "ReferenceTransport",
     "Rotations",
     "Rule",
@@ -83,6 +85,7 @@ __all__ = [
     "measure_effects",
     "nearest_coupling",
     "plot",
+    "readwrite_handles",
     "record_bank",
     "reference_couplings",
     "relative_epsilons",
@@ -91,6 +94,7 @@ __all__ = [
     "single_site_scores",
     "sinkhorn_couplings",
     "site_signatures",
+    "stack_candidates",
     "train_rotations",
     "transport_cost",
 ]

@@ -1,0 +1,140 @@
+"""Read/write handles in closed form: where a variable is read off a state, and where it is written, by regression.
+
+On factual runs with states h [N, D], values z [N] of the variable and values x [N, Q] of other known variables,
+
+    write   u = the coefficient of z in the least-squares fit  h ~ 1 + z + x
+    read    v = (S + ridge I)^-1 c,  S = cov(h), c = cov(h, z);   scaled so that v . u = 1
+
+and the interchange moves the state along u by what v reads: h <- h + strength u (v . (h_s - h)). No intervention is
+run and nothing is trained; ridge and strength are chosen on calibration pairs like any other setting.
+
+The covariates matter: what moves with the variable without being it must be among them, or u writes that too.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from abstraction.interventions import Basis, LocalHandle
+
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = tuple(round(0.5 + 0.1 * step, 1) for step in range(12))
+_UNREADABLE = 1e-9
+
+
+class ReadWrite(NamedTuple):
+    """Candidate handles of one variable at one depth.
+
+    Attributes:
+      handles: one rank-1 handle per ridge and strength.
+      settings: ridge, strength, depth and the norms of u and v of each, for `calibrate_candidates`.
+      write: u, `[D]`.
+      read: v per ridge, `[R, D]`.
+    """
+
+    handles: LocalHandle
+    settings: list[dict[str, Any]]
+    write: Float[np.ndarray, " D"]
+    read: Float[np.ndarray, "R D"]
+
+
+def readwrite_handles(
+    states: Float[np.ndarray, "N D"],
+    variable: Shaped[np.ndarray, " N"],
+    covariates: Shaped[np.ndarray, "N Q"],
+    *,
+    depth: int,
+    tap: str,
+    ridges: Sequence[float] = RIDGES,
+    strengths: Sequence[float] = STRENGTHS,
+) -> ReadWrite:
+    """Fit the read and write directions of one variable.
+
+    Args:
+      states: activations of factual runs at one depth.
+      variable: the variable's value in each run.
+      covariates: values of other variables that the state may hold, Q of them, possibly none.
+      depth: where the states are from.
+      tap: the tap they are from.
+      ridges: in units of the states' mean variance per coordinate.
+      strengths: how far to move; 1 takes the source's reading.
+
+    Raises:
+      ValueError: sizes differ, a ridge or strength is not positive, the variable is constant or a combination of the
+        covariates, or the states do not move with it.
+    """
+    if not len(states) == len(variable) == len(covariates):
+        raise ValueError(
+            f"got {len(states)} states, {len(variable)} values and {len(covariates)} rows of covariates, "
+            "expected one of each per run"
+        )
+    if not ridges or not strengths or min(*ridges, *strengths) <= 0:
+        raise ValueError(f"got ridges {list(ridges)}, strengths {list(strengths)}, expected positive numbers")
+    states, values = np.asarray(states, np.float64), np.asarray(variable, np.float64)
+    write = _write_direction(states, values, np.asarray(covariates, np.float64))
+    read = np.stack([_read_direction(states, values, write, ridge) for ridge in ridges])
+    pairs = [(index, strength) for index in range(len(ridges)) for strength in strengths]
+    chosen = np.array([index for index, _ in pairs])
+    handles = LocalHandle(
+        np.full(len(pairs), depth, np.int32),
+        np.array([[strength] for _, strength in pairs], np.float32),
+        Basis(
+            encoder=read[chosen][:, :, None].astype(np.float32),
+            decoder=np.broadcast_to(write, (len(pairs), 1, len(write))).astype(np.float32),
+            mean=np.zeros((len(pairs), len(write)), np.float32),
+        ),
+        tap,
+    )
+    norms = {"write_norm": float(np.linalg.norm(write))}
+    settings = [
+        {"depth": depth, "ridge": ridges[i], "strength": s, "read_norm": float(np.linalg.norm(read[i])), **norms}
+        for i, s in pairs
+    ]
+    return ReadWrite(handles, settings, write, read)
+
+
+def _write_direction(
+    states: Float[np.ndarray, "N D"], values: Float[np.ndarray, " N"], covariates: Float[np.ndarray, "N Q"]
+) -> Float[np.ndarray, " D"]:
+    """Return the coefficient of the variable: by Frisch and Waugh, regress on what the covariates do not explain."""
+    others = np.concatenate([np.ones((len(values), 1)), covariates], axis=1)
+    own = values - others @ np.linalg.lstsq(others, values, rcond=None)[0]
+    power = own @ own
+    if power <= 1e-9 * max(values @ values, 1e-30):
+        raise ValueError("got a variable that is constant or a combination of the covariates, expected one that varies")
+    return own @ states / power
+
+
+def _read_direction(
+    states: Float[np.ndarray, "N D"], values: Float[np.ndarray, " N"], write: Float[np.ndarray, " D"], ridge: float
+) -> Float[np.ndarray, " D"]:
+    centered = states - states.mean(axis=0)
+    covariance = centered.T @ centered / len(states)
+    scale = max(np.trace(covariance) / len(covariance), 1e-30)
+    read = np.linalg.solve(covariance + ridge * scale * np.eye(len(covariance)), centered.T @ (values - values.mean()))
+    overlap = read @ write
+    if abs(overlap) <= _UNREADABLE * np.linalg.norm(read) * np.linalg.norm(write):
+        raise ValueError("got states that do not move with the variable, expected some along which it can be read")
+    return read / overlap
+
+
+def stack_candidates(found: Sequence[ReadWrite]) -> tuple[LocalHandle, Int[np.ndarray, " C"], list[dict[str, Any]]]:
+    """Join the candidates of several variables: handles, the variable of each, and their settings.
+
+    Raises:
+      ValueError: there are none, or they are of different taps.
+    """
+    if not found or len({one.handles.tap for one in found}) != 1:
+        raise ValueError(f"got taps {[one.handles.tap for one in found]}, expected candidates of one tap")
+    bases = [one.handles.basis for one in found if one.handles.basis is not None]
+    join = lambda arrays: np.concatenate([np.asarray(array) for array in arrays])
+    handles = LocalHandle(
+        join(one.handles.depth for one in found),
+        join(one.handles.weight for one in found),
+        Basis(*(join(getattr(basis, name) for basis in bases) for name in ("encoder", "decoder", "mean"))),
+        found[0].handles.tap,
+    )
+    owner = np.repeat(np.arange(len(found), dtype=np.int32), [len(one.settings) for one in found])
+    return handles, owner, [settings for one in found for settings in one.settings]
