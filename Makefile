@@ -6,11 +6,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Folder with trained PyTorch adders; without one they are trained here.
+ADDERS ?= $(wildcard ../shared/data)
 
 .PHONY: reproduce test parity bench lint quick clean
 
 reproduce: $(VENV)/.experiments
 	$(BIN)/python -m experiments heq --seeds 1:4 --out runs/reproduce/heq --resume
+	$(BIN)/python -m experiments addition --seeds 0:3 --out runs/reproduce/addition --resume \
+		$(if $(ADDERS),--backbone.checkpoints $(ADDERS))
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile
@@ -28,7 +32,8 @@ lint: $(VENV)/.test
 
 quick: $(VENV)/.experiments
 	rm -rf runs/quick
-	$(BIN)/python -m experiments heq --quick --out runs/quick
+	$(BIN)/python -m experiments heq --quick --out runs/quick/heq
+	$(BIN)/python -m experiments addition --quick --out runs/quick/addition
 
 clean:
 	rm -rf $(VENV) .cache runs

@@ -8,7 +8,7 @@
 A shape such as `Float[Array, "V F"]` is checked at run time in the tests and is documentation elsewhere.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,11 +22,5 @@ Setting: TypeAlias = Mapping[str, Any]
 
 Outputs: TypeAlias = Array
 """What a model returns for a batch: logits `[N, C]`."""
-
-Decode: TypeAlias = Callable[[Array], Array]
-"""Turns outputs `[N, C]` into a prediction `[N]` that is compared with a label."""
-
-PairLoss: TypeAlias = Callable[[Array, Array], Array]
-"""Turns outputs `[N, C]` and labels `[N]` into one loss per pair `[N]`."""
 
 AnyArray: TypeAlias = Array | np.ndarray

@@ -19,9 +19,9 @@ from abstraction.localization import (
     ReferenceTransport,
     calibrate,
     gather_evidence,
+    handle_grid,
     measure_effects,
 )
-from abstraction.localization.calibration import handle_grid
 from benchmarks.problem import TAP, Pairs, Problem, equality_problem
 from benchmarks.records import Row, compare, measure, require_agreement
 from benchmarks.torch_oracle import (

@@ -13,15 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from abstraction.interventions import random_frames
-from abstraction.localization import Candidates, DASConfig, Rotations, candidate_grid, train_rotations
+from abstraction.localization import (
+    Candidates,
+    Rotation,
+    SearchConfig,
+    Searched,
+    candidate_grid,
+    full_supports,
+    train_candidates,
+)
 from benchmarks.problem import TAP, Problem, equality_problem
 from benchmarks.records import Row, compare, measure, require_agreement
 from benchmarks.torch_oracle import TorchMLP, hooked, measure_torch, record_hidden, tensor, torch_mlp
 
 PAIRS, BATCH, EPOCHS, RANKS = 1000, 128, 10, tuple(range(1, 17))
 STEPS = PAIRS // BATCH
-KEY = jax.random.key(0)
+START_KEY, ORDER_KEY = jax.random.split(jax.random.key(0))
 TIMED = [(0, 1, 0), (1, 8, 1), (2, 16, 0)]
 """Depth, rank and variable of the searches that are timed in PyTorch."""
 
@@ -39,7 +46,8 @@ class TorchPairs(NamedTuple):
 def run(budget: float) -> list[Row]:
     """Time an epoch of all searches."""
     problem = equality_problem(PAIRS)
-    candidates = candidate_grid(problem.model.taps[TAP], 2, ranks=RANKS, learning_rates=(1e-3,))
+    tap = problem.model.taps[TAP]
+    candidates = candidate_grid(START_KEY, tap, full_supports(tap, range(2)), ranks=RANKS, learning_rates=(1e-3,))
     count = len(candidates.depth)
     network = torch_mlp(problem.params)
     require_agreement(first_losses(problem, network, candidates), atol=1e-5)
@@ -51,24 +59,23 @@ def run(budget: float) -> list[Row]:
         for name, resumed in ((baseline, False), (f"PyTorch, search by search, resumed at the layer, {part}", True))
     }
     timings["abstraction"] = measure(
-        lambda: ours(problem, candidates, BATCH, EPOCHS).rotation, budget=budget, compiled=True
+        lambda: ours(problem, candidates, BATCH, EPOCHS).handles, budget=budget, compiled=True
     ).scaled(1 / EPOCHS)
     size = f"{count} rotations of 16x16, one epoch of {STEPS} batches of {BATCH} pairs"
     return compare("das", size, timings, baseline=baseline)
 
 
-def ours(problem: Problem, candidates: Candidates, batch_size: int, epochs: int) -> Rotations:
+def ours(problem: Problem, candidates: Candidates, batch_size: int, epochs: int) -> Searched:
     """Train all searches at once, none of them stopping early, from the recording of the pairs on."""
-    config = DASConfig(batch_size=batch_size, max_epochs=epochs, min_epochs=epochs, patience=epochs)
-    return train_rotations(
-        KEY, problem.model, problem.params, problem.record(problem.fit), problem.fit.bank, candidates,
+    config = SearchConfig(batch_size=batch_size, max_epochs=epochs, min_epochs=epochs, patience=epochs)
+    return train_candidates(
+        ORDER_KEY, problem.model, problem.params, problem.record(problem.fit), problem.fit.bank, candidates, Rotation(),
         tap=TAP, config=config,
     )  # fmt: skip
 
 
 def first_losses(problem: Problem, network: TorchMLP, candidates: Candidates) -> dict[str, list[float]]:
     """Return the losses of the timed searches at our starts, over all pairs."""
-    starts = random_frames(jax.random.split(KEY)[0], candidates.depth.shape, 16)
     curve = ours(problem, candidates, PAIRS, 1).curve[0]
     losses: dict[str, list[float]] = {"abstraction": [], "hooked": [], "resumed": []}
     for depth, rank, variable in TIMED:
@@ -77,7 +84,9 @@ def first_losses(problem: Problem, network: TorchMLP, candidates: Candidates) ->
         pairs = _torch_pairs(problem, network, depth, variable)
         losses["abstraction"].append(float(curve[index]))
         for name, run_network in (("hooked", _hooked), ("resumed", _resumed)):
-            logits = run_network(network, pairs, torch.arange(PAIRS), depth, tensor(starts[index][:, :rank].T))
+            logits = run_network(
+                network, pairs, torch.arange(PAIRS), depth, tensor(candidates.encoder[index][:, :rank].T)
+            )
             losses[name].append(nn.functional.cross_entropy(logits, pairs.labels).item())
     return losses
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from abstraction.interventions import random_frames
-from abstraction.localization.das import Parametrization, _rotation
+from abstraction.localization.das import Parametrization, _map
 from benchmarks.records import Row, compare, measure, require_agreement
 from benchmarks.torch_oracle import measure_torch, rotation, tensor
 
@@ -46,7 +46,7 @@ def _jax(
     name: Parametrization, free: np.ndarray, start: np.ndarray, target: np.ndarray
 ) -> Callable[[], tuple[jax.Array, jax.Array]]:
     def value(free: jax.Array, start: jax.Array, target: jax.Array) -> jax.Array:
-        return (jax.vmap(lambda f, s: _rotation(f, s, name))(free, start) * target).sum()
+        return (jax.vmap(lambda f, s: s @ _map(f, name)[0])(free, start) * target).sum()
 
     arguments = [jnp.asarray(array) for array in (free, start, target)]
     function = jax.jit(jax.value_and_grad(value))

@@ -171,11 +171,10 @@ def prob_delta(patched: Tensor, base: Tensor) -> Tensor:
 
 
 def rotation(free: Tensor, start: Tensor, parametrization: str) -> Tensor:
-    """Return an orthogonal matrix, or a batch of them, from a free one: the three parametrizations of the search."""
+    """Turn a start, or a batch of them, by a free matrix: the three orthogonal parametrizations of the search."""
+    skew, identity = free - free.mT, torch.eye(free.shape[-1], dtype=free.dtype)
     if parametrization == "qr":
-        return torch.linalg.qr(start + free)[0]
-    skew = free - free.mT
+        return start @ torch.linalg.qr(identity + free)[0]
     if parametrization == "expm":
         return start @ torch.linalg.matrix_exp(skew)
-    identity = torch.eye(free.shape[-1], dtype=free.dtype)
     return start @ torch.linalg.solve(identity + skew, identity - skew)

@@ -1,19 +1,20 @@
 """`python -m experiments`: run an experiment, or rebuild the tables and figures of a run."""
 
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from experiments import figures, heq, tables
-from experiments.checks import check
-from experiments.config import HEQ, Figures, Tables, parse_seeds, quick
-from experiments.records import create_run, open_run
+from experiments import addition, figures, heq, tables
+from experiments.addition_options import Addition
+from experiments.config import HEQ, Figures, Tables
+from experiments.records import open_run
+from experiments.running import Experiment, run_experiment
 
 Command = (
     Annotated[HEQ, tyro.conf.subcommand("heq")]
+    | Annotated[Addition, tyro.conf.subcommand("addition")]
     | Annotated[Tables, tyro.conf.subcommand("tables")]
     | Annotated[Figures, tyro.conf.subcommand("figures")]
 )
@@ -25,7 +26,9 @@ def main() -> None:
     try:
         match command:
             case HEQ():
-                _run_heq(command)
+                _run(heq.EXPERIMENT, command)
+            case Addition():
+                _run(addition.EXPERIMENT, command)
             case Tables(out=out, details=details):
                 tables.show(open_run(out), details=details)
             case Figures(out=out):
@@ -35,22 +38,10 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def _run_heq(config: HEQ) -> None:
-    out = config.out or Path("runs") / f"heq-{time.strftime('%Y%m%d-%H%M%S')}"
-    config = quick(config) if config.quick else config
-    seeds = parse_seeds(config.seeds)
-    check(config)
-    if config.resume and config.out is None:
-        raise ValueError("got --resume without --out, expected the folder of the run to continue")
-    run = create_run(out, config, resume=config.resume, ignore=("seeds", "out", "resume"))
-    run.add_to_manifest(seeds=seeds, experiment=heq.NAME)
-    try:
-        heq.run(config, run, seeds)
-    except ValueError:
-        run.forget_if_empty()
-        raise
+def _run(experiment: Experiment, config: HEQ | Addition) -> None:
+    run = run_experiment(experiment, config)
     tables.show(run)
-    _draw(out)
+    _draw(run.path)
 
 
 def _draw(out: Path) -> None:

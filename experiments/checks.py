@@ -4,7 +4,11 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any
 
-from experiments.config import HEQ, Backbone, DasOptions, EqualityBanks, PaperOptions, PlotOptions
+from abstraction.localization import SearchConfig
+from abstraction.tasks import addition
+from experiments.adders import load_adder
+from experiments.addition_options import Addition, StageOptions
+from experiments.config import HEQ, Backbone, DasOptions, EqualityBanks, PaperOptions, PlotOptions, parse_seeds
 
 MOST_ROWS = 46341
 """Largest pool whose ordered pairs can be numbered by 32-bit integers."""
@@ -34,6 +38,53 @@ def check(config: HEQ) -> None:
         _check_das("--das", config.das, config.backbone.width, ours)
     if "das-paper" in config.methods:
         _check_das("--paper.das", config.paper.das, config.backbone.width, config.banks.size)
+
+
+def check_addition(config: Addition) -> None:
+    """Refuse options of the binary addition experiment that cannot work.
+
+    Raises:
+      ValueError: names the flag, what was got and what is valid.
+    """
+    width, families = config.backbone.width, len(addition.source_families(max(config.backbone.bits, 2)))
+    _distinct("--methods", config.methods)
+    _at_least("--control-draws", config.control_draws, 1)
+    _at_least("--control-shuffles", config.control_shuffles, 1)
+    _require("--backbone.bits", config.backbone.bits, lambda bits: 2 <= bits <= 30, "2 to 30 bits: one has no carry")
+    for name in ("width", "batch_size", "epochs"):
+        _at_least(f"--backbone.{name.replace('_', '-')}", getattr(config.backbone, name), 1)
+    _above_zero("--backbone.learning-rate", config.backbone.learning_rate)
+    for name in ("fit", "calibration", "test"):
+        _at_least(f"--banks.{name}", getattr(config.banks, name), 1)
+    _check_checkpoints(config)
+    _check_stages(config.stages, width)
+    pairs = config.banks.fit * families
+    for flag, options in (("--das", config.das), ("--oblique", config.oblique), ("--das-v1", config.das_v1)):
+        _check_das(flag, options, width, pairs)
+    _within("--masks.sparsities", config.masks.sparsities, lambda price: price >= 0, "numbers of at least 0")
+    _above_zero("--masks.learning-rate", config.masks.learning_rate)
+    _above_zero("--boundless.learning-rate", config.boundless.learning_rate)
+    _above_zero("--boundless.boundary-rate", config.boundless.boundary_rate)
+    _require("--boundless.penalty", config.boundless.penalty, lambda price: price >= 0, "a number of at least 0")
+    _positive("--weights.learning-rates", config.weights.learning_rates)
+    for flag in ("masks", "boundless", "weights"):
+        _check_training(f"--{flag}.training", getattr(config, flag).training, pairs)
+
+
+def _check_checkpoints(config: Addition) -> None:
+    if config.backbone.checkpoints is not None:
+        for seed in parse_seeds(config.seeds):
+            load_adder(config.backbone, seed)
+
+
+def _check_stages(options: StageOptions, width: int) -> None:
+    _within("--stages.resolutions", options.resolutions, lambda size: size >= 1, "positive widths")
+    fits = lambda sizes: min(sizes) <= width
+    _require("--stages.resolutions", options.resolutions, fits, f"one of at most {width}, the width of a state")
+    _within("--stages.prefixes", options.prefixes, lambda size: size >= 1, "positive numbers of components")
+    for name in ("shares", "fitted_shares"):
+        flag = f"--stages.{name.replace('_', '-')}"
+        _within(flag, getattr(options, name), lambda share: 0 < share <= 1, "shares in (0, 1]")
 
 
 def _check_backbone(options: Backbone) -> None:
@@ -76,18 +127,26 @@ def _check_paper(options: PaperOptions, sites: int) -> None:
 
 
 def _check_das(flag: str, options: DasOptions, width: int, pairs: int) -> None:
-    training, weight = options.training, options.training.sensitive_weight
     _within(f"{flag}.ranks", options.ranks, lambda rank: 1 <= rank <= width, f"values from 1 to {width}")
-    _above_zero(f"{flag}.learning-rate", options.learning_rate)
+    _positive(f"{flag}.learning-rates", options.learning_rates)
+    _positive(f"{flag}.strengths", options.strengths)
     _at_least(f"{flag}.restarts", options.restarts, 1)
-    _at_least(f"{flag}.training.max-epochs", training.max_epochs, 1)
-    _at_least(f"{flag}.training.patience", training.patience, 1)
-    _at_least(f"{flag}.training.min-epochs", training.min_epochs, 0)
-    _require(f"{flag}.training.margin", training.margin, lambda margin: 0 <= margin < 1, "a value in [0, 1)")
+    _check_training(f"{flag}.training", options.training, pairs)
+
+
+def _check_training(flag: str, training: SearchConfig, pairs: int) -> None:
+    weight, steps = training.sensitive_weight, training.steps_per_epoch
+    _at_least(f"{flag}.max-epochs", training.max_epochs, 1)
+    _at_least(f"{flag}.patience", training.patience, 1)
+    _at_least(f"{flag}.min-epochs", training.min_epochs, 0)
+    _require(f"{flag}.margin", training.margin, lambda margin: 0 <= margin < 1, "a value in [0, 1)")
     batch = f"a value from 1 to {pairs}, the fit pairs"
-    _require(f"{flag}.training.batch-size", training.batch_size, lambda size: 1 <= size <= pairs, batch)
+    _require(f"{flag}.batch-size", training.batch_size, lambda size: 1 <= size <= pairs, batch)
     if weight is not None:
-        _require(f"{flag}.training.sensitive-weight", weight, lambda weight: 0 < weight < 1, "a value in (0, 1)")
+        _require(f"{flag}.sensitive-weight", weight, lambda weight: 0 < weight < 1, "a value in (0, 1)")
+    if steps is not None:
+        most = pairs // training.batch_size
+        _require(f"{flag}.steps-per-epoch", steps, lambda steps: 1 <= steps <= most, f"a value from 1 to {most}")
 
 
 def _require(flag: str, value: Any, holds: Test, expected: str) -> None:

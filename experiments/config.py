@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 
-from abstraction.localization import CostMetric, DASConfig, Scope, SignatureMode
+from abstraction.localization import CostMetric, Parametrization, Scope, SearchConfig, SignatureMode
 from abstraction.tasks.equality import CalibrationPolicy
 
 Method = Literal[
@@ -109,16 +109,20 @@ class PlotOptions:
 
 @dataclass(frozen=True)
 class DasOptions:
-    """A distributed alignment search over every depth and rank."""
+    """A distributed alignment search over every rank."""
 
     ranks: tuple[int, ...] = tuple(range(1, 17))
     """Subspace sizes."""
-    learning_rate: float = 1e-2
+    learning_rates: tuple[float, ...] = (1e-2,)
     """Adam's."""
     restarts: int = 1
-    """Random starts per depth and rank."""
-    training: DASConfig = field(
-        default_factory=lambda: DASConfig(max_epochs=20, patience=20, cosine=True, sensitive_weight=0.7)
+    """Random starts per place, rank and learning rate."""
+    strengths: tuple[float, ...] = (1.0,)
+    """How far a trained subspace may move, chosen on calibration pairs; 1 is a swap."""
+    parametrization: Parametrization = "cayley"
+    """How the map stays orthogonal; oblique lets it be any invertible one."""
+    training: SearchConfig = field(
+        default_factory=lambda: SearchConfig(max_epochs=20, patience=20, cosine=True, sensitive_weight=0.7)
     )
     """How rotations are trained."""
 
@@ -140,7 +144,7 @@ class PaperOptions:
     strengths: int = 80
     """Strengths run from 1 to this, for the whole handle."""
     das: DasOptions = field(
-        default_factory=lambda: DasOptions(learning_rate=1e-3, training=DASConfig(max_epochs=1000, patience=3))
+        default_factory=lambda: DasOptions(learning_rates=(1e-3,), training=SearchConfig(max_epochs=1000, patience=3))
     )
     """The paper's search."""
 
@@ -195,26 +199,26 @@ def quick(config: HEQ) -> HEQ:
     few = tuple(round(0.6 + 0.2 * step, 1) for step in range(6))
     das = {"ranks": (1, 2, 4, 8, 12)}
     return dataclasses.replace(
-        _smaller(config, usual, control_draws=5, control_shuffles=2),
+        smaller(config, usual, control_draws=5, control_shuffles=2),
         seeds=str(parse_seeds(config.seeds)[0]),
-        backbone=_smaller(config.backbone, usual.backbone, epochs=12),
-        banks=_smaller(config.banks, usual.banks, fit=2000, calibration=1500),
-        plot=_smaller(config.plot, usual.plot, epsilons=(0.03, 0.3, 1.0), taus=(0.5,), strengths=few),
+        backbone=smaller(config.backbone, usual.backbone, epochs=12),
+        banks=smaller(config.banks, usual.banks, fit=2000, calibration=1500),
+        plot=smaller(config.plot, usual.plot, epsilons=(0.03, 0.3, 1.0), taus=(0.5,), strengths=few),
         das=dataclasses.replace(
-            _smaller(config.das, usual.das, **das),
-            training=_smaller(config.das.training, usual.das.training, max_epochs=5),
+            smaller(config.das, usual.das, **das),
+            training=smaller(config.das.training, usual.das.training, max_epochs=5),
         ),
         paper=dataclasses.replace(
-            _smaller(config.paper, usual.paper, beta_neural=(1.0,), subset_sizes=10, strengths=10),
+            smaller(config.paper, usual.paper, beta_neural=(1.0,), subset_sizes=10, strengths=10),
             das=dataclasses.replace(
-                _smaller(config.paper.das, usual.paper.das, **das),
-                training=_smaller(config.paper.das.training, usual.paper.das.training, max_epochs=20),
+                smaller(config.paper.das, usual.paper.das, **das),
+                training=smaller(config.paper.das.training, usual.paper.das.training, max_epochs=20),
             ),
         ),
     )
 
 
-def _smaller(options: _Options, usual: _Options, **small: Any) -> _Options:
+def smaller(options: _Options, usual: _Options, **small: Any) -> _Options:
     """Replace fields that still have their usual value."""
     changes = {name: value for name, value in small.items() if getattr(options, name) == getattr(usual, name)}
     return dataclasses.replace(options, **changes)  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -12,9 +12,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.layouts import LAYOUTS
+from experiments.metrics import Metrics
 from experiments.paper import reference
 from experiments.records import RunFolder, Unit
-from experiments.tables import Metrics
+
+KINDS = {"plan": "coupling", "mass": "handle", "components": "handle, by principal component"}
+PAPER = ("-paper", "-v1", "-v4")
+"""Endings of rows that are the paper's variants."""
 
 
 def draw(run: RunFolder) -> list[Path]:
@@ -35,7 +40,7 @@ def draw(run: RunFolder) -> list[Path]:
     files = [_save(folder / "accuracy.png", accuracy_figure(metrics, experiment, [*methods, "control-identity"]))]
     if methods:
         files.append(_save(folder / "runtime.png", runtime_figure(metrics, methods)))
-    for kind in ("plan", "mass"):
+    for kind in KINDS:
         shown = [m for m in methods if f"{m}/{kind}" in units[0].arrays]
         if shown:
             files.append(
@@ -51,9 +56,7 @@ def accuracy_bars(axes: Axes, metrics: Metrics, methods: Sequence[str], split: s
         if rate is None:
             continue
         error = [[max(rate.mean - rate.low, 0.0)], [max(rate.high - rate.mean, 0.0)]]
-        axes.barh(
-            place, rate.mean, xerr=error, color="tab:blue" if not method.endswith("-paper") else "tab:gray", alpha=0.6
-        )
+        axes.barh(place, rate.mean, xerr=error, color="tab:gray" if method.endswith(PAPER) else "tab:blue", alpha=0.6)
         seeds = metrics.values(method, "mean", split, "iia")
         axes.plot(seeds, np.full(len(seeds), place), "k.", markersize=3)
     axes.set_yticks(range(len(methods)), methods)
@@ -64,12 +67,11 @@ def accuracy_bars(axes: Axes, metrics: Metrics, methods: Sequence[str], split: s
 
 
 def accuracy_figure(metrics: Metrics, experiment: str, methods: Sequence[str]) -> Figure:
-    """Draw IIA on the three test splits side by side, with the paper's numbers as crosses."""
-    figure, panels = plt.subplots(1, 3, figsize=(13, 0.32 * len(methods) + 1.6), sharey=True)
-    for axes, split in zip(panels, ("test", "test-invariant", "test-specific"), strict=True):
-        accuracy_bars(axes, metrics, methods, split).set_title(
-            {"test": "sensitive", "test-invariant": "invariant", "test-specific": "specific"}[split]
-        )
+    """Draw IIA on the test splits side by side, with the paper's numbers as crosses."""
+    layout = LAYOUTS[experiment]
+    figure, panels = plt.subplots(1, len(layout.splits), figsize=(13, 0.32 * len(methods) + 1.6), sharey=True)
+    for axes, split, title in zip(panels, layout.splits, layout.titles, strict=True):
+        accuracy_bars(axes, metrics, methods, split).set_title(title)
         for place, method in enumerate(methods):
             if known := reference(experiment, method, "mean", split):
                 axes.plot(known.value, place, "rx", label="paper")
@@ -99,6 +101,8 @@ def runtime_figure(metrics: Metrics, methods: Sequence[str]) -> Figure:
 def heatmap_figure(unit: Unit, methods: Sequence[str], variables: Sequence[str], kind: str) -> Figure:
     """Draw, per method and variable, depth by unit: row-normalised coupling (`plan`) or handle weight (`mass`).
 
+    `components` are handle weights too, by principal component instead of unit.
+
     The bars beside each panel are the mass per depth.
     """
     figure, panels = plt.subplots(
@@ -116,7 +120,7 @@ def heatmap_figure(unit: Unit, methods: Sequence[str], variables: Sequence[str],
             depth_bars(bars, values[column])
             heat.set_ylabel(method if column == 0 else "", rotation=0, ha="right", va="center")
             if row == 0:
-                heat.set_title(f"{variable}: {'coupling' if kind == 'plan' else 'handle'}, {unit.name}", fontsize=9)
+                heat.set_title(f"{variable}: {KINDS[kind]}, {unit.name}", fontsize=9)
     return figure
 
 

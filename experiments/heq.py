@@ -20,11 +20,17 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import Tests, accuracy, balanced_accuracy, full_state_handles, identity_handle, judge
-from abstraction.evaluation import cross_entropy as pair_cross_entropy
+from abstraction.evaluation import (
+    CLASSES,
+    Tests,
+    accuracy,
+    balanced_accuracy,
+    full_state_handles,
+    identity_handle,
+    judge,
+)
 from abstraction.interventions import Handle, Recording, factual_outputs, stack_handles, unit_sites
 from abstraction.localization import (
     BruteForce,
@@ -33,9 +39,11 @@ from abstraction.localization import (
     GromovWasserstein,
     Nearest,
     ReferenceTransport,
+    Rotation,
     Transport,
     calibrate_candidates,
     candidate_grid,
+    full_supports,
     gather_evidence,
     record_bank,
     single_site_scores,
@@ -44,9 +52,11 @@ from abstraction.models import MLP
 from abstraction.tasks import equality
 from abstraction.training import Checkpoints, Stop, fit
 from abstraction.typing import Params
-from experiments.config import HEQ, METHODS, DasOptions, EqualityBanks, Method
-from experiments.methods import Bench, Outcome, run_localization, run_search, tally_rows, test_outcome
+from experiments.checks import check
+from experiments.config import HEQ, METHODS, DasOptions, EqualityBanks, Method, quick
+from experiments.methods import Bench, Outcome, run_localization, run_search, same_time, tally_rows, test_outcome
 from experiments.records import Row, RunFolder, Unit, digest
+from experiments.running import Experiment
 from experiments.timing import stopwatch
 
 NAME = "heq"
@@ -61,7 +71,7 @@ class EqualityLoss:
 
     def __call__(self, params: Params, batch: dict[str, jax.Array], vectors: jax.Array) -> jax.Array:
         outputs, _ = self.model.apply(params, equality.encode(vectors, batch["rows"]))
-        return pair_cross_entropy(outputs, batch["labels"]).mean()
+        return CLASSES.loss(outputs, batch["labels"]).mean()
 
 
 def run_seed(config: HEQ, seed: int, run: RunFolder, report: Callable[[str], None]) -> Unit:
@@ -259,15 +269,18 @@ def _run_method(config: HEQ, method: Method, bench: Bench, key: jax.Array, repor
 
 
 def _run_das(options: DasOptions, bench: Bench, key: jax.Array, report: Callable[[str], None]) -> Outcome:
+    tap, (start_key, order_key) = bench.model.taps[TAP], jax.random.split(key)
     candidates = candidate_grid(
-        bench.model.taps[TAP],
-        len(bench.variables),
+        start_key,
+        tap,
+        full_supports(tap, range(len(bench.variables))),
         ranks=options.ranks,
-        learning_rates=(options.learning_rate,),
+        learning_rates=options.learning_rates,
         restarts=options.restarts,
     )
     progress = lambda epoch, running: report(f"DAS: epoch {epoch}, {running} searches running")
-    return run_search(bench, key, candidates, options.training, progress)
+    featurizer = Rotation(options.parametrization)
+    return run_search(bench, order_key, candidates, featurizer, options.training, options.strengths, progress)
 
 
 def _run_full_state(bench: Bench) -> Outcome:
@@ -285,19 +298,7 @@ def _run_full_state(bench: Bench) -> Outcome:
             [{"depth": depth} for depth in range(depths)] * variables,
             cost=np.tile(np.arange(depths, dtype=float), variables),
         )
-    times = {name: elapsed for name in ("seconds", "seconds_epsilon", "seconds_selected")}
-    return Outcome(choice, times, {}, {})
+    return Outcome(choice, same_time(elapsed), {}, {})
 
 
-def run(config: HEQ, run_folder: RunFolder, seeds: list[int]) -> None:
-    """Run the seeds that are not complete yet, writing each as soon as it is."""
-    done = set(run_folder.unit_names())
-    missing = [seed for seed in seeds if f"seed-{seed}" not in done]
-    with tqdm(missing, unit="seed", disable=None, leave=False) as bar:
-        for seed in bar:
-            unit = run_seed(config, seed, run_folder, bar.set_description_str)
-            run_folder.note_in_manifest("data", unit.name, unit.details["data"])
-            run_folder.note_in_manifest("random_seeds", unit.name, random_seeds(seed))
-            run_folder.write_unit(unit)
-            run_folder.write_metrics(run_folder.units())
-    run_folder.write_metrics(run_folder.units())
+EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check, quick)

@@ -12,7 +12,7 @@ Runtime is reported by the three conventions of the paper, compilation apart:
 A coupling is solved for all eps in one batch, so its whole time is charged in each.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,26 +20,34 @@ import jax
 import numpy as np
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import Tally, Tests, binomial_interval, judge, judge_controls
+from abstraction.evaluation import CLASSES, Readout, Tally, Tests, binomial_interval, judge, judge_controls
 from abstraction.interventions import Handle, LocalHandle, Recording, SiteBank
 from abstraction.localization import (
     Candidates,
     Choice,
     CutMenu,
-    DASConfig,
     Effects,
     Evidence,
-    Localization,
+    Featurizer,
+    Grid,
+    Plans,
+    Rotation,
     Rule,
+    SearchConfig,
+    alignment_search,
     calibrate,
+    chosen_rows,
     localize,
     measure_effects,
-    search_subspaces,
+    orthogonality_error,
 )
 from abstraction.models import Model
 from abstraction.typing import Params
 from experiments.records import Row
 from experiments.timing import Time, stopwatch
+
+SELECTED = ("epsilon", "tau", "beta", "resolution")
+"""Axes of a grid whose chosen values make the selected run."""
 
 
 @dataclass
@@ -54,6 +62,8 @@ class Bench:
       evidence: recorded calibration pairs.
       tests: recorded test pairs by split.
       signature: options of `measure_effects`.
+      readout: how outputs meet labels.
+      halves: whether a test bank holds sensitive and invariant pairs, which are then reported apart as well.
     """
 
     model: Model
@@ -63,6 +73,8 @@ class Bench:
     evidence: Evidence
     tests: Tests
     signature: dict[str, Any] = field(default_factory=dict)
+    readout: Readout = CLASSES
+    halves: bool = False
     _effects: tuple[Effects, Time] | None = None
 
     @property
@@ -103,59 +115,77 @@ def run_localization(bench: Bench, rule: Rule, menu: CutMenu, **options: Any) ->
         plans = rule(effects)
         jax.block_until_ready(plans.coupling.plan)
     with stopwatch() as calibrating:
-        found = localize(bench.model, bench.params, effects, plans, menu, bench.evidence, **options)
-    common = measuring + solving
-    times = {"seconds": common + calibrating}
-    for name, axes in (("seconds_epsilon", ("epsilon",)), ("seconds_selected", ("epsilon", "tau", "beta"))):
-        grid = found.grid
+        found = localize(
+            bench.model, bench.params, effects, plans, menu, bench.evidence, readout=bench.readout, **options
+        )
+    times = localization_times(bench, found.grid, found.choice, measuring + solving, calibrating, options)
+    return Outcome(found.choice, times, coupling_details(plans), localization_arrays(effects, plans, found.choice))
+
+
+def localization_times(
+    bench: Bench, grid: Grid, choice: Choice, common: Time, calibrating: Time, options: Mapping[str, Any]
+) -> dict[str, Time]:
+    """Return the seconds of a localization by the three conventions; parts of the grid are evaluated again."""
+    times, size = {"seconds": common + calibrating}, grid.cost.size
+    for name, axes in (("seconds_epsilon", ("epsilon",)), ("seconds_selected", SELECTED)):
+        part = grid
         for axis in axes:
-            if axis in dict(grid.axes):
-                grid = grid.only(axis, [setting[axis] for setting in found.choice.settings])
-        if grid.cost.size == found.grid.cost.size:
+            if axis in dict(part.axes):
+                part = part.only(axis, [setting[axis] for setting in choice.settings])
+        if part.cost.size == size:
             times[name] = times["seconds"]
             continue
         with stopwatch() as elapsed:
-            calibrate(bench.model, bench.params, bench.evidence, grid, tap=bench.sites.tap, **options)
+            calibrate(
+                bench.model, bench.params, bench.evidence, part, tap=bench.sites.tap, readout=bench.readout, **options
+            )
         times[name] = common + elapsed
-    return Outcome(found.choice, times, _coupling_details(found), _localization_arrays(found))
+    return times
 
 
 def run_search(
     bench: Bench,
     key: jax.Array,
     candidates: Candidates,
-    config: DASConfig,
+    featurizer: Featurizer,
+    config: SearchConfig,
+    strengths: Sequence[float] = (1.0,),
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
-    """Run distributed alignment search over all candidates."""
-    tap = bench.sites.tap
+    """Run an alignment search over all candidates."""
     with stopwatch() as elapsed:
-        found = search_subspaces(
+        found = alignment_search(
             key,
             bench.model,
             bench.params,
             *bench.fit,
             candidates,
             bench.evidence,
-            tap=tap,
+            featurizer,
+            tap=bench.sites.tap,
             config=config,
+            strengths=strengths,
+            readout=bench.readout,
             progress=progress,
         )
-    rotations = jax.device_get(found.rotations)
+    searched = jax.device_get(found.searched)
     details = {
-        "orthogonality_error": float(rotations.orthogonality_error.max()),
-        "finite": bool(rotations.finite.all()),
-        "stopped_on_plateau": float(rotations.stopped.mean()),
-        "epochs": [int(rotations.epochs.min()), int(rotations.epochs.max())],
+        "finite": bool(searched.finite.all()),
+        "stopped_on_plateau": float(searched.stopped.mean()),
+        "epochs": [int(searched.epochs.min()), int(searched.epochs.max())],
+        "searches": len(searched.epochs),
     }
-    columns = {name: np.asarray(values) for name, values in vars(candidates).items()}
-    arrays = {
-        "curve": np.asarray(rotations.curve),
-        "scores": found.choice.scores,
-        **{f"candidates/{name}": values for name, values in columns.items()},
-    }
-    times = {convention: elapsed for convention in ("seconds", "seconds_epsilon", "seconds_selected")}
-    return Outcome(found.choice, times, details, arrays)
+    if isinstance(featurizer, Rotation) and featurizer.parametrization != "oblique":
+        width = np.asarray(searched.handles.weight).sum(axis=-1).astype(int)
+        details["orthogonality_error"] = float(orthogonality_error(searched.handles.basis, width).max())
+    columns = {f"candidates/{name}": values for name, values in candidates.columns().items()}
+    arrays = {"curve": np.asarray(searched.curve), "scores": found.choice.scores, **columns}
+    return Outcome(found.choice, same_time(elapsed), details, arrays)
+
+
+def same_time(elapsed: Time) -> dict[str, Time]:
+    """Charge one time by all conventions: there is no eps to select."""
+    return {convention: elapsed for convention in ("seconds", "seconds_epsilon", "seconds_selected")}
 
 
 def test_outcome(
@@ -172,12 +202,14 @@ def test_outcome(
     """Judge frozen handles and their controls once, and write everything down."""
     handles = outcome.choice.handles
     with stopwatch() as testing:
-        tallies = judge(bench.model, bench.params, handles, bench.tests)
-    controls = judge_controls(key, bench.model, bench.params, handles, bench.tests, draws=draws, shuffles=shuffles)
+        tallies = judge(bench.model, bench.params, handles, bench.tests, readout=bench.readout)
+    controls = judge_controls(
+        key, bench.model, bench.params, handles, bench.tests, draws=draws, shuffles=shuffles, readout=bench.readout
+    )
     named = {
-        method: {"calibration": outcome.choice.tally, **tallies},
-        f"control-random-{method}": controls.random,
-        f"control-shuffled-{method}": controls.shuffled,
+        method: {"calibration": outcome.choice.tally, **split_halves(bench, tallies)},
+        f"control-random-{method}": split_halves(bench, controls.random),
+        f"control-shuffled-{method}": split_halves(bench, controls.shuffled),
     }
     rows = [
         row
@@ -204,6 +236,19 @@ def test_outcome(
     depth = bench.sites.tap_depth
     arrays = {"mass": handle_mass(handles, depth), **outcome.arrays}
     return rows, details, {f"{method}/{name}": np.asarray(array) for name, array in arrays.items()}
+
+
+def split_halves(bench: Bench, tallies: Mapping[str, Tally]) -> dict[str, Tally]:
+    """Report the two halves of each split beside their mean, where the banks hold both."""
+    if not bench.halves:
+        return dict(tallies)
+    named = {}
+    for split, tally in tallies.items():
+        named[split] = tally
+        for half, name in enumerate(("sensitive", "invariant")):
+            keep = np.arange(2) == half
+            named[f"{split}-{name}"] = jax.tree.map(lambda leaf, keep=keep: leaf * keep, tally)
+    return named
 
 
 def tally_rows(bench: Bench, tally: Tally, experiment: str, method: str, split: str, seed: int) -> list[Row]:
@@ -246,8 +291,9 @@ def handle_mass(handles: Handle | LocalHandle, depth: int) -> np.ndarray:
     return mass
 
 
-def _coupling_details(found: Localization) -> dict[str, Any]:
-    coupling = found.plans.coupling
+def coupling_details(plans: Plans) -> dict[str, Any]:
+    """Report how a batch of couplings went numerically."""
+    coupling = plans.coupling
     return {
         "couplings": int(np.asarray(coupling.converged).size),
         "converged": float(np.mean(coupling.converged)),
@@ -259,11 +305,8 @@ def _coupling_details(found: Localization) -> dict[str, Any]:
     }
 
 
-def _localization_arrays(found: Localization) -> dict[str, np.ndarray]:
-    """Keep the cost, and each variable's row of the plan its handle was cut from."""
-    plan = np.asarray(found.plans.coupling.plan)
-    rows = []
-    for variable, setting in enumerate(found.choice.settings):
-        place: Sequence[int] = [values.index(setting[name]) for name, values in found.plans.axes]
-        rows.append(plan[(*place, variable)])
-    return {"cost": np.asarray(found.effects.cost), "plan": np.stack(rows)}
+def localization_arrays(effects: Effects, plans: Plans, choice: Choice) -> dict[str, np.ndarray]:
+    """Keep the cost, and each variable's row of the plan its handle was cut from, spread over depth and feature."""
+    rows, sites = chosen_rows(plans, choice), effects.sites
+    size = np.maximum((np.asarray(sites.weight) != 0).sum(axis=1), 1)
+    return {"cost": np.asarray(effects.cost), "plan": sites.union(rows / size).reshape(len(rows), -1)}

@@ -1,88 +1,19 @@
 """The table of a run, from its unit files alone."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from abstraction.evaluation import binomial_interval, mean_interval
+from experiments.layouts import HONESTY, LAYOUTS, is_control_of_a_method
+from experiments.metrics import Metrics, Rate
 from experiments.paper import reference
-from experiments.records import Row, RunFolder, Unit
+from experiments.records import RunFolder, Unit
 
-SPLITS = ("test", "test-invariant", "test-specific")
-_COLUMNS = (
-    "method",
-    "sensitive",
-    "95% interval",
-    "worst",
-    "paper",
-    "invariant",
-    "paper",
-    "specific",
-    "random",
-    "shuffled",
-    "run s",
-    "compile s",
-)
 _WIDTH = 150
-
-
-class Rate(NamedTuple):
-    """An accuracy over seeds.
-
-    Attributes:
-      mean: over seeds.
-      low: lower end of the interval.
-      high: upper end.
-      worst: the lowest seed.
-    """
-
-    mean: float
-    low: float
-    high: float
-    worst: float
-
-
-class Metrics:
-    """Rows of a run, looked up by what they measure."""
-
-    def __init__(self, rows: Iterable[Row]):
-        self._values: dict[tuple[str, str, str, str], dict[int, float]] = defaultdict(dict)
-        self.methods: list[str] = []
-        self.variables: list[str] = []
-        self.seeds: list[int] = []
-        for row in rows:
-            self._values[row.method, row.variable, row.split, row.metric][row.seed] = row.value
-            if row.method not in self.methods:
-                self.methods.append(row.method)
-            if row.seed not in self.seeds:
-                self.seeds.append(row.seed)
-            if row.metric == "iia" and row.variable not in self.variables:
-                self.variables.append(row.variable)
-
-    def values(self, method: str, variable: str, split: str, metric: str) -> np.ndarray:
-        """Return one value per seed, in the order of the seeds; empty where nothing was measured."""
-        return np.array(list(self._values.get((method, variable, split, metric), {}).values()))
-
-    def mean(self, method: str, variable: str, split: str, metric: str) -> float:
-        """Return the mean over seeds, NaN where nothing was measured."""
-        values = self.values(method, variable, split, metric)
-        return float(values.mean()) if len(values) else float("nan")
-
-    def rate(self, method: str, variable: str, split: str) -> Rate | None:
-        """Return an accuracy with its interval: the wider of the pooled binomial one and Student's t over seeds."""
-        accuracy = self.values(method, variable, split, "iia")
-        if not len(accuracy):
-            return None
-        pairs = self.values(method, variable, split, "pairs")
-        low, high = binomial_interval((accuracy * pairs).sum(), pairs.sum())
-        if len(accuracy) > 1:
-            t_low, t_high = mean_interval(accuracy)
-            low, high = min(low, t_low), max(high, t_high)
-        return Rate(float(accuracy.mean()), max(float(low), 0.0), min(float(high), 1.0), float(accuracy.min()))
 
 
 def show(run: RunFolder, *, details: bool = False) -> None:
@@ -96,10 +27,14 @@ def show(run: RunFolder, *, details: bool = False) -> None:
         raise ValueError(f"got {run.path}, which holds no complete seed yet; expected a run with results")
     metrics = Metrics(row for unit in units for row in unit.rows)
     console = Console(width=max(_WIDTH, Console().width))
-    console.print(_backbone_line(metrics))
+    experiment = units[0].rows[0].experiment
+    layout = LAYOUTS[experiment]
+    console.print(layout.backbone(metrics))
     for variable in ["mean", *(v for v in metrics.variables if v != "mean")] if details else ["mean"]:
-        console.print(_result_table(metrics, units[0].rows[0].experiment, variable))
-    for line in (*_notes(units), *(_settings(units) if details else ())):
+        console.print(_result_table(metrics, experiment, variable))
+    if any(metrics.rate(f"control-{HONESTY[0][0]}-{method}", "mean", "test") for method in metrics.methods):
+        console.print(_honesty_table(metrics))
+    for line in (*layout.notes, *_trouble(units), *(_settings(units) if details else ())):
         console.print(line, highlight=False)
     console.print(f"records {run.path}", highlight=False)
 
@@ -109,55 +44,47 @@ def _result_table(metrics: Metrics, experiment: str, variable: str) -> Table:
     what = "mean of the variables" if variable == "mean" else f"variable {variable}"
     title = f"{experiment}: interchange-intervention accuracy on test pairs, {what}, {seeds}"
     table = Table(title=title, title_justify="left")
-    for name in _COLUMNS:
+    layout = LAYOUTS[experiment]
+    for name in layout.columns():
         table.add_column(name, justify="left" if name in ("method", "95% interval") else "right", no_wrap=True)
     for method in metrics.methods:
-        if metrics.rate(method, variable, "test") is None or method.startswith(("control-random", "control-shuffled")):
-            continue
-        table.add_row(*_cells(metrics, experiment, method, variable))
+        if metrics.rate(method, variable, "test") is not None and not is_control_of_a_method(method):
+            table.add_row(*_cells(metrics, experiment, method, variable))
     return table
 
 
 def _cells(metrics: Metrics, experiment: str, method: str, variable: str) -> list[str]:
-    sensitive, invariant, specific = (metrics.rate(method, variable, split) for split in SPLITS)
-    known = [reference(experiment, method, variable, split) for split in SPLITS[:2]]
+    layout = LAYOUTS[experiment]
+    cells = [method]
+    for place, split in enumerate(layout.splits):
+        rate = metrics.rate(method, variable, split)
+        cells.append(_number(rate))
+        if place == 0:
+            cells += [f"{rate.low:.4f} {rate.high:.4f}", f"{rate.worst:.4f}"] if rate else ["", ""]
+        if split in layout.compared:
+            known = reference(experiment, method, variable, split)
+            cells.append(f"{known.value:.4f}" if known else "")
     controls = [metrics.rate(f"control-{kind}-{method}", variable, "test") for kind in ("random", "shuffled")]
-    return [
-        method,
-        _number(sensitive),
-        f"{sensitive.low:.4f} {sensitive.high:.4f}" if sensitive else "",
-        f"{sensitive.worst:.4f}" if sensitive else "",
-        f"{known[0].value:.4f}" if known[0] else "",
-        _number(invariant),
-        f"{known[1].value:.4f}" if known[1] else "",
-        _number(specific),
-        *(_number(rate, digits=3) for rate in controls),
-        *(_seconds(metrics.mean(method, "mean", "test", name)) for name in ("seconds", "seconds_compile")),
-    ]
+    times = (metrics.mean(method, "mean", "test", name) for name in ("seconds", "seconds_compile"))
+    return [*cells, *(_number(rate, digits=3) for rate in controls), *map(_seconds, times)]
 
 
-def _backbone_line(metrics: Metrics) -> str:
-    accuracy, balanced, worst, epochs = (
-        metrics.values("backbone", "output", "validation", name)
-        for name in ("accuracy", "balanced_accuracy", "worst_cell", "epochs")
-    )
-    seconds = metrics.mean("backbone", "output", "validation", "seconds")
-    text = (
-        f"backbone: accuracy {accuracy.min():.4f} or more, balanced {balanced.min():.4f}, on the worst combination of "
-        f"the causal variables {worst.min():.4f}; {epochs.min():.0f} to {epochs.max():.0f} epochs, {seconds:.1f} s"
-    )
-    warning = "\nWARNING: a backbone does not compute the causal model, which caps every IIA of its seed"
-    return text if worst.min() > 0.99 else text + warning
+def _honesty_table(metrics: Metrics) -> Table:
+    """Compare searches with the same searches where there is nothing to find."""
+    title = "the same search where there is nothing to find: the score it reaches on test pairs"
+    table = Table(title=title, title_justify="left")
+    for name in ("method", "at the site", *(title for _, title in HONESTY)):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for method in metrics.methods:
+        rates = [metrics.rate(f"control-{kind}-{method}", "mean", "test") for kind, _ in HONESTY]
+        if any(rates):
+            table.add_row(method, *(_number(rate) for rate in (metrics.rate(method, "mean", "test"), *rates)))
+    return table
 
 
-def _notes(units: Sequence[Unit]) -> list[str]:
-    """Explain the columns, and say aloud what did not work numerically."""
-    notes = [
-        "sensitive: the output must change; invariant: it must not (the paper's two splits). specific: it must not,",
-        "though it would for another variable; only this split tells a variable from a swap of everything.",
-        "random, shuffled: sensitive pairs with the same weights on random directions, and with another pair's source.",
-        "interval: the wider of binomial over pairs and Student t over seeds. paper: see experiments/paper.py.",
-    ]
+def _trouble(units: Sequence[Unit]) -> list[str]:
+    """Say aloud what did not work numerically."""
+    notes = []
     trouble: dict[tuple[str, str], list[float]] = defaultdict(list)
     for unit in units:
         for method, details in unit.details.items():
@@ -189,13 +116,25 @@ def _settings(units: Sequence[Unit]) -> list[str]:
         for method, details in unit.details.items():
             if isinstance(details, dict) and "settings" in details:
                 for index, (variable, settings) in enumerate(details["settings"].items()):
-                    chosen = ", ".join(f"{name} {value:.4g}" for name, value in settings.items() if value is not None)
+                    chosen = ", ".join(
+                        f"{name} {value}" if isinstance(value, str) else f"{name} {value:.4g}"
+                        for name, value in settings.items()
+                        if _informative(name, value)
+                    )
                     lines.append(
                         f"{unit.name}  {method}  {variable}: {chosen}; "
                         f"calibration {details['calibration_score'][index]:.4f}, "
                         f"{details['ties'][index]} tied of {details['candidates_per_variable']}"
                     )
     return lines
+
+
+def _informative(name: str, value: Any) -> bool:
+    """Leave out what every search has: no price of features, and norms of 1."""
+    if value is None or name in ("limit", "restart", "epochs"):
+        return False
+    usual = {"sparsity": 0.0, "projector_norm": 1.0, "condition": 1.0, "read_norm": 1.0, "write_norm": 1.0}
+    return name not in usual or abs(value - usual[name]) > 1e-3
 
 
 def _number(rate: Rate | None, digits: int = 4) -> str:

@@ -4,6 +4,7 @@ The causal model has two bits p and q and the output p + 2 q. The network has on
 p and q along two known directions, native or rotated, and reads them off linearly.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,8 @@ import numpy as np
 from abstraction.causal import PairBank, causal_model, label_pairs
 from abstraction.interventions import Recording, random_frames
 from abstraction.localization import record_bank
-from abstraction.models import MLP
+from abstraction.models import GRU, MLP
+from abstraction.tasks import addition
 
 TWO_BITS = causal_model(("a", "b"), "y", p=lambda a: a, q=lambda b: b, y=lambda p, q: p + 2 * q)
 WIDTH = 6
@@ -29,30 +31,50 @@ class Plant(NamedTuple):
     test: tuple[Recording, PairBank]
 
 
-def planted(*, rotate: bool, copies: bool = False, gains: tuple[float, float] = (6.0, 6.0)) -> Plant:
-    """Plant p and q at units 1 and 4, or along two rotated directions; `copies` stores p at units 1 and 2."""
+def planted(*, rotate: bool, copies: int = 1, gains: tuple[float, float] = (6.0, 6.0)) -> Plant:
+    """Plant p and q at units 1 and 4, or along two rotated directions.
+
+    `copies` stores p at as many units from 1 on, at most three, and reads their mean: with two, a swap of one copy
+    leaves the reading on the fence; with three, it changes nothing, and a swap of two is a swap of all.
+    """
     frame = random_frames(jax.random.key(7), (), WIDTH) if rotate else np.eye(WIDTH, dtype=np.float32)
     directions = frame[list(UNITS)]
+    stored = np.stack([frame[1 : 1 + copies].sum(axis=0), directions[1]])
+    reading = np.stack([stored[0] / copies, directions[1]])
     nuisance = frame[[0, 5]]  # directions that vary and are not read
-    stem = np.concatenate([directions, 0.7 * nuisance])  # inputs: a, b, two nuisances
-    head = np.zeros((WIDTH, 4), np.float32)
+    return _plant(np.concatenate([stored, 0.7 * nuisance]), reading, directions, gains)
+
+
+def planted_oblique(*, cosine: float = 0.9) -> Plant:
+    """Read p and q along two directions v at an acute angle, and move them along others: u_i.v_j = [i = j].
+
+    A nuisance moves along w, which is not read, and p and q move along w too. A swap of p alone reads along v_p and
+    writes along some u with v_p.u = 1 and v_q.u = 0. One line cannot do both: whatever it writes, it reads.
+    """
+    frame = random_frames(jax.random.key(8), (), WIDTH)
+    reads = np.array([[1.0, 0.0], [cosine, np.sqrt(1 - cosine**2)]]) @ frame[:2]
+    stored = np.linalg.pinv(reads).T + 0.5 * frame[2]
+    return _plant(np.concatenate([stored, 0.7 * frame[[2, 3]]]), reads, reads, (2.0, 2.0))
+
+
+def _plant(stem, reading, directions, gains):
+    """Build the network h = inputs stem that reads p and q along two directions; inputs: a, b, two nuisances."""
     signs = np.array([[1 if y & 1 else -1, 1 if y & 2 else -1] for y in range(4)]).T
-    reading = directions.copy()
-    if copies:
-        stem[0] = frame[1] + frame[2]
-        # either copy alone keeps the reading on its side
-        reading[0] = 0.5 * (frame[1] + frame[2])
-    head += reading[0][:, None] * gains[0] * signs[0] + reading[1][:, None] * gains[1] * signs[1]
+    head = sum(reading[v][:, None] * gains[v] * signs[v] for v in range(2))
     params = {
         "stem": {"kernel": jnp.asarray(stem, jnp.float32), "bias": jnp.zeros(WIDTH)},
         "blocks": None,
-        "head": {"kernel": jnp.asarray(head), "bias": jnp.zeros(4)},
+        "head": {"kernel": jnp.asarray(head, jnp.float32), "bias": jnp.zeros(4)},
     }
     model = MLP(4, WIDTH, 1, 4, "identity")
     template = model.init(jax.random.key(0))
     params = {name: params[name] for name in template}
-    recorded = [_bank(model, params, seed, role) for seed, role in enumerate(("fit", "calibration", "test"))]
-    return Plant(model, params, directions, *recorded)
+    return Plant(model, params, np.asarray(directions, np.float32), *recorded_banks(model, params))
+
+
+def recorded_banks(model, params):
+    """Draw the fit, calibration and test banks, and run them through a network."""
+    return [_bank(model, params, seed, role) for seed, role in enumerate(("fit", "calibration", "test"))]
 
 
 def _bank(model, params, seed, role, count=256):
@@ -66,3 +88,45 @@ def _bank(model, params, seed, role, count=256):
         return np.concatenate([bits, next(noise)], axis=-1).astype(np.float32)
 
     return record_bank(model, params, encode, bank, tap="hidden"), bank
+
+
+class Adder(NamedTuple):
+    model: GRU
+    params: dict
+    fit: tuple[Recording, PairBank]
+    calibration: tuple[Recording, PairBank]
+    test: tuple[Recording, PairBank]
+    signature: dict  # options of `measure_effects`
+
+
+ADDER_WIDTH, CARRY, IDLE = 6, 4, (3, 5)
+
+
+def planted_adder(bits: int = 3, *, trained: bool = True) -> Adder:
+    """Build a GRU that adds: its state after step t holds the carry C_{t+1} in one unit, as -1 or 1.
+
+    Gates are open (z = 0, r = 1), so h_t = tanh(g (a + b + c - thresholds)) with a, b, c of -1 or 1, c the carry unit
+    of the state before. Of the units, three count how many of a, b, c are 1 (at least one, two, three), and the sum
+    bit is read off them: one - two + three. The carry unit is a fourth that later steps read and this one does not.
+    No carry comes in: there c = 0, and thresholds of -1.5, .5 and 2.5 make it count as -1. Two units are idle, one of
+    which varies. `trained=False` keeps the random weights.
+    """
+    model = GRU(2, ADDER_WIDTH, bits)
+    params = jax.tree.map(np.zeros_like, jax.device_get(model.init(jax.random.key(0))))
+    gain, candidate = 20.0, 2 * ADDER_WIDTH
+    reset, update = params["cell"]["inputs"]["bias"][:ADDER_WIDTH], params["cell"]["inputs"]["bias"][ADDER_WIDTH:]
+    reset[:], update[:ADDER_WIDTH] = 40.0, -40.0
+    for unit, threshold in ((0, -1.5), (1, 0.5), (2, 2.5), (CARRY, 0.5)):
+        params["cell"]["inputs"]["kernel"][:, candidate + unit] = 2 * gain
+        params["cell"]["inputs"]["bias"][candidate + unit] = -gain * (2 + threshold)
+        params["cell"]["state"]["kernel"][CARRY, candidate + unit] = gain
+    params["cell"]["inputs"]["kernel"][:, candidate + IDLE[0]] = 0.5, -0.3
+    params["step"]["kernel"][:3, 0] = 8.0, -8.0, 8.0
+    params["final"]["kernel"][CARRY, 0] = 8.0
+    if not trained:
+        params = model.init(jax.random.key(5))
+    banks = addition.structured_banks(0, bits=bits, fit=24, calibration=20, test=20)
+    encode = partial(addition.encode, bits=bits)
+    recorded = [(record_bank(model, params, encode, bank, tap="hidden"), bank) for bank in banks[:3]]
+    families = np.arange(banks.fit.size) % len(banks.families)
+    return Adder(model, params, *recorded, {"mode": "bit_delta", "unit": True, "families": families})

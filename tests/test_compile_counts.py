@@ -9,13 +9,21 @@ from planted import planted
 from abstraction.evaluation import judge, judge_controls
 from abstraction.interventions import unit_sites
 from abstraction.localization import (
+    PROTOCOLS,
+    Boundless,
     CutMenu,
-    DASConfig,
+    Mask,
+    Rotation,
+    SearchConfig,
     Transport,
+    alignment_search,
     candidate_grid,
+    coarse_stage,
+    coordinate_support,
+    fine_stage,
+    full_supports,
     gather_evidence,
     plot,
-    search_subspaces,
 )
 
 
@@ -41,12 +49,22 @@ def _everything(plant, seed, epsilons, strengths, rates, order):
     found = plot(
         plant.model, plant.params, *plant.fit, sites, Transport(epsilons=epsilons), CutMenu((1, 2), strengths), evidence
     )
-    candidates = candidate_grid(plant.model.taps["hidden"], 2, ranks=(1, 2), learning_rates=rates)
-    searched = search_subspaces(
-        jax.random.key(seed), plant.model, plant.params, *plant.fit, candidates, evidence, tap="hidden",
-        config=DASConfig(max_epochs=2, batch_size=64),
-    )  # fmt: skip
-    for handles in (found.choice.handles, searched.choice.handles):
+    tap = plant.model.taps["hidden"]
+    supports = [*full_supports(tap, range(2)), coordinate_support(tap, 0, 0, order[:3].tolist(), "three")]
+    candidates = candidate_grid(
+        jax.random.key(seed), tap, supports, ranks=(1, 2), learning_rates=rates, sparsities=rates
+    )
+    searches = [
+        alignment_search(
+            jax.random.key(seed), plant.model, plant.params, *plant.fit, candidates, evidence, featurizer,
+            tap="hidden", config=SearchConfig(max_epochs=2, batch_size=64), strengths=strengths,
+        )
+        for featurizer in (Rotation(), Rotation("oblique"), Boundless(), Mask())
+    ]  # fmt: skip
+    network = (plant.model, plant.params, *plant.fit)
+    coarse_stage(*network, tap, PROTOCOLS["ours"], evidence)
+    fine_stage(*network, {"units": sites}, (0, 0), PROTOCOLS["ours"], evidence)
+    for handles in (found.choice.handles, *(search.choice.handles for search in searches)):
         judge(plant.model, plant.params, handles, {"test": plant.test})
         judge_controls(jax.random.key(seed), plant.model, plant.params, handles, {"test": plant.test}, draws=3)
     return found.choice.scores

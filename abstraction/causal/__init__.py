@@ -12,7 +12,9 @@ from abstraction.causal.pairs import (
     label_pairs,
     restrict,
     sample_bank,
+    select_variables,
     shared_pairs,
+    shuffle_labels,
     unchanged,
 )
 from abstraction.causal.scm import CausalModel, Mechanism, causal_model
@@ -32,6 +34,8 @@ __all__ = [
     "label_pairs",
     "restrict",
     "sample_bank",
+    "select_variables",
     "shared_pairs",
+    "shuffle_labels",
     "unchanged",
 ]

@@ -206,6 +206,25 @@ def restrict(bank: PairBank, variable: int) -> PairBank:
     return dataclasses.replace(bank, eligible=eligible)
 
 
+def select_variables(bank: PairBank, variables: Sequence[int]) -> PairBank:
+    """Keep some variables of a bank, by index.
+
+    Raises:
+      ValueError: there is none, or an index is out of range.
+    """
+    chosen = list(variables)
+    if not chosen or not all(0 <= index < len(bank.variables) for index in chosen):
+        raise ValueError(f"got variables {chosen}, expected some of 0 to {len(bank.variables) - 1}")
+    names = tuple(bank.variables[index] for index in chosen)
+    return dataclasses.replace(bank, labels=bank.labels[chosen], eligible=bank.eligible[chosen], variables=names)
+
+
+def shuffle_labels(generator: np.random.Generator, bank: PairBank) -> PairBank:
+    """Give every pair, for each variable, the label of another pair: nothing is left to find."""
+    labels = np.stack([row[generator.permutation(bank.size)] for row in bank.labels])
+    return dataclasses.replace(bank, labels=labels)
+
+
 def shared_pairs(first: PairBank, second: PairBank) -> int:
     """Count the distinct (base, source) pairs that two banks have in common."""
     return len(_pair_keys(first) & _pair_keys(second))

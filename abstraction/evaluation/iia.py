@@ -12,14 +12,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from abstraction.causal import PairBank
-from abstraction.interventions import Handle, LocalHandle, Recording, handle_chunk, patched_outputs
+from abstraction.evaluation.readouts import CLASSES, Readout
+from abstraction.interventions import Handle, LocalHandle, Recording, handle_chunk, patched_outputs, resume_chunk
 from abstraction.models import Model
 from abstraction.pytrees import leading_axis, pytree
-from abstraction.typing import AnyArray, Decode, PairLoss, Params
+from abstraction.typing import AnyArray, Params
 
 SENSITIVE, INVARIANT = 0, 1
 _BLOCK = 1024
@@ -64,16 +64,6 @@ class Tally:
         return _mean_of_halves(_ratio(self.loss, self.pairs))
 
 
-def top_class(outputs: Float[Array, "N C"]) -> Int[Array, " N"]:
-    """Predict the class with the largest logit."""
-    return outputs.argmax(axis=-1)
-
-
-def cross_entropy(outputs: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Array, " N"]:
-    """Negative log-likelihood of the label, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
-
-
 def tally_handles(
     model: Model,
     params: Params,
@@ -82,8 +72,7 @@ def tally_handles(
     handles: Handle | LocalHandle,
     variable: Int[np.ndarray, " H"],
     *,
-    decode: Decode = top_class,
-    pair_loss: PairLoss = cross_entropy,
+    readout: Readout = CLASSES,
 ) -> Tally:
     """Count hits of many handles on one bank.
 
@@ -96,8 +85,7 @@ def tally_handles(
       bank: labels and masks.
       handles: a batch of H handles.
       variable: which variable of the bank each handle stands for, `[H]`.
-      decode: outputs to predictions.
-      pair_loss: outputs and labels to a loss per pair, for breaking ties.
+      readout: how outputs meet labels.
 
     Raises:
       ValueError: recording and bank differ in size, or a variable index is out of range.
@@ -110,20 +98,21 @@ def tally_handles(
         raise ValueError(f"got variable indices up to {variable.max()}, expected 0 to {len(bank.variables) - 1}")
     block = _block_size(handles)
     masks = np.stack([bank.eligible & bank.active, bank.eligible & ~bank.active], axis=1)
-    chunk = min(handle_chunk(recording, handles.tap), block)
+    most = resume_chunk if isinstance(handles, LocalHandle) else handle_chunk
+    chunk = min(most(recording, handles.tap), block)
     parts = []
     for start in range(0, count, block):
         part = jax.tree.map(lambda leaf, start=start: _padded(leaf[start : start + block], block), handles)
         hits, loss = _tally_block(
             model, params, recording, bank.labels, masks, part, _padded(variable[start : start + block], block),
-            np.int32(min(block, count - start)), decode=decode, pair_loss=pair_loss, chunk=chunk,
+            np.int32(min(block, count - start)), readout=readout, chunk=chunk,
         )  # fmt: skip
         parts.append((np.asarray(hits), np.asarray(loss)))
     hits, loss = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
     return Tally(hits, masks.sum(axis=-1)[variable], loss)
 
 
-@partial(jax.jit, static_argnames=("model", "decode", "pair_loss", "chunk"))
+@partial(jax.jit, static_argnames=("model", "readout", "chunk"))
 def _tally_block(
     model: Model,
     params: Params,
@@ -134,16 +123,15 @@ def _tally_block(
     variable: Int[Array, " H"],
     count: Int[Array, ""],
     *,
-    decode: Decode,
-    pair_loss: PairLoss,
+    readout: Readout,
     chunk: int,
 ) -> tuple[Int[Array, "H 2"], Float[Array, "H 2"]]:
     """Tally the first `count` handles of a block; the rest is padding and costs nothing."""
 
     def one(handle: Handle | LocalHandle, variable: Array) -> tuple[Array, Array]:
         outputs = patched_outputs(model, params, recording, handle)
-        hit = decode(outputs) == labels[variable]
-        loss = pair_loss(outputs, labels[variable])
+        hit = readout.decode(outputs) == labels[variable]
+        loss = readout.loss(outputs, labels[variable])
         mask = masks[variable]
         return (mask & hit).sum(axis=-1, dtype=jnp.int32), (mask * loss).sum(axis=-1, dtype=jnp.float32)
 

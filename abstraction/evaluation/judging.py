@@ -13,12 +13,13 @@ from jaxtyping import Array
 
 from abstraction.causal import PairBank
 from abstraction.evaluation.controls import random_subspaces, shuffled_order
-from abstraction.evaluation.iia import Tally, cross_entropy, tally_handles, top_class
+from abstraction.evaluation.iia import Tally, tally_handles
+from abstraction.evaluation.readouts import CLASSES, Readout
 from abstraction.interventions import Handle, LocalHandle, Recording, reorder_sources, take_handle
 from abstraction.models import Model
 from abstraction.pytrees import leading_axis
 from abstraction.randomness import host_generator
-from abstraction.typing import Decode, PairLoss, Params
+from abstraction.typing import Params
 
 Tests = Mapping[str, tuple[Recording, PairBank]]
 """Recorded banks by the name of the split they report."""
@@ -42,8 +43,7 @@ def judge(
     handles: Handle | LocalHandle,
     tests: Tests,
     *,
-    decode: Decode = top_class,
-    pair_loss: PairLoss = cross_entropy,
+    readout: Readout = CLASSES,
 ) -> dict[str, Tally]:
     """Count hits of one handle per variable on every split.
 
@@ -52,12 +52,11 @@ def judge(
       params: its weights.
       handles: a batch of V handles, the v-th for variable v.
       tests: recorded banks by split.
-      decode: outputs to predictions.
-      pair_loss: outputs and labels to a loss per pair.
+      readout: how outputs meet labels.
     """
     variable = np.arange(leading_axis(handles))
     return {
-        split: tally_handles(model, params, recording, bank, handles, variable, decode=decode, pair_loss=pair_loss)
+        split: tally_handles(model, params, recording, bank, handles, variable, readout=readout)
         for split, (recording, bank) in tests.items()
     }
 
@@ -71,8 +70,7 @@ def judge_controls(
     *,
     draws: int = 20,
     shuffles: int = 5,
-    decode: Decode = top_class,
-    pair_loss: PairLoss = cross_entropy,
+    readout: Readout = CLASSES,
 ) -> Controls:
     """Count hits of the controls that belong to given handles.
 
@@ -84,8 +82,7 @@ def judge_controls(
       tests: recorded banks by split.
       draws: random subspaces per variable.
       shuffles: permutations of the sources.
-      decode: outputs to predictions.
-      pair_loss: outputs and labels to a loss per pair.
+      readout: how outputs meet labels.
     """
     variables = leading_axis(handles)
     width = model.taps[handles.tap].width
@@ -99,7 +96,7 @@ def judge_controls(
 
         def count(recording: Recording, handles: Handle | LocalHandle, repeats: int, bank: PairBank = bank) -> Tally:
             owner = np.repeat(np.arange(variables), repeats)
-            return tally_handles(model, params, recording, bank, handles, owner, decode=decode, pair_loss=pair_loss)
+            return tally_handles(model, params, recording, bank, handles, owner, readout=readout)
 
         drawn = count(recording, subspaces, draws)
         controls.random[split] = jax.tree.map(lambda leaf: leaf.reshape(variables, draws, 2).mean(axis=1), drawn)

@@ -1,6 +1,6 @@
 """Interventions as data: edits, bases, sites, handles, and patching with them."""
 
-from abstraction.interventions.bases import Basis, pca_basis, random_frames, rotation_basis
+from abstraction.interventions.bases import Basis, pca_bases, pca_basis, random_frames, rotation_basis
 from abstraction.interventions.edits import Add, InOrder, Interchange, Scale, Set
 from abstraction.interventions.patching import (
     Recording,
@@ -20,8 +20,14 @@ from abstraction.interventions.sites import (
     Handle,
     LocalHandle,
     SiteBank,
+    at_one_depth,
+    band_sites,
+    basis_at,
     coordinate_sites,
+    feature_ranks,
     group_sites,
+    prefix_sites,
+    span_sites,
     state_sites,
     unit_sites,
 )
@@ -38,18 +44,25 @@ __all__ = [
     "Scale",
     "Set",
     "SiteBank",
+    "at_one_depth",
+    "band_sites",
+    "basis_at",
     "coordinate_sites",
     "factual_outputs",
+    "feature_ranks",
     "group_sites",
     "handle_chunk",
     "map_handles",
     "patched_outputs",
+    "pca_bases",
     "pca_basis",
+    "prefix_sites",
     "random_frames",
     "record_pairs",
     "reorder_sources",
     "resume_chunk",
     "rotation_basis",
+    "span_sites",
     "stack_handles",
     "state_sites",
     "take_handle",

@@ -7,7 +7,6 @@ components (the mean and the scale cancel in an interchange) and oblique directi
 and written along another.
 """
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -49,25 +48,43 @@ def pca_basis(
 ) -> Basis:
     """Use principal components of states as features, largest variance first.
 
+    Components whose singular value is below max(N, D) times the float32 precision times the largest are not there.
+
     Args:
       states: activations to fit.
-      rank: components to keep, by default min(N, D).
+      rank: components to keep, by default all there are.
       centered: subtract the mean before the decomposition.
-      whitened: divide each feature by its standard deviation (floor 1e-6).
+      whitened: divide each feature by its standard deviation.
 
     Raises:
-      ValueError: `rank` exceeds what the states have.
+      ValueError: `rank` exceeds the rank of the states, or all states are equal.
     """
-    states = jnp.asarray(states)
-    available = min(states.shape)
+    values = np.asarray(states, np.float64)
+    mean = values.mean(axis=0) if centered else np.zeros(values.shape[1])
+    _, singular_values, directions = np.linalg.svd(values - mean, full_matrices=False)
+    smallest = max(values.shape) * np.finfo(np.float32).eps * max(singular_values[0], np.abs(values).max())
+    available = int((singular_values > smallest).sum())
     rank = available if rank is None else rank
     if not 1 <= rank <= available:
-        raise ValueError(f"got rank {rank}, expected between 1 and {available} for states of shape {states.shape}")
-    mean = states.mean(axis=0) if centered else jnp.zeros(states.shape[1], states.dtype)
-    _, singular_values, directions = jnp.linalg.svd(states - mean, full_matrices=False)
-    scale = jnp.maximum(singular_values[:rank] / jnp.sqrt(states.shape[0] - 1), 1e-6) if whitened else jnp.ones(rank)
+        raise ValueError(
+            f"got rank {rank}, expected between 1 and {available}, the rank of the states of shape {values.shape}"
+        )
     directions = directions[:rank]
-    return Basis(encoder=directions.T / scale, decoder=directions * scale[:, None], mean=mean)
+    scale = singular_values[:rank] / np.sqrt(max(len(values) - 1, 1)) if whitened else np.ones(rank)
+    arrays = (directions.T / scale, directions * scale[:, None], mean)
+    return Basis(*(array.astype(np.float32) for array in arrays))
+
+
+def pca_bases(states: Float[AnyArray, "L N D"], *, centered: bool = True, whitened: bool = False) -> Basis:
+    """Use principal components at each depth: a basis per depth, each leaf `[L, ...]`, short ones padded with zeros."""
+    found = [pca_basis(one, centered=centered, whitened=whitened) for one in np.asarray(states)]
+    most = max(basis.encoder.shape[1] for basis in found)
+    pad = lambda basis: (0, most - basis.encoder.shape[1])
+    return Basis(
+        np.stack([np.pad(basis.encoder, ((0, 0), pad(basis))) for basis in found]),
+        np.stack([np.pad(basis.decoder, (pad(basis), (0, 0))) for basis in found]),
+        np.stack([basis.mean for basis in found]),
+    )
 
 
 def random_frames(

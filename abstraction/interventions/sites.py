@@ -5,12 +5,14 @@ of them is one vmap. A handle is the alignment of one causal variable: a weighte
 weight per depth and feature. Overlapping sites of one handle add up.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.interventions.bases import Basis
 from abstraction.interventions.edits import Interchange
@@ -28,12 +30,14 @@ class SiteBank:
       weight: weight of each feature in the site, `[S, K]`.
       tap: the tap's name.
       tap_depth: the tap's depth L.
+      basis: the features, each leaf `[L, ...]`, or None for native coordinates.
     """
 
     depth: Int[np.ndarray, " S"]
     weight: Float[np.ndarray, "S K"]
     tap: str = static()
     tap_depth: int = static()
+    basis: Basis | None = None
 
     @property
     def size(self) -> int:
@@ -42,7 +46,7 @@ class SiteBank:
 
     def handles(self) -> "LocalHandle":
         """Make each site a handle of strength 1, alone."""
-        return LocalHandle(self.depth, self.weight, None, self.tap)
+        return LocalHandle(self.depth, self.weight, basis_at(self.basis, self.depth), self.tap)
 
     def rows(self) -> Float[np.ndarray, "S L K"]:
         """Spread each site over the tap's depth axis."""
@@ -53,6 +57,17 @@ class SiteBank:
     def union(self, mass: Float[np.ndarray, "*H S"]) -> Float[np.ndarray, "*H L K"]:
         """Weight sites by `mass` and add them up: the weights of a handle."""
         return np.tensordot(mass, self.rows(), axes=1)
+
+    def succession(self, mass: Float[np.ndarray, "*H S"]) -> Float[np.ndarray, "*H L K"]:
+        """Swap sites one after another, each by its `mass`: weights 1 - prod_j (1 - m_j site_j)."""
+        left = np.ones((*mass.shape[:-1], self.tap_depth, self.weight.shape[-1]))
+        for index, (depth, weight) in enumerate(zip(self.depth, self.weight, strict=True)):
+            left[..., depth, :] *= 1 - mass[..., index, None] * weight
+        return 1 - left
+
+    def take(self, index: Int[np.ndarray, " T"] | Bool[np.ndarray, " S"]) -> "SiteBank":
+        """Pick some sites."""
+        return dataclasses.replace(self, depth=self.depth[index], weight=self.weight[index])
 
 
 @pytree
@@ -136,6 +151,79 @@ def coordinate_sites(tap: Tap, sites: Sequence[tuple[int, Sequence[int]]]) -> Si
             )
         weight[index, list(coordinates)] = 1.0
     return SiteBank(np.array([depth for depth, _ in sites], np.int32), weight, tap.name, _depth(tap))
+
+
+def basis_at(basis: Basis | None, depth: Int[AnyArray, "*H"]) -> Basis | None:
+    """Pick a basis per depth, each leaf `[L, ...]`, at given depths."""
+    index = np.asarray(depth)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[index], basis)
+
+
+def at_one_depth(handles: Handle) -> Handle | LocalHandle:
+    """Make a batch of handles local if each of them acts at one depth, so that the network resumes there."""
+    weight = np.asarray(handles.weight)
+    acts = (weight != 0).any(axis=-1)
+    if weight.ndim != 3 or (acts.sum(axis=1) > 1).any():
+        return handles
+    depth, rows = acts.argmax(axis=1).astype(np.int32), np.arange(len(weight))
+    basis = jax.tree.map(lambda leaf: np.asarray(leaf)[rows, depth], handles.basis)
+    return LocalHandle(depth, weight[rows, depth], basis, handles.tap)
+
+
+def span_sites(tap: Tap, basis: Basis, spans: Sequence[tuple[int, Sequence[int]]]) -> SiteBank:
+    """Make sites from explicit (depth, features of a basis per depth).
+
+    Raises:
+      ValueError: a depth is outside the tap, a site is empty, or the basis has no such feature there.
+    """
+    ranks = feature_ranks(basis)
+    weight = np.zeros((len(spans), np.shape(basis.encoder)[-1]), np.float32)
+    for index, (depth, features) in enumerate(spans):
+        if not 0 <= depth < _depth(tap):
+            raise ValueError(f"got site {index} at depth {depth}, expected 0 to {_depth(tap) - 1} of tap {tap.name!r}")
+        wrong = [feature for feature in features if not 0 <= feature < ranks[depth]]
+        if wrong or not len(features):
+            raise ValueError(
+                f"got components {list(features)} in site {index}, expected 0 to {ranks[depth] - 1}: the states "
+                f"of tap {tap.name!r} at depth {depth} have rank {ranks[depth]}"
+            )
+        weight[index, list(features)] = 1.0
+    return SiteBank(np.array([depth for depth, _ in spans], np.int32), weight, tap.name, _depth(tap), basis)
+
+
+def prefix_sites(tap: Tap, basis: Basis, size: int) -> SiteBank:
+    """Make the first `size` features at each depth a site; where a depth has fewer, all of them.
+
+    Raises:
+      ValueError: no depth has as many features.
+    """
+    ranks = _enough(basis, size)
+    return span_sites(tap, basis, [(depth, range(min(size, rank))) for depth, rank in enumerate(ranks)])
+
+
+def band_sites(tap: Tap, basis: Basis, size: int) -> SiteBank:
+    """Partition the features at each depth into bands of `size`, the last may be smaller; a site each.
+
+    Raises:
+      ValueError: no depth has as many features.
+    """
+    ranks = _enough(basis, size)
+    bands = [(depth, range(s, min(s + size, rank))) for depth, rank in enumerate(ranks) for s in range(0, rank, size)]
+    return span_sites(tap, basis, bands)
+
+
+def feature_ranks(basis: Basis) -> list[int]:
+    """Return how many features a basis per depth has at each; padding is zero."""
+    return np.any(np.asarray(basis.encoder) != 0, axis=-2).sum(axis=-1).tolist()
+
+
+def _enough(basis: Basis, size: int) -> list[int]:
+    ranks = feature_ranks(basis)
+    if not 1 <= size <= max(ranks):
+        raise ValueError(
+            f"got spans of {size} components, expected 1 to {max(ranks)}, the states' rank by depth {ranks}"
+        )
+    return ranks
 
 
 def _depth(tap: Tap) -> int:

@@ -5,13 +5,10 @@
 
 from abstraction.localization.calibration import (
     Choice,
-    CutMenu,
     Evidence,
-    Grid,
     calibrate,
     calibrate_candidates,
     gather_evidence,
-    handle_grid,
     record_bank,
 )
 from abstraction.localization.couplings import (
@@ -23,9 +20,21 @@ from abstraction.localization.couplings import (
     score_coupling,
     sinkhorn_couplings,
 )
-from abstraction.localization.das import Candidates, DASConfig, Rotations, candidate_grid, train_rotations
-from abstraction.localization.pipeline import Localization, SubspaceSearch, localize, plot, search_subspaces
-from abstraction.localization.readwrite import ReadWrite, readwrite_handles, stack_candidates
+from abstraction.localization.cutting import CutMenu, Grid, handle_grid
+from abstraction.localization.das import Boundless, Parametrization, Rotation, orthogonality_error
+from abstraction.localization.masks import Mask, Weights
+from abstraction.localization.pipeline import AlignmentSearch, Localization, alignment_search, localize, plot
+from abstraction.localization.progressive import (
+    PROTOCOLS,
+    Protocol,
+    Refinement,
+    chosen_rows,
+    coarse_stage,
+    evidence_support,
+    fine_stage,
+    handle_depths,
+)
+from abstraction.localization.readwrite import ReadWrite, readwrite_handles, readwrite_start, stack_candidates
 from abstraction.localization.rules import (
     BruteForce,
     Cosine,
@@ -35,8 +44,16 @@ from abstraction.localization.rules import (
     ReferenceTransport,
     Rule,
     Scope,
+    Scopes,
     Transport,
     single_site_scores,
+)
+from abstraction.localization.searching import (
+    Featurizer,
+    SearchConfig,
+    Searched,
+    geometry,
+    train_candidates,
 )
 from abstraction.localization.signatures import (
     CostMetric,
@@ -48,8 +65,19 @@ from abstraction.localization.signatures import (
     site_signatures,
     transport_cost,
 )
+from abstraction.localization.supports import (
+    Candidates,
+    Support,
+    candidate_grid,
+    coordinate_support,
+    feature_support,
+    full_supports,
+)
 
 __all__ = [
+    "PROTOCOLS",
+    "AlignmentSearch",
+    "Boundless",
     "BruteForce",
     "Candidates",
     "Choice",
@@ -57,44 +85,63 @@ __all__ = [
     "CostMetric",
     "Coupling",
     "CutMenu",
-    "DASConfig",
     "Effects",
     "Evidence",
+    "Featurizer",
     "Grid",
     "GromovWasserstein",
     "Localization",
+    "Mask",
     "Nearest",
+    "Parametrization",
     "Plans",
+    "Protocol",
     "ReadWrite",
     "ReferenceTransport",
-    "Rotations",
+    "Refinement",
+    "Rotation",
     "Rule",
     "Scope",
+    "Scopes",
+    "SearchConfig",
+    "Searched",
     "SignatureMode",
-    "SubspaceSearch",
+    "Support",
     "Transport",
+    "Weights",
     "abstract_signatures",
+    "alignment_search",
     "calibrate",
     "calibrate_candidates",
     "candidate_grid",
+    "chosen_rows",
+    "coarse_stage",
+    "coordinate_support",
     "cosine_similarity",
+    "evidence_support",
+    "feature_support",
+    "fine_stage",
+    "full_supports",
     "gather_evidence",
+    "geometry",
     "gromov_wasserstein_couplings",
+    "handle_depths",
     "handle_grid",
     "localize",
     "measure_effects",
     "nearest_coupling",
+    "orthogonality_error",
     "plot",
     "readwrite_handles",
+    "readwrite_start",
     "record_bank",
     "reference_couplings",
     "relative_epsilons",
     "score_coupling",
-    "search_subspaces",
     "single_site_scores",
     "sinkhorn_couplings",
     "site_signatures",
     "stack_candidates",
-    "train_rotations",
+    "train_candidates",
     "transport_cost",
 ]

@@ -5,35 +5,33 @@
     3. cut       each row of the plan into handles: top K, renormalised, times a strength
     4. calibrate choose one handle per variable on pairs that are not test pairs
 
-and distributed alignment search under the same evidence. Testing is not part of the pipeline: a chosen handle goes
-to `abstraction.evaluation.judge` once, and never comes back.
+and alignment search under the same evidence. Testing is not part of the pipeline: a chosen handle goes to
+`abstraction.evaluation.judge` once, and never comes back.
 
-Step 2 is a rule (`abstraction.localization.rules`): transport, or one of the alternatives to it.
+Step 2 is a rule (`abstraction.localization.rules`): transport, or one of the alternatives to it. The stages that go
+from coarse to fine are in `progressive`.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import cross_entropy, top_class
-from abstraction.interventions import Recording, SiteBank
-from abstraction.localization.calibration import (
-    Choice,
-    CutMenu,
-    Evidence,
-    Grid,
-    calibrate,
-    calibrate_candidates,
-    handle_grid,
-)
-from abstraction.localization.das import Candidates, DASConfig, Rotations, train_rotations
+from abstraction.evaluation import CLASSES, Readout
+from abstraction.interventions import LocalHandle, Recording, SiteBank
+from abstraction.localization.calibration import Choice, Evidence, calibrate, calibrate_candidates
+from abstraction.localization.cutting import CutMenu, Grid, handle_grid
+from abstraction.localization.das import Rotation
 from abstraction.localization.rules import Plans, Rule
+from abstraction.localization.searching import Featurizer, SearchConfig, Searched, train_candidates
 from abstraction.localization.signatures import Effects, measure_effects
+from abstraction.localization.supports import Candidates
 from abstraction.models import Model
-from abstraction.typing import Decode, PairLoss, Params
+from abstraction.typing import Params
 
 
 class Localization(NamedTuple):
@@ -52,10 +50,10 @@ class Localization(NamedTuple):
     choice: Choice
 
 
-class SubspaceSearch(NamedTuple):
-    """What DAS found: every trained rotation, and the subspaces chosen."""
+class AlignmentSearch(NamedTuple):
+    """What an alignment search found: every trained handle, and those chosen."""
 
-    rotations: Rotations
+    searched: Searched
     choice: Choice
 
 
@@ -106,7 +104,7 @@ def localize(
     return Localization(effects, plans, grid, choice)
 
 
-def search_subspaces(
+def alignment_search(
     key: Array,
     model: Model,
     params: Params,
@@ -114,26 +112,52 @@ def search_subspaces(
     bank: PairBank,
     candidates: Candidates,
     evidence: Evidence,
+    featurizer: Featurizer | None = None,
     *,
     tap: str,
-    config: DASConfig,
-    decode: Decode = top_class,
-    pair_loss: PairLoss = cross_entropy,
+    config: SearchConfig,
+    strengths: Sequence[float] = (1.0,),
+    readout: Readout = CLASSES,
     progress: Callable[[int, int], None] | None = None,
-) -> SubspaceSearch:
-    """Train every candidate rotation on the fit bank and choose one per variable; smaller ranks win ties."""
-    rotations = train_rotations(
-        key, model, params, recording, bank, candidates, tap=tap, config=config, pair_loss=pair_loss, progress=progress
-    )
+) -> AlignmentSearch:
+    """Train every candidate on the fit bank and choose one per variable; smaller widths win ties.
+
+    Args:
+      key: seeds the order of the pairs.
+      model: the network.
+      params: its weights.
+      recording: base and source runs of the fit pairs.
+      bank: the fit pairs.
+      candidates: the searches.
+      evidence: the pairs to choose by.
+      featurizer: what is trained, by default a rotation (DAS).
+      tap: where to search.
+      config: how to train.
+      strengths: how far trained handles may move, chosen with everything else.
+      readout: how outputs meet labels.
+      progress: see `train_candidates`.
+    """
+    searched = train_candidates(
+        key, model, params, recording, bank, candidates, featurizer or Rotation(),
+        tap=tap, config=config, readout=readout, progress=progress,
+    )  # fmt: skip
+    settings = searched.settings()
+    handles = jax.device_get(searched.handles)
+    count, repeats = len(settings), len(strengths)
     choice = calibrate_candidates(
         model,
         params,
         evidence,
-        rotations.handles(tap),
-        np.asarray(candidates.variable),
-        rotations.settings(),
-        cost=np.asarray(candidates.rank),
-        decode=decode,
-        pair_loss=pair_loss,
+        _strengthened(handles, strengths),
+        np.tile(np.asarray(candidates.variable), repeats),
+        [setting | {"strength": strength} for strength in strengths for setting in settings],
+        cost=np.tile(np.asarray(handles.weight).sum(axis=-1).reshape(count), repeats),
+        readout=readout,
     )
-    return SubspaceSearch(rotations, choice)
+    return AlignmentSearch(searched, choice)
+
+
+def _strengthened(handles: LocalHandle, strengths: Sequence[float]) -> LocalHandle:
+    every = jax.tree.map(lambda leaf: np.concatenate([leaf] * len(strengths)), handles)
+    factor = np.repeat(np.asarray(strengths, np.float32), len(handles.weight))
+    return dataclasses.replace(every, weight=every.weight * factor[:, None])

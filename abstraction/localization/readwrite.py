@@ -18,8 +18,10 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from abstraction.interventions import Basis, LocalHandle
+from abstraction.localization.supports import Support, feature_support
+from abstraction.models import Tap
 
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 STRENGTHS = tuple(round(0.5 + 0.1 * step, 1) for step in range(12))
 _UNREADABLE = 1e-9
 
@@ -93,6 +95,26 @@ def readwrite_handles(
         for i, s in pairs
     ]
     return ReadWrite(handles, settings, write, read)
+
+
+def readwrite_start(tap: Tap, variable: int, found: ReadWrite, *, ridge: int | None = None) -> Support:
+    """Let a search start from fitted directions: its first feature reads along v and writes along u.
+
+    The other features complete them to the whole space: they read what writing along u does not change.
+
+    Args:
+      tap: the tap.
+      variable: which variable.
+      found: the directions.
+      ridge: index of the ridge to take, by default the middle one.
+    """
+    read = found.read[len(found.read) // 2 if ridge is None else ridge]
+    _, _, directions = np.linalg.svd(found.write[None])
+    encoder = np.concatenate([read[:, None], directions[1:].T], axis=1)
+    depth = int(np.asarray(found.handles.depth)[0])
+    decoder = np.linalg.inv(encoder)
+    arrays = (encoder.astype(np.float32), decoder.astype(np.float32))
+    return feature_support(tap, variable, depth, *arrays, range(tap.width), "readwrite", turn=False)
 
 
 def _write_direction(

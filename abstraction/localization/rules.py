@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import cross_entropy, tally_handles, top_class
+from abstraction.evaluation import CLASSES, Readout, tally_handles
 from abstraction.interventions import Recording, SiteBank
 from abstraction.localization.couplings import (
     Coupling,
@@ -27,7 +27,7 @@ from abstraction.localization.couplings import (
 )
 from abstraction.localization.signatures import Effects, cosine_similarity
 from abstraction.models import Model
-from abstraction.typing import Decode, PairLoss, Params
+from abstraction.typing import Params
 
 Scope = Literal["depth", "joint"]
 
@@ -39,11 +39,25 @@ class Plans(NamedTuple):
     axes: tuple[tuple[str, tuple[Any, ...]], ...]
 
 
+class Scopes(NamedTuple):
+    """Which sites may appear together in one handle; a rule couples each scope on its own.
+
+    Attributes:
+      axis: what scopes are, for people and for the axes of a grid.
+      values: what each one is.
+      mask: its sites, `[G, S]`.
+    """
+
+    axis: str
+    values: tuple[Any, ...]
+    mask: Bool[np.ndarray, "G S"]
+
+
 @runtime_checkable
 class Rule(Protocol):
-    """A way to couple variables to sites."""
+    """A way to couple variables to sites, in the scopes that are given or else in its own."""
 
-    def __call__(self, effects: Effects) -> Plans: ...
+    def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans: ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,7 @@ class Transport:
     Attributes:
       scope: `depth` solves one problem per depth and keeps a handle within one; `joint` solves one for all sites.
       epsilons: eps over the standard deviation of the costs in scope.
+      absolute: eps as it is, whatever the costs, as in the paper.
       taus: relaxations of the neural marginal; 1 is balanced transport.
       iterations: Sinkhorn iterations.
       tau_abstract: relaxation of the abstract marginal; 1 matches every variable in full.
@@ -63,15 +78,18 @@ class Transport:
     taus: tuple[float, ...] = (1.0,)
     iterations: int = 2000
     tau_abstract: float = 1.0
+    absolute: bool = False
 
-    def __call__(self, effects: Effects) -> Plans:
-        scopes = site_scopes(effects.sites, self.scope)
-        epsilons = relative_epsilons(effects.cost, scopes, self.epsilons)
+    def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
+        scopes = scopes or site_scopes(effects.sites, self.scope)
+        epsilons = relative_epsilons(effects.cost, scopes.mask, self.epsilons)
+        if self.absolute:
+            epsilons = np.broadcast_to(np.asarray(self.epsilons, np.float32), epsilons.shape)
         couplings = [
             sinkhorn_couplings(
                 effects.cost,
                 epsilons,
-                scopes,
+                scopes.mask,
                 tau_abstract=self.tau_abstract,
                 tau_neural=tau,
                 iterations=self.iterations,
@@ -79,7 +97,7 @@ class Transport:
             for tau in self.taus
         ]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(couplings))
-        return Plans(stacked, (("tau", self.taus), _scope_axis(scopes), ("epsilon", self.epsilons)))
+        return Plans(stacked, (("tau", self.taus), (scopes.axis, scopes.values), ("epsilon", self.epsilons)))
 
 
 @dataclass(frozen=True)
@@ -98,15 +116,27 @@ class ReferenceTransport:
     beta_neural: tuple[float | None, ...] = (None,)
     iterations: int = 500
 
-    def __call__(self, effects: Effects) -> Plans:
-        coupling = reference_couplings(
-            effects.cost,
+    def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
+        axes = (("beta", self.beta_neural), ("epsilon", self.epsilons))
+        if scopes is None:
+            return Plans(self._solve(np.asarray(effects.cost)), axes)
+        couplings = []
+        for mask in scopes.mask:
+            solved = jax.device_get(self._solve(np.asarray(effects.cost)[:, mask]))
+            plan = np.zeros((*solved.plan.shape[:-1], len(mask)), np.float32)
+            plan[..., mask] = solved.plan
+            couplings.append(dataclasses.replace(solved, plan=plan))
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *couplings)
+        return Plans(stacked, ((scopes.axis, scopes.values), *axes))
+
+    def _solve(self, cost: Float[np.ndarray, "V S"]) -> Coupling:
+        return reference_couplings(
+            cost,
             self.epsilons,
             beta_abstract=self.beta_abstract,
             beta_neural=self.beta_neural,
             iterations=self.iterations,
         )
-        return Plans(coupling, (("beta", self.beta_neural), ("epsilon", self.epsilons)))
 
 
 @dataclass(frozen=True)
@@ -123,7 +153,8 @@ class GromovWasserstein:
     alpha: float = 1.0
     scope: Scope = "depth"
 
-    def __call__(self, effects: Effects) -> Plans:
+    def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
+        scopes = scopes or site_scopes(effects.sites, self.scope)
         abstract, neural = effects.abstract, effects.neural
         coupling = gromov_wasserstein_couplings(
             _cosine_distance(abstract, abstract, diagonal=True),
@@ -132,7 +163,7 @@ class GromovWasserstein:
             cross_cost=_cosine_distance(abstract, neural) if self.alpha < 1 else None,
             alpha=self.alpha,
         )
-        return _scoped(coupling, effects.sites, self.scope, (("epsilon", self.epsilons),))
+        return _scoped(coupling, scopes, (("epsilon", self.epsilons),))
 
 
 @dataclass(frozen=True)
@@ -142,9 +173,10 @@ class Cosine:
     temperature: float = 1.0
     scope: Scope = "depth"
 
-    def __call__(self, effects: Effects) -> Plans:
+    def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
         scores = cosine_similarity(effects.abstract, effects.neural)
-        return _scoped(score_coupling(scores, temperature=self.temperature), effects.sites, self.scope, ())
+        coupling = score_coupling(scores, temperature=self.temperature)
+        return _scoped(coupling, scopes or site_scopes(effects.sites, self.scope), ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,17 +191,21 @@ class BruteForce:
     temperature: float = 1.0
     scope: Scope = "depth"
 
-    def __call__(self, effects: Effects) -> Plans:
+    def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
         coupling = score_coupling(self.scores, temperature=self.temperature)
-        return _scoped(coupling, effects.sites, self.scope, ())
+        return _scoped(coupling, scopes or site_scopes(effects.sites, self.scope), ())
 
 
 @dataclass(frozen=True)
 class Nearest:
     """Give each variable its site of least cost."""
 
-    def __call__(self, effects: Effects) -> Plans:
-        return Plans(nearest_coupling(effects.cost), ())
+    def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
+        if scopes is None:
+            return Plans(nearest_coupling(effects.cost), ())
+        costs = [np.where(mask, np.asarray(effects.cost), np.inf).astype(np.float32) for mask in scopes.mask]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get([*map(nearest_coupling, costs)]))
+        return Plans(stacked, ((scopes.axis, scopes.values),))
 
 
 def single_site_scores(
@@ -179,8 +215,7 @@ def single_site_scores(
     bank: PairBank,
     sites: SiteBank,
     *,
-    decode: Decode = top_class,
-    pair_loss: PairLoss = cross_entropy,
+    readout: Readout = CLASSES,
 ) -> Float[np.ndarray, "V S"]:
     """Return the combined IIA on the fit bank of a full swap of each site alone.
 
@@ -192,34 +227,31 @@ def single_site_scores(
     variables = len(bank.variables)
     handles = jax.tree.map(lambda leaf: np.concatenate([leaf] * variables), sites.handles())
     variable = np.repeat(np.arange(variables), sites.size)
-    tally = tally_handles(model, params, recording, bank, handles, variable, decode=decode, pair_loss=pair_loss)
+    tally = tally_handles(model, params, recording, bank, handles, variable, readout=readout)
     return tally.combined.reshape(variables, sites.size)
 
 
-def site_scopes(sites: SiteBank, scope: Scope) -> Bool[np.ndarray, "G S"]:
-    """Return which sites may appear together in one handle: all of them, or those of one depth.
+def site_scopes(sites: SiteBank, scope: Scope) -> Scopes:
+    """Let all sites appear together in one handle, or those of one depth.
 
     Raises:
       ValueError: an unknown scope.
     """
     if scope == "joint":
-        return np.ones((1, sites.size), bool)
+        return Scopes("scope", (0,), np.ones((1, sites.size), bool))
     if scope == "depth":
         depths = np.asarray(sites.depth)
-        return np.stack([depths == depth for depth in np.unique(depths)])
+        masks = np.stack([depths == depth for depth in np.unique(depths)])
+        return Scopes("scope", tuple(range(len(masks))), masks)
     raise ValueError(f"got scope {scope!r}, expected 'depth' or 'joint'")
 
 
-def _scoped(coupling: Coupling, sites: SiteBank, scope: Scope, axes: Sequence[tuple[str, tuple]]) -> Plans:
+def _scoped(coupling: Coupling, scopes: Scopes, axes: Sequence[tuple[str, tuple]]) -> Plans:
     """Mask a plan to each scope; cutting renormalises what is left."""
-    scopes = site_scopes(sites, scope)
-    coupling = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (len(scopes), *leaf.shape)), jax.device_get(coupling))
-    masks = np.expand_dims(scopes, tuple(range(1, coupling.plan.ndim - 1)))
-    return Plans(dataclasses.replace(coupling, plan=coupling.plan * masks), (_scope_axis(scopes), *axes))
-
-
-def _scope_axis(scopes: np.ndarray) -> tuple[str, tuple[int, ...]]:
-    return ("scope", tuple(range(len(scopes))))
+    count = len(scopes.mask)
+    coupling = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (count, *leaf.shape)), jax.device_get(coupling))
+    masks = np.expand_dims(scopes.mask, tuple(range(1, coupling.plan.ndim - 1)))
+    return Plans(dataclasses.replace(coupling, plan=coupling.plan * masks), ((scopes.axis, scopes.values), *axes))
 
 
 def _cosine_distance(first: Array, second: Array, *, diagonal: bool = False) -> np.ndarray:

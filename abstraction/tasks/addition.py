@@ -14,10 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from abstraction.causal import CausalModel, Mechanism, PairBank, Role, label_pairs
 from abstraction.typing import Setting
@@ -66,21 +64,24 @@ def carries(bits: int = 4) -> tuple[str, ...]:
     return tuple(f"c{t}" for t in range(1, bits))
 
 
+def known_with(variable: str) -> tuple[str, ...]:
+    """Name what is known when a carry has been computed: the sum bits before it, and the carries before it.
+
+    They move with the carry without being it: covariates of a regression on it.
+
+    Raises:
+      ValueError: not a carry.
+    """
+    if not (variable[:1] == "c" and variable[1:].isdigit() and int(variable[1:]) > 0):
+        raise ValueError(f"got variable {variable!r}, expected a carry: c1, c2, ...")
+    index = int(variable[1:])
+    return (*(f"s{t}" for t in range(index)), *(f"c{t}" for t in range(1, index)))
+
+
 def encode(setting: Setting, bits: int = 4) -> Float[np.ndarray, "N bits 2"]:
     """Spell both numbers bit by bit, least significant first: the network's input."""
     numbers = np.stack([np.asarray(setting["a"]), np.asarray(setting["b"])], axis=-1)
     return (numbers[:, None, :] >> np.arange(bits)[:, None] & 1).astype(np.float32)
-
-
-def decode(outputs: Float[Array, "N C"]) -> Int[Array, " N"]:
-    """Read the sum off the logits of its bits, least significant first: a bit is 1 where its probability is 1/2."""
-    return ((outputs >= 0).astype(jnp.int32) << jnp.arange(outputs.shape[-1])).sum(axis=-1)
-
-
-def bit_loss(outputs: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Array, " N"]:
-    """Add the binary cross-entropies of the bits of the sum, in nats."""
-    bits = labels[:, None] >> jnp.arange(outputs.shape[-1]) & 1
-    return optax.sigmoid_binary_cross_entropy(outputs, bits).sum(axis=-1)
 
 
 def every_input(bits: int = 4) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from oracles import iia as iia_oracle
 from oracles import patched_mlp
 
 from abstraction.causal import causal_model, label_pairs, restrict
-from abstraction.evaluation import accuracy, balanced_accuracy, cross_entropy, iia, tally_handles, unique_handles
+from abstraction.evaluation import CLASSES, accuracy, balanced_accuracy, iia, tally_handles, unique_handles
 from abstraction.interventions import Handle, record_pairs, rotation_basis, unit_sites
 from abstraction.models import MLP
 
@@ -121,7 +121,7 @@ def test_a_variable_that_does_not_exist_is_refused(setup):
 def test_cross_entropy_is_minus_log_softmax(rng):
     logits = rng.standard_normal((5, 3)).astype(np.float32)
     expected = [np.log(np.exp(row).sum()) - row[1] for row in logits.astype(float)]
-    np.testing.assert_allclose(cross_entropy(jnp.asarray(logits), jnp.ones(5, int)), expected, rtol=1e-5)
+    np.testing.assert_allclose(CLASSES.loss(jnp.asarray(logits), jnp.ones(5, int)), expected, rtol=1e-5)
 
 
 def test_balanced_accuracy_of_a_constant_is_chance():

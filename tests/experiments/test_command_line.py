@@ -8,7 +8,7 @@ import pytest
 from heqruns import SMALL, Ended, command
 
 from abstraction.training import Fit
-from experiments import heq
+from experiments import heq, running
 from experiments.config import HEQ
 
 TINY = ("heq", "--seeds", "1", "--methods", "plot-ot", *SMALL, "--backbone.rows", "2048", "--backbone.epochs", "1")
@@ -27,7 +27,7 @@ WRONG_VALUES = {
     "--methods das --das.ranks 0": r"ranks.*\b0",
     "--methods das --das.ranks 17": "ranks.*17",
     "--methods das --das.restarts 0": r"restarts.*\b0",
-    "--methods das --das.learning-rate 0": r"learning.rate.*\b0",
+    "--methods das --das.learning-rates 0": r"learning.rate.*\b0",
     "--methods das --das.training.batch-size 1000": r"batch.size.*\b1000",
     "--methods das --das.training.max-epochs -1": "epochs.*-1",
     "--methods das --das.training.sensitive-weight 2": r"sensitive.weight.*\b2",
@@ -158,7 +158,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path):
 def test_resuming_needs_to_know_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     started = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(heq, "run", lambda *_: started.append(True))
+    monkeypatch.setattr(running, "run_seeds", lambda *_: started.append(True))
     ended = command("heq", "--resume")
     assert not started
     _assert_one_clear_line(ended, "--out")
@@ -177,7 +177,7 @@ def test_options_that_no_method_reads_are_not_in_the_way(tmp_path: Path, monkeyp
     def run(*_: Any) -> None:
         raise ValueError("got here")
 
-    monkeypatch.setattr(heq, "run", run)
+    monkeypatch.setattr(running, "run_seeds", run)
     ended = command("heq", *options.split(), "--out", tmp_path / "run")
     assert ended.err == "error: got here\n"
 
@@ -185,12 +185,12 @@ def test_options_that_no_method_reads_are_not_in_the_way(tmp_path: Path, monkeyp
 def test_a_run_without_a_folder_gets_one_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
 
-    def run(config: HEQ, run_folder: Any, seeds: list[int]) -> None:
+    def run(experiment: Any, config: HEQ, run_folder: Any, seeds: list[int]) -> None:
         seen.append((run_folder.path, seeds, (run_folder.path / "config.json").exists()))
         raise ValueError("got here, expected nothing more")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(heq, "run", run)
+    monkeypatch.setattr(running, "run_seeds", run)
     assert command("heq", "--seeds", "2,4").err == "error: got here, expected nothing more\n"
     [(path, seeds, begun)] = seen
     assert re.fullmatch(r"runs/heq-\d{8}-\d{6}", str(path))

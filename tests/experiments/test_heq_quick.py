@@ -221,7 +221,7 @@ def test_resuming_a_complete_run_computes_nothing(copy: Path, monkeypatch: pytes
     def fail(*_: object) -> Unit:
         raise AssertionError("a complete seed was computed again")
 
-    monkeypatch.setattr(heq, "run_seed", fail)
+    monkeypatch.setattr(heq, "EXPERIMENT", heq.EXPERIMENT._replace(run_seed=fail))
     before = {path: path.stat().st_mtime_ns for path in (copy / "units").iterdir()}
     records = snapshot(copy)
     ended = command(*COMMAND, "--resume", "--out", copy)

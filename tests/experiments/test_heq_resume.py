@@ -16,6 +16,7 @@ from abstraction.training import Fit
 from experiments import heq
 from experiments.config import HEQ, EqualityBanks
 from experiments.records import RunFolder, Unit, create_run, open_run
+from experiments.running import run_seeds
 
 TWO_SEEDS = ("heq", "--methods", "plot-ot", "das", "--seeds", "1:3", *SMALL)
 SECOND_SEED = ("heq", "--methods", "plot-ot", "das", "--seeds", "2", *SMALL)
@@ -159,7 +160,7 @@ def _replace_seeds(monkeypatch: pytest.MonkeyPatch, *, interrupt_at: int | None 
         ran.append(seed)
         return handmade_unit(seed, {"das": 0.9})
 
-    monkeypatch.setattr(heq, "run_seed", run_seed)
+    monkeypatch.setattr(heq, "EXPERIMENT", heq.EXPERIMENT._replace(run_seed=run_seed))
     return ran
 
 
@@ -251,6 +252,6 @@ def test_the_runs_loop_computes_what_is_missing_alone(tmp_path: Path, monkeypatc
     run = create_run(tmp_path, HEQ(), resume=False)
     run.write_unit(handmade_unit(2, {"das": 0.5}))
     ran = _replace_seeds(monkeypatch)
-    heq.run(HEQ(), run, [1, 2, 3])
+    run_seeds(heq.EXPERIMENT, HEQ(), run, [1, 2, 3])
     assert ran == [1, 3]
     assert run.read_unit("seed-2").rows == handmade_unit(2, {"das": 0.5}).rows

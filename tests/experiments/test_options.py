@@ -33,8 +33,8 @@ FEW_SEEDS = HEQ(
 )
 RATES = HEQ(
     backbone=Backbone(learning_rate=2e-3),
-    das=DasOptions(learning_rate=3e-2, restarts=2),
-    paper=PaperOptions(das=DasOptions(learning_rate=4e-4, restarts=3)),
+    das=DasOptions(learning_rates=(3e-2,), restarts=2),
+    paper=PaperOptions(das=DasOptions(learning_rates=(4e-4,), restarts=3)),
 )
 
 
@@ -106,7 +106,7 @@ def test_quick_keeps_the_first_seed_and_runs_once_more_to_the_same():
 
 def test_quick_keeps_what_is_not_a_size():
     before, after = _leaves(RATES), _leaves(quick(RATES))
-    names = [name for name in before if name.endswith(("learning_rate", "restarts"))]
+    names = [name for name in before if name.endswith(("learning_rate", "learning_rates", "restarts"))]
     assert len(names) == 5
     assert {name: after[name] for name in names} == {name: before[name] for name in names}
 

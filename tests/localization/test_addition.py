@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstraction.evaluation import tally_handles
+from abstraction.evaluation import Bits, tally_handles
 from abstraction.interventions import state_sites
 from abstraction.localization import measure_effects, record_bank, reference_couplings
 from abstraction.models import GRU
@@ -37,8 +37,7 @@ def _full_swaps(params, recording, bank):
     return np.array(
         [
             tally_handles(
-                MODEL, params, recording, bank, handles, np.full(4, v), decode=addition.decode,
-                pair_loss=addition.bit_loss,
+                MODEL, params, recording, bank, handles, np.full(4, v), readout=Bits(),
             ).iia
             for v in range(3)
         ]
@@ -97,7 +96,7 @@ def test_clamped_couplings_are_the_reference(adder):
 
 def test_bits_and_their_loss_by_hand():
     logits = np.array([[2.0, -1.0, 0.5], [-3.0, -3.0, 4.0]], np.float32)
-    assert addition.decode(jnp.asarray(logits)).tolist() == [5, 4]
+    assert Bits().decode(jnp.asarray(logits)).tolist() == [5, 4]
     bits = np.array([[1, 0, 1], [0, 1, 1]])
     expected = (np.log1p(np.exp(logits)) - bits * logits).sum(axis=1)
-    np.testing.assert_allclose(addition.bit_loss(jnp.asarray(logits), jnp.array([5, 6])), expected, rtol=1e-6)
+    np.testing.assert_allclose(Bits().loss(jnp.asarray(logits), jnp.array([5, 6])), expected, rtol=1e-6)

@@ -1,15 +1,34 @@
 """Cutting, choosing and the fence around test data (PLOT, Sec. 3.3)."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import top_k_handle
 
 from abstraction.causal import changes_any, sample_bank
 from abstraction.evaluation import tally_handles
-from abstraction.interventions import Handle, LocalHandle, group_sites, unit_sites
-from abstraction.localization import CutMenu, calibrate, calibrate_candidates, gather_evidence, record_bank
-from abstraction.localization.calibration import handle_grid, select
+from abstraction.interventions import (
+    Handle,
+    InOrder,
+    Interchange,
+    LocalHandle,
+    coordinate_sites,
+    group_sites,
+    pca_bases,
+    prefix_sites,
+    state_sites,
+    unit_sites,
+)
+from abstraction.localization import (
+    CutMenu,
+    calibrate,
+    calibrate_candidates,
+    gather_evidence,
+    handle_grid,
+    record_bank,
+)
+from abstraction.localization.calibration import select
 from abstraction.models import MLP
 from abstraction.tasks import equality
 
@@ -51,6 +70,45 @@ def test_handles_match_a_loop_over_rows(rng, per_site, break_ties):
         factor = menu.strengths[r] * (menu.subset_sizes[k] if per_site else 1)
         np.testing.assert_allclose(grid.weight[v, e, k, r].reshape(-1), factor * mass, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(grid.cost[v, e, k, r], (mass * cost[v]).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("per_site", [True, False])
+def test_overlapping_sites_of_a_handle_are_swapped_one_after_another(rng, per_site):
+    sites = coordinate_sites(TAP, [(0, [0, 1]), (0, [1, 2]), (0, [1]), (1, [0, 1, 2, 3]), (1, [3])])
+    plan, cost = rng.uniform(0.1, 1, (2, 2, 5)).astype(np.float32), rng.uniform(size=(2, 5)).astype(np.float32)
+    menu = CutMenu((1, 2, 4), (0.5, 1.5), per_site, overlap="after")
+    grid = handle_grid(plan, cost, sites, (("epsilon", (0.1, 1.0)),), menu)
+    base, source = jnp.asarray(rng.standard_normal((2, 6, 4)), jnp.float32)
+    differs = False
+    for v, e, k, r in np.ndindex(2, 2, 3, 2):
+        mass = top_k_handle(plan[e, v], cost[v], menu.subset_sizes[k], True)
+        factor = menu.strengths[r] * (menu.subset_sizes[k] if per_site else 1)
+        for depth in range(2):
+            edits = [Interchange(source, np.float32(factor * mass[j]) * sites.weight[j]) for j in _at(sites, depth)]
+            at_once = Interchange(source, grid.weight[v, e, k, r, depth])(base)
+            np.testing.assert_allclose(at_once, InOrder(tuple(edits))(base), rtol=1e-4, atol=1e-5)  # float32 products
+        differs |= bool(np.abs(grid.weight[v, e, k, r] - sites.union(factor * mass)).max() > 0.05)
+    assert differs, "some handles overlap"
+
+
+def _at(sites, depth):
+    return np.flatnonzero(np.asarray(sites.depth) == depth)
+
+
+def test_a_grid_keeps_the_basis_of_its_sites(setup, rng):
+    """Components are swapped as they are cut: with all of them at weight 1, a full swap."""
+    params, banks, record = setup
+    recording, bank = record(banks.calibration)
+    states = np.asarray(recording.base["hidden"])
+    sites = prefix_sites(TAP, pca_bases(states), 4)
+    grid = handle_grid(np.eye(2)[None], np.ones((2, 2)), sites, (("epsilon", (1.0,)),), CutMenu((1,), (1.0,)))
+    evidence = gather_evidence([(recording, bank)])
+    choice = calibrate(MODEL, params, evidence, grid, tap="hidden")
+    np.testing.assert_array_equal(choice.handles.basis.encoder, np.stack([sites.basis.encoder] * 2))
+    swaps = handle_grid(np.eye(2)[None], np.ones((2, 2)), state_sites(TAP), grid.axes[:1], CutMenu((1,), (1.0,)))
+    native = calibrate(MODEL, params, evidence, swaps, tap="hidden")
+    np.testing.assert_array_equal(choice.tally.hits, native.tally.hits)
+    np.testing.assert_allclose(choice.tally.loss, native.tally.loss, rtol=1e-4)  # float32 products with components
 
 
 def test_ties_at_the_cut_are_broken_by_cost_and_reported():
@@ -191,13 +249,21 @@ def test_candidates_in_a_list_are_chosen_by_score_loss_and_cost(setup, rng):
     )
     assert choice.settings[0]["name"] in (1, 3)  # 0 equals 3 and costs more
     assert choice.settings[1]["name"] in (2, 4, 5)
-    with pytest.raises(ValueError, match=r"got \[3, 2\] candidates per variable"):
-        calibrate_candidates(
-            MODEL,
-            params,
-            evidence,
-            jax.tree.map(lambda leaf: leaf[:5], handles),
-            variable[:5],
-            settings,
-            cost=np.zeros(5),
-        )
+    with pytest.raises(ValueError, match=r"got \[6, 0\] candidates per variable, expected at least one of each"):
+        calibrate_candidates(MODEL, params, evidence, handles, np.zeros(6, int), settings, cost=np.zeros(6))
+
+
+def test_lists_of_unequal_length_are_chosen_from_one_variable_at_a_time(setup, rng):
+    params, banks, record = setup
+    weight, variable = rng.uniform(0, 1, (6, 4)).astype(np.float32), np.array([1, 0, 1, 1, 1, 0])
+    evidence, settings = gather_evidence([record(banks.calibration)]), [{"name": i} for i in range(6)]
+    handles, cost = LocalHandle(np.zeros(6, np.int32), weight), np.arange(6.0)
+    choice = calibrate_candidates(MODEL, params, evidence, handles, variable, settings, cost=cost)
+    tally = tally_handles(MODEL, params, *record(banks.calibration), handles, variable)
+    for v, own in enumerate(([1, 5], [0, 2, 3, 4])):
+        np.testing.assert_allclose(choice.scores[v, : len(own)], tally.combined[own], rtol=1e-12)
+        assert np.isnan(choice.scores[v, len(own) :]).all()
+        winner = min(own, key=lambda i: (-tally.combined[i].round(9), tally.mean_loss[i], cost[i]))
+        assert choice.settings[v]["name"] == winner
+        np.testing.assert_array_equal(choice.handles.weight[v], weight[winner])
+    assert (choice.candidates, choice.evaluated) == (4, 6)

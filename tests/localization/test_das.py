@@ -7,11 +7,23 @@ import pytest
 from planted import planted
 
 from abstraction.interventions import LocalHandle, patched_outputs, random_frames, rotation_basis
-from abstraction.localization import DASConfig, candidate_grid, gather_evidence, search_subspaces, train_rotations
-from abstraction.localization.das import _pair_weights, _rotation
-from abstraction.models import Tap
+from abstraction.localization import (
+    Boundless,
+    Rotation,
+    SearchConfig,
+    alignment_search,
+    candidate_grid,
+    feature_support,
+    full_supports,
+    gather_evidence,
+    orthogonality_error,
+    train_candidates,
+)
+from abstraction.localization.das import turned
+from abstraction.localization.searching import pair_weights
 
-CONFIG = DASConfig(max_epochs=40, batch_size=64, patience=40)
+CONFIG = SearchConfig(max_epochs=40, batch_size=64, patience=40)
+ROTATIONS = ["cayley", "expm", "qr"]
 
 
 @pytest.fixture(scope="module", name="plant")
@@ -19,86 +31,149 @@ def _plant():
     return planted(rotate=True, gains=(2.0, 2.0))
 
 
-def _train(plant, candidates, config=CONFIG, seed=0, **options):
-    return train_rotations(
-        jax.random.key(seed), plant.model, plant.params, *plant.fit, candidates, tap="hidden", config=config, **options
+def _grid(plant, variables=2, **options):
+    tap = plant.model.taps["hidden"]
+    return candidate_grid(jax.random.key(3), tap, full_supports(tap, range(variables)), **options)
+
+
+def _train(plant, candidates, config=CONFIG, seed=0, featurizer=None, **options):
+    key, featurizer = jax.random.key(seed), featurizer or Rotation()
+    return train_candidates(
+        key, plant.model, plant.params, *plant.fit, candidates, featurizer, tap="hidden", config=config, **options
     )
 
 
-@pytest.mark.parametrize("parametrization", ["cayley", "expm", "qr"])
-def test_rotations_are_orthogonal_and_start_at_their_start(parametrization, rng):
-    start = jnp.asarray(random_frames(jax.random.key(0), (), 6))
+def _projectors(searched):
+    """Return R_k R_k^T of every candidate, the part of a state that is swapped."""
+    encoder, weight = (np.asarray(array) for array in (searched.handles.basis.encoder, searched.handles.weight))
+    return (encoder * weight[:, None, :]) @ encoder.mT
+
+
+def _one(plant):
+    return jax.tree.map(lambda leaf: np.asarray(leaf[0]), _grid(plant, 1, ranks=(1,)))
+
+
+@pytest.mark.parametrize("parametrization", ROTATIONS)
+def test_rotations_are_orthogonal_and_start_at_their_start(plant, parametrization, rng):
+    candidate = _one(plant)
+    start = turned(jnp.zeros((6, 6)), candidate, parametrization)
     # QR may flip the sign of a column, which spans the same line
-    overlap = jnp.abs(_rotation(jnp.zeros((6, 6)), start, parametrization).T @ start)
-    np.testing.assert_allclose(overlap, np.eye(6), atol=1e-5)
+    np.testing.assert_allclose(np.abs(start.encoder.T @ candidate.encoder), np.eye(6), atol=1e-5)
     free = jnp.asarray(rng.standard_normal((6, 6)), jnp.float32)
-    rotation = _rotation(free, start, parametrization)
-    np.testing.assert_allclose(rotation.T @ rotation, np.eye(6), atol=2e-5)
-    assert np.abs(rotation - start).max() > 0.1
+    basis = turned(free, candidate, parametrization)
+    # float32 factorisations
+    np.testing.assert_allclose(basis.encoder.T @ basis.encoder, np.eye(6), atol=2e-5)
+    np.testing.assert_allclose(basis.decoder, basis.encoder.T, atol=1e-6)
+    assert np.abs(basis.encoder - candidate.encoder).max() > 0.1
 
 
-@pytest.mark.parametrize("parametrization", ["cayley", "expm", "qr"])
+def test_an_oblique_map_starts_at_its_start_and_writes_what_it_reads(plant, rng):
+    candidate = _one(plant)
+    start = turned(jnp.zeros((6, 6)), candidate, "oblique")
+    np.testing.assert_allclose(start.encoder, candidate.encoder, atol=1e-6)
+    np.testing.assert_allclose(start.decoder, candidate.decoder, atol=1e-6)
+    basis = turned(jnp.asarray(0.3 * rng.standard_normal((6, 6)), jnp.float32), candidate, "oblique")
+    # a float32 inverse
+    np.testing.assert_allclose(basis.decoder @ basis.encoder, np.eye(6), atol=2e-5)
+    assert np.abs(basis.encoder.T @ basis.encoder - np.eye(6)).max() > 0.1
+
+
+def test_an_unknown_parametrization_is_refused(plant, unchecked):
+    with pytest.raises(ValueError, match="got parametrization 'euler', expected 'cayley', 'expm', 'qr' or 'oblique'"):
+        turned(jnp.zeros((6, 6)), _one(plant), "euler")
+
+
+@pytest.mark.parametrize("parametrization", ROTATIONS)
 def test_a_rotated_plant_is_found_with_every_parametrization(plant, parametrization):
-    candidates = candidate_grid(plant.model.taps["hidden"], 2, ranks=(1,), learning_rates=(2e-2,), restarts=2)
-    config = DASConfig(parametrization, batch_size=32, max_epochs=150, patience=150, cosine=True)
-    found = search_subspaces(
+    candidates = _grid(plant, ranks=(1,), learning_rates=(2e-2,), restarts=2)
+    config = SearchConfig(batch_size=32, max_epochs=150, patience=150, cosine=True)
+    found = alignment_search(
         jax.random.key(0), plant.model, plant.params, *plant.fit, candidates, gather_evidence([plant.calibration]),
-        tap="hidden", config=config,
+        Rotation(parametrization), tap="hidden", config=config,
     )  # fmt: skip
     assert found.choice.tally.combined.min() > 0.98
-    assert float(found.rotations.orthogonality_error.max()) < 1e-4
+    assert orthogonality_error(found.searched.handles.basis, np.full(4, 6)).max() < 1e-4
     for v in range(2):
         direction = np.asarray(found.choice.handles.basis.encoder[v][:, 0])
         angle = np.degrees(np.arccos(min(abs(direction @ plant.directions[v]), 1.0)))
         assert angle < 5
 
 
+def test_a_boundless_search_finds_a_rotated_plant_and_a_width_within_its_support(plant):
+    tap = plant.model.taps["hidden"]
+    frame = np.concatenate([plant.directions, random_frames(jax.random.key(5), (), 6)[:, :1].T])
+    span = np.linalg.qr(frame.T)[0].astype(np.float32)
+    supports = [
+        *full_supports(tap, range(2)),
+        *(feature_support(tap, v, 0, span, None, range(3), "three") for v in range(2)),
+    ]
+    candidates = candidate_grid(jax.random.key(3), tap, supports, ranks=(1,), learning_rates=(2e-2,))
+    config = SearchConfig(batch_size=32, max_epochs=150, patience=150, cosine=True)
+    featurizer = Boundless(boundary_rate=0.25, penalty_weight=0.5)
+    searched = _train(plant, candidates, config, featurizer=featurizer)
+    weight, encoder = np.asarray(searched.handles.weight), np.asarray(searched.handles.basis.encoder)
+    assert (weight.sum(axis=1) <= candidates.limit).all()
+    assert (weight[2:, 3:] == 0).all()
+    # a step function of the place: the first features are swapped whole, the others not at all
+    np.testing.assert_array_equal(weight, np.arange(6) < weight.sum(axis=1, keepdims=True))
+    assert weight.sum(axis=1).tolist() == [1, 1, 1, 1], "the price of width leaves one direction"
+    for candidate, variable in enumerate(candidates.variable):
+        cosine = abs(encoder[candidate, :, 0] @ plant.directions[variable])
+        assert np.degrees(np.arccos(min(cosine, 1.0))) < 5
+
+
 def test_curves_fall_and_end_where_training_stopped(plant):
-    candidates = candidate_grid(plant.model.taps["hidden"], 2, ranks=(1, 4), learning_rates=(2e-2,))
-    rotations = _train(plant, candidates, DASConfig(batch_size=64, max_epochs=50, patience=2, margin=0.05))
-    curve, epochs = np.asarray(rotations.curve), np.asarray(rotations.epochs)
+    candidates = _grid(plant, ranks=(1, 4), learning_rates=(2e-2,))
+    searched = _train(plant, candidates, SearchConfig(batch_size=64, max_epochs=50, patience=2, margin=0.05))
+    curve, epochs = np.asarray(searched.curve), np.asarray(searched.epochs)
     for candidate, end in enumerate(epochs):
         assert np.isfinite(curve[:end, candidate]).all()
         assert np.isnan(curve[end:, candidate]).all()
     assert len(set(epochs)) > 1, "every search stops on its own plateau"
-    assert bool(rotations.stopped.any())
+    assert bool(searched.stopped.any())
     assert (np.nanmin(curve, axis=0) <= curve[0]).all()
 
 
 def test_a_stopped_candidate_no_longer_moves(plant):
-    candidates = candidate_grid(plant.model.taps["hidden"], 2, ranks=(1, 4), learning_rates=(2e-2,))
-    config = DASConfig(batch_size=64, max_epochs=50, patience=2, margin=0.05)
-    rotations = _train(plant, candidates, config)
-    first = int(np.asarray(rotations.epochs).argmin())
-    short = DASConfig(batch_size=64, max_epochs=int(rotations.epochs[first]), patience=2, margin=0.05)
+    candidates = _grid(plant, ranks=(1, 4), learning_rates=(2e-2,))
+    config = SearchConfig(batch_size=64, max_epochs=50, patience=2, margin=0.05)
+    searched = _train(plant, candidates, config)
+    first = int(np.asarray(searched.epochs).argmin())
+    assert int(searched.epochs[first]) < int(searched.epochs.max())
+    short = SearchConfig(batch_size=64, max_epochs=int(searched.epochs[first]), patience=2, margin=0.05)
     again = _train(plant, candidates, short)
-    np.testing.assert_allclose(again.rotation[first], rotations.rotation[first], atol=1e-5)
+    bases = [result.handles.basis.encoder[first] for result in (again, searched)]
+    np.testing.assert_allclose(*bases, atol=1e-5)
 
 
 def test_a_candidate_does_not_depend_on_its_neighbours(plant):
-    tap = plant.model.taps["hidden"]
     # the starts are drawn for the whole batch, the first rows of a longer batch being those of a shorter one
-    alone = _train(plant, candidate_grid(tap, 1, ranks=(2,), learning_rates=(1e-2,)))
-    both = _train(plant, candidate_grid(tap, 1, ranks=(2, 3), learning_rates=(1e-2,)))
+    alone = _train(plant, _grid(plant, 1, ranks=(2,), learning_rates=(1e-2,)))
+    both = _train(plant, _grid(plant, 1, ranks=(2, 3), learning_rates=(1e-2,)))
     assert int(both.candidates.rank[0]) == 2
     # batched linear algebra in float32 over 40 epochs
-    np.testing.assert_allclose(both.projector[0], alone.projector[0], atol=1e-2)
+    np.testing.assert_allclose(_projectors(both)[0], _projectors(alone)[0], atol=1e-2)
 
 
 def test_a_key_gives_the_same_rotations_and_another_key_does_not(plant):
-    candidates = candidate_grid(plant.model.taps["hidden"], 1, ranks=(2,))
-    config = DASConfig(max_epochs=2, batch_size=64)
-    first, again, other = (_train(plant, candidates, config, seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first.rotation, again.rotation)
-    assert np.abs(first.rotation - other.rotation).max() > 0.01
+    tap, config = plant.model.taps["hidden"], SearchConfig(max_epochs=2, batch_size=64)
+    starts = [
+        candidate_grid(jax.random.key(seed), tap, full_supports(tap, [0]), ranks=(2,), learning_rates=(2e-2,))
+        for seed in (0, 0, 1)
+    ]
+    first, again, other = (_train(plant, start, config).handles.basis.encoder for start in starts)
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.01
+    reordered = _train(plant, starts[0], config, seed=1).handles.basis.encoder
+    assert np.abs(first - reordered).max() > 1e-4, "the key of the training orders the pairs"
 
 
 def test_reports_of_progress_do_not_change_the_result(plant):
-    candidates = candidate_grid(plant.model.taps["hidden"], 2, ranks=(1,))
-    config, heard = DASConfig(max_epochs=6, patience=6, batch_size=64), []
+    candidates = _grid(plant, ranks=(1,))
+    config, heard = SearchConfig(max_epochs=6, patience=6, batch_size=64), []
     whole = _train(plant, candidates, config)
     parts = _train(plant, candidates, config, epochs_per_call=2, progress=lambda *report: heard.append(report))
-    np.testing.assert_array_equal(whole.rotation, parts.rotation)
+    np.testing.assert_array_equal(whole.handles.basis.encoder, parts.handles.basis.encoder)
     assert [epoch for epoch, _ in heard] == [2, 4, 6]
 
 
@@ -125,39 +200,26 @@ def test_only_the_subspace_matters_not_its_frame(plant):
 
 def test_weights_give_every_variable_the_same_total_and_sensitive_pairs_their_share(plant):
     bank = plant.fit[1]
-    weights = _pair_weights(bank, 0.7)
+    weights = pair_weights(bank, 0.7)
     np.testing.assert_allclose(weights.mean(axis=1), 1.0)
     np.testing.assert_allclose((weights * bank.active).mean(axis=1), 0.7)
-    np.testing.assert_allclose(_pair_weights(bank, None), 1.0)
+    np.testing.assert_allclose(pair_weights(bank, None), 1.0)
     with pytest.raises(ValueError, match=r"got sensitive weight 1\.0"):
-        _pair_weights(bank, 1.0)
+        pair_weights(bank, 1.0)
 
 
-def test_the_grid_is_the_cross_product():
-    candidates = candidate_grid(Tap("hidden", 8, 3), 2, ranks=(1, 4), learning_rates=(1e-3, 1e-2), restarts=2)
-    rows = set(zip(*(np.asarray(column).tolist() for column in vars(candidates).values()), strict=True))
-    assert len(rows) == 2 * 3 * 2 * 2 * 2
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"ranks": (0,)}, r"got ranks \[0\], expected values from 1 to 8"),
-        ({"ranks": (9,)}, r"got ranks \[9\]"),
-        ({"ranks": ()}, r"got ranks \[\]"),
-        ({"ranks": (1,), "depths": (3,)}, r"got depths \[3\], expected values from 0 to 2"),
-        ({"ranks": (1,), "restarts": 0}, "got 0 restarts"),
-        ({"ranks": (1,), "learning_rates": (0.0,)}, "expected positive numbers"),
-    ],
-)
-def test_searches_outside_the_tap_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        candidate_grid(Tap("hidden", 8, 3), 2, **options)
+def test_the_error_of_orthogonality_is_measured_on_the_features_in_use():
+    encoder = np.array([[[1.0, 0.6, 9.0], [0.0, 0.8, 0.0], [0.0, 0.0, 0.0]]])
+    basis = rotation_basis(encoder)
+    # columns 1 and 2 have norm 1 and product .6; column 3 is out of use
+    np.testing.assert_allclose(orthogonality_error(basis, np.array([1])), 0.0, atol=1e-12)
+    np.testing.assert_allclose(orthogonality_error(basis, np.array([2])), 0.6, rtol=1e-12)
+    np.testing.assert_allclose(orthogonality_error(basis, np.array([3])), 80.0, rtol=1e-12)
 
 
 def test_training_refuses_test_pairs_and_banks_smaller_than_a_batch(plant):
-    candidates = candidate_grid(plant.model.taps["hidden"], 2, ranks=(1,))
+    candidates = _grid(plant, ranks=(1,))
     with pytest.raises(ValueError, match="got a test bank to train on"):
-        train_rotations(jax.random.key(0), plant.model, plant.params, *plant.test, candidates, tap="hidden")
+        _train(plant._replace(fit=plant.test), candidates)
     with pytest.raises(ValueError, match="got batch size 100000"):
-        _train(plant, candidates, DASConfig(batch_size=100_000))
+        _train(plant, candidates, SearchConfig(batch_size=100_000))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted import planted
 
-from abstraction.evaluation import judge
+from abstraction.evaluation import Bits, judge
 from abstraction.localization import calibrate_candidates, gather_evidence, record_bank
 from abstraction.localization.readwrite import readwrite_handles, stack_candidates
 from abstraction.models import GRU
@@ -90,7 +90,7 @@ def test_carries_of_given_adders_are_found_without_training(seed, least):
         for i in (1, 2, 3)
     ]
     handles, owner, settings = stack_candidates(found)
-    readout = {"decode": addition.decode, "pair_loss": addition.bit_loss}
+    readout = {"readout": Bits()}
     evidence, cost = gather_evidence([record(banks.calibration)]), np.zeros(len(owner))
     choice = calibrate_candidates(model, params, evidence, handles, owner, settings, cost=cost, **readout)
     tested = judge(model, params, choice.handles, {"test": record(banks.test)}, **readout)["test"]

@@ -1,4 +1,4 @@
-"""The alignment search against PyTorch: rotations, the gradient of its loss, and Adam steps."""
+"""The alignment search against PyTorch: rotations and oblique maps, the gradient of its loss, and Adam steps."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import cross_entropy
-from abstraction.interventions import LocalHandle, random_frames, record_pairs, rotation_basis
+from abstraction.evaluation import CLASSES
+from abstraction.interventions import LocalHandle, record_pairs
 from abstraction.interventions.patching import patched_outputs
-from abstraction.localization import DASConfig, candidate_grid, train_rotations
-from abstraction.localization.das import _rank_mask, _rotation
+from abstraction.localization import (
+    Rotation,
+    SearchConfig,
+    candidate_grid,
+    full_supports,
+    train_candidates,
+)
 from abstraction.models import MLP
 
 torch = pytest.importorskip("torch", reason="PyTorch is the oracle: pip install -e '.[parity]'")
@@ -31,7 +36,7 @@ PARAMS = MODEL.init(jax.random.key(1))
 NETWORK = torch_mlp(PARAMS)
 BASE, SOURCE = np.random.default_rng(0).uniform(-1, 1, (2, PAIRS, 16)).astype(np.float32)
 LABELS = np.random.default_rng(1).integers(0, 2, (2, PAIRS)).astype(np.int32)
-PARAMETRIZATIONS = ("cayley", "expm", "qr")
+PARAMETRIZATIONS = ("cayley", "expm", "qr", "oblique")
 
 
 @pytest.fixture(name="recording")
@@ -39,36 +44,56 @@ def _recording():
     return record_pairs(MODEL, PARAMS, BASE, SOURCE, taps=("hidden",))
 
 
-def torch_loss(matrix, depth, rank, labels):
-    """Mean cross-entropy of the network with the span of the first columns interchanged by a hook."""
-    edit = DepthEdit(depth, torch.ones(rank), matrix[:, :rank], matrix[:, :rank].T)
+def starts(**options):
+    tap = MODEL.taps["hidden"]
+    return candidate_grid(jax.random.key(0), tap, full_supports(tap, range(2)), **options)
+
+
+def torch_basis(free, encoder, decoder, name):
+    """Turn a start by the free matrix: an encoder and its decoder."""
+    if name == "oblique":
+        forward = torch.eye(len(free), dtype=free.dtype) + free
+        return encoder @ forward, torch.linalg.inv(forward) @ decoder
+    turn = rotation(free, torch.eye(len(free), dtype=free.dtype), name)
+    return encoder @ turn, turn.T @ decoder
+
+
+def torch_loss(basis, depth, rank, labels):
+    """Mean cross-entropy of the network with the first features interchanged by a hook."""
+    encoder, decoder = basis
+    edit = DepthEdit(depth, torch.ones(rank), encoder[:, :rank], decoder[:rank])
     logits = patched_logits(NETWORK, tensor(BASE), record_hidden(NETWORK, tensor(SOURCE)), [edit])
     return torch.nn.functional.cross_entropy(logits, tensor(labels, torch.int64))
 
 
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
-def test_rotations_equal_their_formula_in_pytorch(name, rng):
-    free = (0.3 * rng.standard_normal((WIDTH, WIDTH))).astype(np.float32)
-    start = random_frames(jax.random.key(0), (), WIDTH)
-    ours = _rotation(jnp.asarray(free), jnp.asarray(start), name)
+def test_bases_equal_their_formula_in_pytorch(name, rng):
+    free = (0.1 * rng.standard_normal((WIDTH, WIDTH))).astype(np.float32)
+    candidate = jax.tree.map(lambda leaf: np.asarray(leaf[0]), starts(ranks=(3,)))
+    _, ours = Rotation(name).final({"matrix": jnp.asarray(free)}, candidate)
+    theirs = torch_basis(tensor(free), tensor(candidate.encoder), tensor(candidate.decoder), name)
     # float32 factorisations
-    np.testing.assert_allclose(ours, rotation(tensor(free), tensor(start), name), rtol=0, atol=5e-6)
+    np.testing.assert_allclose(ours.encoder, theirs[0], rtol=0, atol=5e-6)
+    np.testing.assert_allclose(ours.decoder, theirs[1], rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
 @pytest.mark.parametrize(("depth", "rank"), [(0, 1), (1, 5), (2, 12)])
 def test_gradient_of_the_search_loss_equals_autograd(name, depth, rank, rng, recording):
-    free = (0.2 * rng.standard_normal((WIDTH, WIDTH))).astype(np.float32)
-    start = random_frames(jax.random.key(0), (), WIDTH)
+    free = (0.05 * rng.standard_normal((WIDTH, WIDTH))).astype(np.float32)
+    candidates = starts(ranks=(rank,))
+    row = int(np.flatnonzero(np.asarray(candidates.depth) == depth)[0])
+    candidate = jax.tree.map(lambda leaf: np.asarray(leaf[row]), candidates)
 
     def loss(free):
-        matrix = _rotation(free, jnp.asarray(start), name)
-        handle = LocalHandle(jnp.int32(depth), _rank_mask(jnp.int32(rank), WIDTH), rotation_basis(matrix), "hidden")
-        return cross_entropy(patched_outputs(MODEL, PARAMS, recording, handle), jnp.asarray(LABELS[0])).mean()
+        weight, basis = Rotation(name).features({"matrix": free}, candidate, jnp.zeros(()))
+        handle = LocalHandle(candidate.depth, weight, basis, "hidden")
+        return CLASSES.loss(patched_outputs(MODEL, PARAMS, recording, handle), jnp.asarray(LABELS[0])).mean()
 
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(free))
     leaf = tensor(free).requires_grad_()
-    expected = torch_loss(rotation(leaf, tensor(start), name), depth, rank, LABELS[0])
+    basis = torch_basis(leaf, tensor(candidate.encoder), tensor(candidate.decoder), name)
+    expected = torch_loss(basis, depth, rank, LABELS[0])
     (expected_gradient,) = torch.autograd.grad(expected, leaf)
     # float32 through a factorisation and its derivative; entries are compared with the largest
     np.testing.assert_allclose(value, expected.detach(), rtol=1e-6)
@@ -77,35 +102,40 @@ def test_gradient_of_the_search_loss_equals_autograd(name, depth, rank, rng, rec
     np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=2e-5 * scale)
 
 
-@pytest.mark.parametrize(("ranks", "rate", "epochs"), [((1,), 1e-2, 12), ((4, 11), 3e-4, 6)])
-def test_full_batch_training_takes_the_steps_of_adam_in_pytorch(ranks, rate, epochs, recording):
-    candidates = candidate_grid(MODEL.taps["hidden"], 2, ranks=ranks, learning_rates=(rate,))
-    key = jax.random.key(5)
-    config = DASConfig(batch_size=PAIRS, max_epochs=epochs, min_epochs=epochs, patience=epochs)
+@pytest.mark.parametrize(
+    ("name", "ranks", "rate", "epochs", "moved"),
+    [("cayley", (1,), 1e-2, 12, 5e-3), ("cayley", (4, 11), 3e-4, 6, 5e-3), ("oblique", (1, 4), 3e-4, 6, 2e-3)],
+)
+def test_full_batch_training_takes_the_steps_of_adam_in_pytorch(name, ranks, rate, epochs, moved, recording):
+    candidates = starts(ranks=ranks, learning_rates=(rate,))
+    config = SearchConfig(batch_size=PAIRS, max_epochs=epochs, min_epochs=epochs, patience=epochs)
     bank = PairBank({}, {}, np.zeros(PAIRS, np.int32), LABELS, np.ones((2, PAIRS), bool), ("first", "second"), "fit")
-    ours = train_rotations(key, MODEL, PARAMS, recording, bank, candidates, tap="hidden", config=config)
-    starts = random_frames(jax.random.split(key)[0], candidates.depth.shape, WIDTH)
-    for index, start in enumerate(starts):
-        depth, rank, variable = (int(getattr(candidates, name)[index]) for name in ("depth", "rank", "variable"))
-        curve, projector = torch_training(start, depth, rank, LABELS[variable], epochs, rate)
+    ours = train_candidates(
+        jax.random.key(5), MODEL, PARAMS, recording, bank, candidates, Rotation(name), tap="hidden", config=config
+    )
+    basis, weight = ours.handles.basis, np.asarray(ours.handles.weight)
+    projectors = (np.asarray(basis.encoder) * weight[:, None, :]) @ np.asarray(basis.decoder)
+    for index, (start, back) in enumerate(zip(candidates.encoder, candidates.decoder, strict=True)):
+        depth, rank, variable = (int(getattr(candidates, column)[index]) for column in ("depth", "rank", "variable"))
+        curve, projector = torch_training(name, start, back, depth, rank, LABELS[variable], epochs, rate)
         np.testing.assert_allclose(ours.curve[:, index], curve, rtol=1e-6)
         # Turns within a subspace change no loss, so Adam takes them as rounding has it, at random. The projector
         # forgets them to first order only: short steps where there are such turns, long ones for a line, without.
-        np.testing.assert_allclose(ours.projector[index], projector, rtol=0, atol=3e-5)
-        frame = start[:, :rank]
-        assert np.abs(projector - frame @ frame.T).max() > 5e-3
+        # An oblique map has more of them, a line included: scales, and what is read or written beside the features.
+        np.testing.assert_allclose(projectors[index], projector, rtol=0, atol=3e-5)
+        assert np.abs(projector - start[:, :rank] @ back[:rank]).max() > moved
 
 
-def torch_training(start, depth, rank, labels, epochs, rate):
-    """Train one rotation with PyTorch's Adam; return its losses and the projector it ends at."""
+def torch_training(name, start, back, depth, rank, labels, epochs, rate):
+    """Train one candidate with PyTorch's Adam; return its losses and the projector it ends at."""
     free = torch.zeros(WIDTH, WIDTH, requires_grad=True)
     optimizer = torch.optim.Adam([free], lr=rate)
     losses = []
     for _ in range(epochs):
         optimizer.zero_grad()
-        loss = torch_loss(rotation(free, tensor(start), "cayley"), depth, rank, labels)
+        loss = torch_loss(torch_basis(free, tensor(start), tensor(back), name), depth, rank, labels)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    frame = rotation(free, tensor(start), "cayley")[:, :rank].detach().numpy()
-    return losses, frame @ frame.T
+    encoder, decoder = (matrix.detach().numpy() for matrix in torch_basis(free, tensor(start), tensor(back), name))
+    return losses, encoder[:, :rank] @ decoder[:rank]

@@ -1,0 +1,88 @@
+"""Searches that keep the features and learn their weights: desiderata-based masking, and fitted weights.
+
+    DBM      w = sigmoid(a / T), T falling; loss + sparsity sum(w); at the end w = [a > 0]   (Davies et al. 2023)
+    weights  w = a, free; a strength per feature, fitted where PLOT tries a grid of strengths
+
+Features are the support's: coordinates, or principal components.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from abstraction.interventions import Basis
+from abstraction.localization.das import leading
+from abstraction.localization.searching import Free, zero_mean
+from abstraction.localization.supports import Candidates
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Desiderata-based masking; a `Featurizer`.
+
+    Attributes:
+      temperatures: at the start and at the end, falling geometrically.
+    """
+
+    temperatures: tuple[float, float] = (1.0, 0.01)
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """One score per feature, at the candidate's rate."""
+        return {"score": 1.0}
+
+    def init(self, candidates: Candidates) -> Free:
+        """Start with every feature half in."""
+        return {"score": jnp.zeros((candidates.encoder.shape[0], candidates.encoder.shape[-1]))}
+
+    def features(self, free: Free, candidate: Candidates, progress: Array) -> tuple[Array, Basis]:
+        """Weight features softly."""
+        return self._soft(free, candidate, progress), _given(candidate)
+
+    def final(self, free: Free, candidate: Candidates) -> tuple[Array, Basis]:
+        """Keep the features with a positive score."""
+        inside = leading(candidate.limit, candidate.encoder.shape[-1])
+        return (free["score"] > 0) * inside, _given(candidate)
+
+    def penalty(self, free: Free, candidate: Candidates, progress: Array) -> Array:
+        """Price every feature in use."""
+        return jnp.asarray(candidate.sparsity) * self._soft(free, candidate, progress).sum()
+
+    def _soft(self, free: Free, candidate: Candidates, progress: Array) -> Array:
+        first, last = self.temperatures
+        temperature = first * (last / first) ** progress
+        return jax.nn.sigmoid(free["score"] / temperature) * leading(candidate.limit, candidate.encoder.shape[-1])
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A strength per feature, free to exceed 1 or to be negative; a `Featurizer`."""
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """One weight per feature, at the candidate's rate."""
+        return {"weight": 1.0}
+
+    def init(self, candidates: Candidates) -> Free:
+        """Start with a full swap of the support."""
+        return {"weight": jnp.ones((candidates.encoder.shape[0], candidates.encoder.shape[-1]))}
+
+    def features(self, free: Free, candidate: Candidates, progress: Array) -> tuple[Array, Basis]:
+        """Weight features as they are."""
+        return self.final(free, candidate)
+
+    def final(self, free: Free, candidate: Candidates) -> tuple[Array, Basis]:
+        """Weight features as they are."""
+        return free["weight"] * leading(candidate.limit, candidate.encoder.shape[-1]), _given(candidate)
+
+    def penalty(self, free: Free, candidate: Candidates, progress: Array) -> Array:
+        """Price every feature by the size of its weight."""
+        return jnp.asarray(candidate.sparsity) * jnp.abs(free["weight"]).sum()
+
+
+def _given(candidate: Candidates) -> Basis:
+    encoder = jnp.asarray(candidate.encoder)
+    return Basis(encoder, jnp.asarray(candidate.decoder), zero_mean(encoder))

@@ -1,0 +1,252 @@
+"""PLOT, coarse to fine (PLOT, Sec. 3.4):
+
+    Stage A   couple the variables to full states, one site per depth; each variable goes to its heaviest depth
+    Stage B   couple them to finer sites (coordinate groups, spans of principal components) at these depths only, at
+              several resolutions; mask each row to its own depth; cut, calibrate, choose
+    guide     hand what Stage B selected to an alignment search as its support
+
+Stage B solves one coupling per resolution, or one for the union of all resolutions. Published variants are in
+`PROTOCOLS`: `v1` (May 2026: the union, the kernel solver with its clamp, sites swapped one after another) and `v4`
+(October 2026: one coupling per resolution, log domain). `ours` relaxes the neural marginal, which otherwise caps the
+share of a row's mass that its best site can have (balanced plans use every site equally).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from abstraction.causal import PairBank
+from abstraction.evaluation import CLASSES, Readout
+from abstraction.interventions import Handle, LocalHandle, Recording, SiteBank, state_sites
+from abstraction.localization.calibration import Choice, Evidence, calibrate
+from abstraction.localization.cutting import CutMenu, Grid, handle_grid
+from abstraction.localization.pipeline import Localization, localize
+from abstraction.localization.rules import Plans, ReferenceTransport, Rule, Scopes, Transport
+from abstraction.localization.signatures import Effects, measure_effects
+from abstraction.models import Model, Tap
+from abstraction.typing import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How both stages couple, cut and choose.
+
+    Attributes:
+      coarse: rule of Stage A.
+      fine: rule of Stage B.
+      menu: how Stage B cuts; sizes beyond the number of sites keep all of them.
+      union: one coupling for all resolutions together, instead of one each.
+      options: passed on to `calibrate` in both stages.
+    """
+
+    coarse: Rule
+    fine: Rule
+    menu: CutMenu
+    union: bool = False
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_SHARED = {"shared_axis": "epsilon", "first_wins": True}
+_STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+COARSE_EPSILONS, FINE_EPSILONS = (0.01, 0.03), (0.003, 0.01, 0.03, 0.1)
+
+PROTOCOLS: dict[str, Protocol] = {
+    "v1": Protocol(
+        ReferenceTransport(COARSE_EPSILONS, iterations=80),
+        ReferenceTransport(FINE_EPSILONS, iterations=80),
+        CutMenu((1, 2, 4), _STRENGTHS, per_site=False, break_ties="order", overlap="after"),
+        union=True,
+        options=_SHARED,
+    ),
+    "v4": Protocol(
+        Transport("joint", COARSE_EPSILONS, absolute=True),
+        Transport("joint", FINE_EPSILONS, absolute=True),
+        CutMenu((1, 2, 4), _STRENGTHS, per_site=False, break_ties="order", overlap="after"),
+        options=_SHARED,
+    ),
+    "ours": Protocol(
+        Transport("joint", (0.03, 0.1, 0.3, 1.0), taus=(0.5,)),
+        Transport("joint", (0.03, 0.1, 0.3, 1.0), taus=(1.0, 0.5)),
+        CutMenu((1, 2, 3, 4, 6, 8), tuple(round(0.5 + 0.1 * step, 1) for step in range(16))),
+    ),
+}
+"""Named variants of the method; say which one a result is from."""
+
+
+class Refinement(NamedTuple):
+    """What Stage B found.
+
+    Attributes:
+      effects: what was measured, at the sites of all resolutions.
+      plans: every coupling, rows masked to their depth; its axis `resolution` has one value for their union.
+      fallback: whether a row had no mass at its depth and was left unmasked, `[*axes, V]`.
+      grid: every handle tried.
+      choice: the handles chosen.
+    """
+
+    effects: Effects
+    plans: Plans
+    fallback: Bool[np.ndarray, "... V"]
+    grid: Grid
+    choice: Choice
+
+
+def coarse_stage(
+    model: Model,
+    params: Params,
+    recording: Recording,
+    bank: PairBank,
+    tap: Tap,
+    protocol: Protocol,
+    evidence: Evidence,
+    *,
+    signature: Mapping[str, Any] | None = None,
+    readout: Readout = CLASSES,
+) -> Localization:
+    """Stage A: couple full states, keep each row's heaviest, swap it whole.
+
+    Args:
+      model: the network.
+      params: its weights.
+      recording: base and source runs of the fit pairs.
+      bank: the fit pairs.
+      tap: whose depths are the sites.
+      protocol: how to couple and choose.
+      evidence: the pairs to choose eps by.
+      signature: options of `measure_effects`.
+      readout: how outputs meet labels.
+    """
+    effects = measure_effects(model, params, recording, bank, state_sites(tap), **(signature or {}))
+    menu = CutMenu((1,), (1.0,), break_ties=protocol.menu.break_ties)
+    plans = protocol.coarse(effects)
+    return localize(model, params, effects, plans, menu, evidence, readout=readout, **protocol.options)
+
+
+def handle_depths(handles: Handle | LocalHandle) -> Int[np.ndarray, " V"]:
+    """Return the depth at which each handle of a batch moves most; the earlier of equals."""
+    if isinstance(handles, Handle):
+        return np.abs(np.asarray(handles.weight)).sum(axis=-1).argmax(axis=-1)
+    return np.asarray(handles.depth)
+
+
+def fine_stage(
+    model: Model,
+    params: Params,
+    recording: Recording,
+    bank: PairBank,
+    menus: Mapping[str, SiteBank],
+    depths: Sequence[int] | Int[np.ndarray, " V"],
+    protocol: Protocol,
+    evidence: Evidence,
+    *,
+    signature: Mapping[str, Any] | None = None,
+    readout: Readout = CLASSES,
+) -> Refinement:
+    """Stage B: couple finer sites at the depths that Stage A chose.
+
+    Args:
+      model: the network.
+      params: its weights.
+      recording: base and source runs of the fit pairs.
+      bank: the fit pairs.
+      menus: sites by resolution, over all depths, on one basis.
+      depths: where each variable goes.
+      protocol: how to couple, cut and choose.
+      evidence: the pairs to choose by.
+      signature: options of `measure_effects`.
+      readout: how outputs meet labels.
+
+    Raises:
+      ValueError: there is no menu, or one has no site at the depth of some variable.
+    """
+    depths = np.asarray(depths)
+    banks = {name: _at_depths(name, sites, depths, bank.variables) for name, sites in menus.items()}
+    if not banks:
+        raise ValueError("got an empty stage menu, expected sites of at least one resolution")
+    sites, scopes = _joined(banks, protocol.union)
+    effects = measure_effects(model, params, recording, bank, sites, **(signature or {}))
+    plans, fallback = mask_rows(protocol.fine(effects, scopes), sites, depths)
+    sizes = tuple(min(size, sites.size) for size in protocol.menu.subset_sizes)
+    menu = dataclasses.replace(protocol.menu, subset_sizes=sizes)
+    grid = handle_grid(plans.coupling.plan, effects.cost, sites, plans.axes, menu)
+    choice = calibrate(model, params, evidence, grid, tap=sites.tap, readout=readout, **protocol.options)
+    return Refinement(effects, plans, fallback, grid, choice)
+
+
+def mask_rows(plans: Plans, sites: SiteBank, depths: Int[np.ndarray, " V"]) -> tuple[Plans, Bool[np.ndarray, "... V"]]:
+    """Keep each row's mass at its own depth; a row without mass there keeps all of it.
+
+    Returns:
+      The masked plans (cutting renormalises), and which rows fell back.
+    """
+    coupling = jax.device_get(plans.coupling)
+    own = np.asarray(sites.depth) == np.asarray(depths)[:, None]
+    masked = np.nan_to_num(coupling.plan) * own
+    fallback = masked.sum(axis=-1) <= 0
+    plan = np.where(fallback[..., None], coupling.plan, masked)
+    return Plans(dataclasses.replace(coupling, plan=plan), plans.axes), fallback
+
+
+def chosen_rows(plans: Plans, choice: Choice) -> Float[np.ndarray, "V S"]:
+    """Return the row of the plan that each variable's handle was cut from."""
+    plan, rows = np.asarray(plans.coupling.plan), []
+    for variable, setting in enumerate(choice.settings):
+        place = tuple(values.index(setting[axis]) for axis, values in plans.axes)
+        rows.append(plan[(*place, variable)])
+    return np.stack(rows)
+
+
+def evidence_support(mass: Float[np.ndarray, " S"], sites: SiteBank, share: float) -> tuple[int, list[int]]:
+    """Return the smallest set of features at the heaviest depth that holds a share of a row's evidence.
+
+    The evidence of a feature is the mass of the sites that contain it, each divided by the size of the site.
+
+    Args:
+      mass: one row of a plan.
+      sites: its columns.
+      share: in (0, 1].
+
+    Returns:
+      The depth, and the features in order.
+
+    Raises:
+      ValueError: the share is out of range, or the row has no mass.
+    """
+    if not 0 < share <= 1 or not mass.sum() > 0:
+        raise ValueError(f"got share {share} of a row of mass {mass.sum()}, expected a share in (0, 1] of some mass")
+    size = np.maximum((sites.weight != 0).sum(axis=1), 1)
+    evidence = sites.union(mass / size)
+    depth = int(evidence.sum(axis=1).argmax())
+    order = np.argsort(-evidence[depth], kind="stable")
+    held = np.cumsum(evidence[depth][order]) / evidence[depth].sum()
+    count = int(np.searchsorted(held, share - 1e-9)) + 1
+    return depth, sorted(order[:count].tolist())
+
+
+def _at_depths(name: str, sites: SiteBank, depths: Int[np.ndarray, " V"], variables: Sequence[str]) -> SiteBank:
+    there = np.asarray(sites.depth)
+    for variable, depth in zip(variables, depths, strict=True):
+        if depth not in there:
+            raise ValueError(
+                f"got a menu {name!r} without a site at depth {depth}, where {variable!r} is; expected sites at depths "
+                f"{sorted(set(depths.tolist()))}, got some at {sorted(set(there.tolist()))}"
+            )
+    return sites.take(np.isin(there, depths))
+
+
+def _joined(banks: Mapping[str, SiteBank], union: bool) -> tuple[SiteBank, Scopes]:
+    """Join the sites of all resolutions, and couple each resolution on its own or all together."""
+    every = list(banks.values())
+    sites = dataclasses.replace(
+        every[0],
+        depth=np.concatenate([bank.depth for bank in every]),
+        weight=np.concatenate([bank.weight for bank in every]),
+    )
+    if union:
+        return sites, Scopes("resolution", ("union",), np.ones((1, sites.size), bool))
+    owner = np.repeat(np.arange(len(every)), [bank.size for bank in every])
+    return sites, Scopes("resolution", tuple(banks), owner == np.arange(len(every))[:, None])

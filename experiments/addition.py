@@ -1,0 +1,169 @@
+"""Binary addition, the second benchmark of the PLOT paper: coarse to fine.
+
+    python -m experiments addition --seeds 0:5
+
+Trains one GRU per seed to add two 4-bit numbers, or reads it (`--backbone.checkpoints DIR`), finds the carries C1, C2,
+C3 in it by every method, and tests each frozen handle once, beside its controls. The score is the combined IIA, the
+mean of the accuracies on pairs that must change the output and on those that must not; its halves are the splits
+`test-sensitive` and `test-invariant`. Expected: `plot-native-fitted` above .95, `plot-das` above .987,
+`plot-oblique-das` above .993; the authors' code gives .751 (PLOT-native), .927 (PLOT-PCA) and .984 (PLOT-DAS).
+
+Rows named `*-v1` and `*-v4` are the paper's variants of May and October 2026. Controls of a search, rows named
+`control-shuffled-labels-*`, `control-earlier-*` and `control-untrained-*`: the same search on labels of other pairs,
+one step before the carry is computed, and in a network that was never trained.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from abstraction.causal import PairBank, select_variables, shuffle_labels
+from abstraction.evaluation import identity_handle, judge
+from abstraction.interventions import stack_handles, state_sites
+from abstraction.localization import coordinate_support, gather_evidence, record_bank
+from abstraction.models import GRU
+from abstraction.randomness import host_generator
+from abstraction.tasks import addition
+from abstraction.typing import Params
+from experiments.adders import BITS, gru, trained_adder
+from experiments.addition_methods import Report, Stages, run_method, subspace_search, weight_search
+from experiments.addition_options import ADDITION_METHODS, Addition, Honesty, quick
+from experiments.checks import check_addition
+from experiments.methods import Bench, Outcome, split_halves, tally_rows, test_outcome
+from experiments.records import Row, RunFolder, Unit
+from experiments.running import Experiment
+from experiments.timing import stopwatch
+
+NAME = "addition"
+TAP = "hidden"
+
+
+class Problem(NamedTuple):
+    """One network and its pairs."""
+
+    model: GRU
+    params: Params
+    banks: addition.Banks
+
+
+def run_seed(config: Addition, seed: int, run: RunFolder, report: Callable[[str], None]) -> Unit:
+    """Train or read one network, run every method on it, and return the seed's unit."""
+    keys = dict(zip(ADDITION_METHODS, jax.random.split(jax.random.key(seed), len(ADDITION_METHODS)), strict=True))
+    report(f"seed {seed}: pair banks")
+    with stopwatch() as drawing:
+        banks = addition.structured_banks(seed, bits=config.backbone.bits, **dataclasses.asdict(config.banks))
+    report(f"seed {seed}: backbone")
+    with stopwatch() as training:
+        params, known, details = trained_adder(config.backbone, seed, run, report)
+    known |= {"seconds": training.run, "seconds_compile": training.compile}
+    rows = [Row(NAME, "backbone", "output", "validation", name, seed, value) for name, value in known.items()]
+    details["backbone"] = known
+    problem = Problem(gru(config.backbone), params, banks)
+    with stopwatch() as recording:
+        bench = make_bench(problem)
+    times = {"seconds": (drawing + recording).run, "seconds_compile": (drawing + recording).compile}
+    rows += [Row(NAME, "banks", "mean", "test", name, seed, value) for name, value in times.items()]
+    rows += _identity_rows(bench, seed)
+    stages, arrays = Stages(config, bench), {}
+    for method in config.methods:
+        say = lambda text, method=method: report(f"seed {seed}: {method}, {text}")
+        say("running")
+        outcome = run_method(stages, method, keys[method], say)
+        tested = test_outcome(
+            bench, outcome, experiment=NAME, method=method, seed=seed, key=jax.random.fold_in(keys[method], 1),
+            draws=config.control_draws, shuffles=config.control_shuffles,
+        )  # fmt: skip
+        rows += tested[0]
+        details[method] = tested[1]
+        arrays |= tested[2]
+    for method in config.honesty:
+        say = lambda text, method=method: report(f"seed {seed}: {method} where there is nothing to find, {text}")
+        rows += honesty_rows(stages, problem, method, jax.random.fold_in(keys[method], 2), seed, say)
+    return Unit(f"seed-{seed}", rows, details, arrays)
+
+
+def make_bench(problem: Problem) -> Bench:
+    """Record all banks of a problem."""
+    model, params, banks = problem
+
+    def record(bank: PairBank) -> tuple:
+        encode = lambda setting: addition.encode(setting, model.depth)
+        return record_bank(model, params, encode, bank, tap=TAP), bank
+
+    families = np.arange(banks.fit.size) % len(banks.families)
+    bench = Bench(
+        model,
+        params,
+        state_sites(model.taps[TAP]),
+        record(banks.fit),
+        gather_evidence([record(banks.calibration)]),
+        {"test": record(banks.test)},
+        {"mode": "bit_delta", "unit": True, "families": families},
+        BITS,
+        halves=True,
+    )
+    jax.block_until_ready(bench.fit[0].outputs)
+    return bench
+
+
+def honesty_rows(stages: Stages, problem: Problem, method: Honesty, key: Array, seed: int, report: Report) -> list[Row]:
+    """Run a search where it must fail; what it reaches on test pairs is what its freedom alone is worth."""
+    depths, (model, params, banks) = stages.depths("ours"), problem
+    generator = host_generator(jax.random.fold_in(key, 0))
+    shuffled = banks._replace(
+        fit=shuffle_labels(generator, banks.fit), calibration=shuffle_labels(generator, banks.calibration)
+    )
+    untrained = model.init(jax.random.fold_in(key, 1))
+    later = np.flatnonzero(depths > 0).tolist()
+    cases = {
+        "shuffled-labels": (Problem(model, params, shuffled), depths),
+        "untrained": (Problem(model, untrained, banks), depths),
+    }
+    if len(later):
+        fewer = banks._replace(
+            fit=select_variables(banks.fit, later),
+            calibration=select_variables(banks.calibration, later),
+            test=select_variables(banks.test, later),
+        )
+        cases["earlier"] = Problem(model, params, fewer), depths[later] - 1
+    rows = []
+    for name, (case, places) in cases.items():
+        bench = make_bench(case)
+        outcome = _search_at(stages.config, bench, method, places, key, report)
+        tallies = split_halves(bench, judge(model, case.params, outcome.choice.handles, bench.tests, readout=BITS))
+        for split, tally in tallies.items():
+            rows += tally_rows(bench, tally, NAME, f"control-{name}-{method}", split, seed)
+    return rows
+
+
+def _search_at(
+    config: Addition, bench: Bench, method: Honesty, depths: np.ndarray, key: Array, report: Report
+) -> Outcome:
+    tap = bench.model.taps[TAP]
+    supports = [coordinate_support(tap, v, int(depth), range(tap.width), "full") for v, depth in enumerate(depths)]
+    if method == "plot-native-fitted":
+        return weight_search(config, bench, key, supports, report)
+    options = config.oblique if method == "plot-oblique-das" else config.das
+    return subspace_search(bench, key, options, supports, report)
+
+
+def random_seeds(seed: int) -> dict[str, int]:
+    """List every seed that a run's seed stands for."""
+    return {"jax key": seed, "order of the bases (random.Random)": seed}
+
+
+def _identity_rows(bench: Bench, seed: int) -> list[Row]:
+    handles = stack_handles([identity_handle(bench.model.taps[TAP])] * len(bench.variables))
+    tallies = split_halves(bench, judge(bench.model, bench.params, handles, bench.tests, readout=BITS))
+    return [
+        row
+        for split, tally in tallies.items()
+        for row in tally_rows(bench, tally, NAME, "control-identity", split, seed)
+    ]
+
+
+EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check_addition, quick)

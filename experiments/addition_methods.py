@@ -1,0 +1,366 @@
+"""The methods of the binary addition experiment, each on what the stages before it found.
+
+Stage results are computed once and shared; every method is charged for the stages it builds on, as if it ran alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from abstraction.evaluation import full_state_handles
+from abstraction.interventions import (
+    Basis,
+    Handle,
+    SiteBank,
+    band_sites,
+    feature_ranks,
+    group_sites,
+    pca_bases,
+    prefix_sites,
+)
+from abstraction.localization import (
+    PROTOCOLS,
+    Boundless,
+    BruteForce,
+    Cosine,
+    Featurizer,
+    Localization,
+    Mask,
+    Nearest,
+    ReadWrite,
+    Refinement,
+    Rotation,
+    Rule,
+    SearchConfig,
+    Support,
+    Weights,
+    calibrate_candidates,
+    candidate_grid,
+    chosen_rows,
+    coarse_stage,
+    coordinate_support,
+    evidence_support,
+    feature_support,
+    fine_stage,
+    full_supports,
+    handle_depths,
+    readwrite_handles,
+    readwrite_start,
+    single_site_scores,
+    stack_candidates,
+)
+from abstraction.tasks import addition
+from experiments.addition_options import Addition, AdditionMethod
+from experiments.config import DasOptions
+from experiments.methods import (
+    Bench,
+    Outcome,
+    coupling_details,
+    localization_arrays,
+    localization_times,
+    run_search,
+    same_time,
+)
+from experiments.timing import Time, stopwatch
+
+Report = Callable[[str], None]
+
+
+@dataclasses.dataclass
+class Stages:
+    """Stage A and Stage B on one bench, by protocol and kind of site."""
+
+    config: Addition
+    bench: Bench
+    _coarse: dict[str, tuple[Localization, Time]] = dataclasses.field(default_factory=dict)
+    _fine: dict[tuple[str, str], tuple[Refinement, Time]] = dataclasses.field(default_factory=dict)
+
+    @cached_property
+    def basis(self) -> Basis:
+        """Principal components per step, of the states of fit bases."""
+        kind = self.config.stages.pca
+        states = self.bench.fit[0].base[self.bench.sites.tap]
+        return pca_bases(states, centered=kind != "uncentered", whitened=kind == "whitened")
+
+    def coarse(self, protocol: str) -> tuple[Localization, Time]:
+        """Run Stage A."""
+        if protocol not in self._coarse:
+            bench = self.bench
+            with stopwatch() as elapsed:
+                found = coarse_stage(
+                    bench.model, bench.params, *bench.fit, bench.model.taps[bench.sites.tap], PROTOCOLS[protocol],
+                    bench.evidence, signature=bench.signature, readout=bench.readout,
+                )  # fmt: skip
+            self._coarse[protocol] = found, elapsed
+        return self._coarse[protocol]
+
+    def depths(self, protocol: str) -> np.ndarray:
+        """Return the step Stage A chose for each variable."""
+        return handle_depths(self.coarse(protocol)[0].choice.handles)
+
+    def fine(self, protocol: str, kind: str, rule: Rule | None = None) -> tuple[Refinement, Time]:
+        """Run Stage B after Stage A; the time is that of both."""
+        name = (protocol, kind if rule is None else type(rule).__name__)
+        if name not in self._fine:
+            bench, chosen = self.bench, PROTOCOLS[protocol]
+            chosen = chosen if rule is None else dataclasses.replace(chosen, fine=rule)
+            depths, before = self.depths(protocol), self.coarse(protocol)[1]
+            with stopwatch() as elapsed:
+                found = fine_stage(
+                    bench.model, bench.params, *bench.fit, self.menus(kind), depths, chosen, bench.evidence,
+                    signature=bench.signature, readout=bench.readout,
+                )  # fmt: skip
+            self._fine[name] = found, before + elapsed
+        return self._fine[name]
+
+    def menus(self, kind: str) -> dict[str, SiteBank]:
+        """Return Stage B's sites by resolution; a resolution no state has is left out."""
+        tap, options = self.bench.model.taps[self.bench.sites.tap], self.config.stages
+        if kind == "native":
+            return {str(width): group_sites(tap, width) for width in options.resolutions if width <= tap.width}
+        spans, most = prefix_sites if options.spans == "prefix" else band_sites, max(feature_ranks(self.basis))
+        return {str(size): spans(tap, self.basis, size) for size in options.resolutions if size <= most}
+
+
+def run_method(stages: Stages, method: AdditionMethod, key: Array, report: Report) -> Outcome:
+    """Run one method; test pairs are not in reach."""
+    config, bench = stages.config, stages.bench
+    protocol = method.rsplit("-", 1)[-1] if method.endswith(("-v1", "-v4")) else "ours"
+    name = method.removesuffix(f"-{protocol}")
+    match name:
+        case "plot-stage-a":
+            return _coarse_outcome(stages, protocol)
+        case "plot-native" | "plot-pca":
+            return _fine_outcome(bench, *stages.fine(protocol, name.removeprefix("plot-")), PROTOCOLS[protocol].options)
+        case "cosine" | "brute-force" | "row-argmin":
+            return _fine_outcome(bench, *stages.fine("ours", "native", _other_rule(bench, stages, name)), {})
+        case "plot-native-fitted" | "plot-pca-fitted":
+            kind = name.split("-")[1]
+            supports = evidence_supports(stages, "ours", kind, config.stages.fitted_shares)
+            return _charged(weight_search(config, bench, key, supports, report), stages.fine("ours", kind)[1])
+        case "readwrite":
+            return _charged(_read_write(stages), stages.coarse("ours")[1])
+        case "dbm" | "dbm-pca":
+            return _masks(stages, key, name == "dbm-pca", report)
+        case "boundless-das":
+            return _boundless(stages, key, report)
+        case "full-state":
+            return _full_state(bench)
+        case _:
+            options = config.oblique if "oblique" in name else config.das_v1 if protocol == "v1" else config.das
+            supports, before = search_supports(stages, name, protocol)
+            return _charged(subspace_search(bench, key, options, supports, report), before)
+
+
+def search_supports(stages: Stages, name: str, protocol: str) -> tuple[list[Support], Time]:
+    """Return where a guided or full search looks, and the time of finding that out."""
+    tap = stages.bench.model.taps[stages.bench.sites.tap]
+    variables = range(len(stages.bench.variables))
+    if name in ("full-das", "oblique-das"):
+        return full_supports(tap, variables), Time()
+    full = [
+        coordinate_support(tap, v, depth, range(tap.width), "full")
+        for v, depth in enumerate(stages.depths(protocol).tolist())
+    ]
+    if name == "plot-das":
+        return full, stages.coarse(protocol)[1]
+    if name == "plot-oblique-das":
+        starts = [readwrite_start(tap, v, found) for v, found in enumerate(fitted_directions(stages))]
+        return [*full, *starts], stages.coarse(protocol)[1]
+    kind = name.split("-")[1]
+    selected = _selected_supports(stages, protocol, kind)
+    if kind == "native":
+        parts = evidence_supports(stages, protocol, kind, stages.config.stages.shares)
+    else:
+        parts = _prefix_supports(stages, protocol)
+    return _distinct([*selected, *parts, *full]), stages.fine(protocol, kind)[1]
+
+
+def subspace_search(
+    bench: Bench, key: Array, options: DasOptions, supports: Sequence[Support], report: Report
+) -> Outcome:
+    """Train rotations, or invertible maps, of every support at every rank."""
+    featurizer = Rotation(options.parametrization)
+    return _search(
+        bench, key, supports, featurizer, options.training, report, options.strengths,
+        ranks=options.ranks, learning_rates=options.learning_rates, restarts=options.restarts,
+    )  # fmt: skip
+
+
+def weight_search(config: Addition, bench: Bench, key: Array, supports: Sequence[Support], report: Report) -> Outcome:
+    """Fit a weight per feature of every support."""
+    options = config.weights
+    rates = {"learning_rates": options.learning_rates}
+    return _search(bench, key, supports, Weights(), options.training, report, (1.0,), ranks=(1,), **rates)
+
+
+def _search(
+    bench: Bench,
+    key: Array,
+    supports: Sequence[Support],
+    featurizer: Featurizer,
+    training: SearchConfig,
+    report: Report,
+    strengths: Sequence[float],
+    **grid: Sequence[float] | int,
+) -> Outcome:
+    tap, (start_key, order_key) = bench.model.taps[bench.sites.tap], jax.random.split(key)
+    candidates = candidate_grid(start_key, tap, supports, **grid)  # pyright: ignore[reportArgumentType]
+    progress = lambda epoch, running: report(f"search: epoch {epoch}, {running} running")
+    outcome = run_search(bench, order_key, candidates, featurizer, training, strengths, progress)
+    for setting in outcome.choice.settings:
+        setting["support"] = supports[setting["support"]].name
+    return outcome
+
+
+def evidence_supports(stages: Stages, protocol: str, kind: str, shares: Sequence[float]) -> list[Support]:
+    """Make supports of the features that hold shares of the evidence in each variable's row."""
+    found, _ = stages.fine(protocol, kind)
+    rows, sites = chosen_rows(found.plans, found.choice), found.effects.sites
+    supports = []
+    for variable, row in enumerate(rows):
+        for share in shares:
+            depth, features = evidence_support(row, sites, share)
+            supports.append(_support(stages, kind, variable, depth, features, f"S{100 * share:.0f}"))
+    return _distinct(supports)
+
+
+def fitted_directions(stages: Stages) -> list[ReadWrite]:
+    """Fit read and write directions of each carry on the factual runs of fit bases, where Stage A puts it."""
+    bench, tap = stages.bench, stages.bench.sites.tap
+    recording, bank = bench.fit
+    values = addition.adder(stages.config.backbone.bits).run(bank.base)
+    states = np.asarray(recording.base[tap], np.float64)
+    return [
+        readwrite_handles(
+            states[depth],
+            np.asarray(values[name]),
+            np.stack([np.asarray(values[other]) for other in addition.known_with(name)], axis=-1),
+            depth=depth,
+            tap=tap,
+        )
+        for name, depth in zip(bench.variables, stages.depths("ours").tolist(), strict=True)
+    ]
+
+
+def _read_write(stages: Stages) -> Outcome:
+    bench = stages.bench
+    with stopwatch() as elapsed:
+        handles, owner, settings = stack_candidates(fitted_directions(stages))
+        choice = calibrate_candidates(
+            bench.model, bench.params, bench.evidence, handles, owner, settings,
+            cost=np.zeros(len(owner)), readout=bench.readout,
+        )  # fmt: skip
+    return Outcome(choice, same_time(elapsed), {"finite": True}, {})
+
+
+def _masks(stages: Stages, key: Array, components: bool, report: Report) -> Outcome:
+    options, tap = stages.config.masks, stages.bench.model.taps[stages.bench.sites.tap]
+    variables = range(len(stages.bench.variables))
+    supports = full_supports(tap, variables)
+    if components:
+        ranks = feature_ranks(stages.basis)
+        supports = [
+            _support(stages, "pca", v, depth, range(rank), "all") for v in variables for depth, rank in enumerate(ranks)
+        ]
+    given = [support._replace(turn=False) for support in supports]
+    return _search(
+        stages.bench, key, given, Mask(), options.training, report, (1.0,),
+        ranks=(1,), learning_rates=(options.learning_rate,), sparsities=options.sparsities,
+    )  # fmt: skip
+
+
+def _boundless(stages: Stages, key: Array, report: Report) -> Outcome:
+    options, tap = stages.config.boundless, stages.bench.model.taps[stages.bench.sites.tap]
+    supports = full_supports(tap, range(len(stages.bench.variables)))
+    featurizer = Boundless(boundary_rate=options.boundary_rate, penalty_weight=options.penalty)
+    rates = {"learning_rates": (options.learning_rate,)}
+    return _search(stages.bench, key, supports, featurizer, options.training, report, (1.0,), ranks=(1,), **rates)
+
+
+def _full_state(bench: Bench) -> Outcome:
+    """Swap the whole state at the step that calibration likes best."""
+    every = full_state_handles(bench.model.taps[bench.sites.tap])
+    depths, variables = len(every.weight), len(bench.variables)
+    with stopwatch() as elapsed:
+        choice = calibrate_candidates(
+            bench.model,
+            bench.params,
+            bench.evidence,
+            Handle(np.tile(every.weight, (variables, 1, 1)), None, bench.sites.tap),
+            np.repeat(np.arange(variables), depths),
+            [{"depth": depth} for depth in range(depths)] * variables,
+            cost=np.tile(np.arange(depths, dtype=float), variables),
+            readout=bench.readout,
+        )
+    return Outcome(choice, same_time(elapsed), {}, {})
+
+
+def _other_rule(bench: Bench, stages: Stages, name: str) -> Rule:
+    if name == "cosine":
+        return Cosine(scope="joint")
+    if name == "row-argmin":
+        return Nearest()
+    sites = stages.fine("ours", "native")[0].effects.sites
+    return BruteForce(single_site_scores(bench.model, bench.params, *bench.fit, sites, readout=bench.readout))
+
+
+def _coarse_outcome(stages: Stages, protocol: str) -> Outcome:
+    found, elapsed = stages.coarse(protocol)
+    times = localization_times(stages.bench, found.grid, found.choice, elapsed, Time(), PROTOCOLS[protocol].options)
+    arrays = localization_arrays(found.effects, found.plans, found.choice)
+    return Outcome(found.choice, times, coupling_details(found.plans), arrays)
+
+
+def _fine_outcome(bench: Bench, found: Refinement, elapsed: Time, options: Mapping[str, Any]) -> Outcome:
+    times = localization_times(bench, found.grid, found.choice, elapsed, Time(), options)
+    details = coupling_details(found.plans) | {"rows_without_mass": float(np.mean(found.fallback))}
+    arrays = localization_arrays(found.effects, found.plans, found.choice)
+    if found.grid.basis is not None:
+        arrays["components"] = np.abs(np.asarray(found.choice.handles.weight))
+    return Outcome(found.choice, times, details, arrays)
+
+
+def _selected_supports(stages: Stages, protocol: str, kind: str) -> list[Support]:
+    """Make supports of the features that Stage B's handles move."""
+    found, _ = stages.fine(protocol, kind)
+    weight = np.asarray(found.choice.handles.weight)
+    depths = handle_depths(found.choice.handles).tolist()
+    return [
+        _support(stages, kind, v, depth, np.flatnonzero(weight[v, depth]).tolist(), "selected")
+        for v, depth in enumerate(depths)
+    ]
+
+
+def _prefix_supports(stages: Stages, protocol: str) -> list[Support]:
+    ranks = feature_ranks(stages.basis)
+    return [
+        _support(stages, "pca", v, depth, range(min(size, ranks[depth])), f"first {size}")
+        for v, depth in enumerate(stages.depths(protocol).tolist())
+        for size in stages.config.stages.prefixes
+    ]
+
+
+def _support(stages: Stages, kind: str, variable: int, depth: int, features: Sequence[int], name: str) -> Support:
+    tap = stages.bench.model.taps[stages.bench.sites.tap]
+    if kind == "native":
+        return coordinate_support(tap, variable, int(depth), features, name)
+    basis = stages.basis
+    return feature_support(tap, variable, int(depth), basis.encoder[depth], basis.decoder[depth], features, name)
+
+
+def _distinct(supports: Sequence[Support]) -> list[Support]:
+    """Drop supports that repeat an earlier one of the same variable."""
+    kept: dict[tuple, Support] = {}
+    for support in supports:
+        kept.setdefault((support.variable, support.depth, support.encoder.tobytes()), support)
+    return sorted(kept.values(), key=lambda support: support.variable)
+
+
+def _charged(outcome: Outcome, before: Time) -> Outcome:
+    return outcome._replace(times={name: before + elapsed for name, elapsed in outcome.times.items()})

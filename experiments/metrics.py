@@ -1,0 +1,75 @@
+"""Rows of a run, looked up by what they measure."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from abstraction.evaluation import binomial_interval, mean_interval
+from experiments.records import Row
+
+
+class Rate(NamedTuple):
+    """An accuracy over seeds.
+
+    Attributes:
+      mean: over seeds.
+      low: lower end of the interval.
+      high: upper end.
+      worst: the lowest seed.
+    """
+
+    mean: float
+    low: float
+    high: float
+    worst: float
+
+
+class Metrics:
+    """Rows of a run, looked up by what they measure."""
+
+    def __init__(self, rows: Iterable[Row]):
+        self._values: dict[tuple[str, str, str, str], dict[int, float]] = defaultdict(dict)
+        self.methods: list[str] = []
+        self.variables: list[str] = []
+        self.seeds: list[int] = []
+        for row in rows:
+            self._values[row.method, row.variable, row.split, row.metric][row.seed] = row.value
+            if row.method not in self.methods:
+                self.methods.append(row.method)
+            if row.seed not in self.seeds:
+                self.seeds.append(row.seed)
+            if row.metric == "iia" and row.variable not in self.variables:
+                self.variables.append(row.variable)
+
+    def values(self, method: str, variable: str, split: str, metric: str) -> np.ndarray:
+        """Return one value per seed, in the order of the seeds; empty where nothing was measured."""
+        return np.array(list(self._values.get((method, variable, split, metric), {}).values()))
+
+    def mean(self, method: str, variable: str, split: str, metric: str) -> float:
+        """Return the mean over seeds, NaN where nothing was measured."""
+        values = self.values(method, variable, split, metric)
+        return float(values.mean()) if len(values) else float("nan")
+
+    def rate(self, method: str, variable: str, split: str) -> Rate | None:
+        """Return an accuracy with its interval: the wider of the pooled binomial one and Student's t over seeds.
+
+        A split reported with its two halves is their mean, and its binomial bounds are the means of theirs.
+        """
+        accuracy = self.values(method, variable, split, "iia")
+        if not len(accuracy):
+            return None
+        halves = (f"{split}-sensitive", f"{split}-invariant")
+        parts = [name for name in halves if len(self.values(method, variable, name, "iia"))]
+        bounds = [self._pooled(method, variable, name) for name in (parts if len(parts) == 2 else [split])]
+        low, high = (float(np.mean(ends)) for ends in zip(*bounds, strict=True))
+        if len(accuracy) > 1:
+            t_low, t_high = mean_interval(accuracy)
+            low, high = min(low, t_low), max(high, t_high)
+        return Rate(float(accuracy.mean()), max(float(low), 0.0), min(float(high), 1.0), float(accuracy.min()))
+
+    def _pooled(self, method: str, variable: str, split: str) -> tuple[float, float]:
+        accuracy, pairs = (self.values(method, variable, split, name) for name in ("iia", "pairs"))
+        low, high = binomial_interval((accuracy * pairs).sum(), pairs.sum())
+        return float(low), float(high)

@@ -1,0 +1,132 @@
+"""Every method of binary addition on a small adder: what it returns, and that it never sees a test pair."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from abstraction.interventions import Handle
+from abstraction.tasks import addition
+from experiments.adders import gru, trained_adder
+from experiments.addition import Problem, make_bench
+from experiments.addition_methods import Stages, run_method, search_supports
+from experiments.addition_options import ADDITION_METHODS, AdderBackbone, Addition, AdditionBanks, StageOptions, quick
+from experiments.records import RunFolder
+
+CONFIG = dataclasses.replace(
+    quick(Addition()),
+    backbone=AdderBackbone(bits=3, width=8),
+    banks=AdditionBanks(32, 16, 16),
+    stages=StageOptions(resolutions=(8, 2), fitted_shares=(0.8, 1.0)),
+)
+SHRINK = {"max_epochs": 2, "min_epochs": 1, "batch_size": 32}
+
+
+class _Forbidden:
+    """A place of test pairs that may not be looked at."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"a selection looked at the test pairs: .{name}")
+
+    def __getitem__(self, name: str) -> Any:
+        raise AssertionError(f"a selection looked at the test pairs: [{name}]")
+
+    def __iter__(self) -> Any:
+        raise AssertionError("a selection looked at the test pairs")
+
+
+def _short(config: Addition) -> Addition:
+    das = {
+        name: dataclasses.replace(
+            getattr(config, name), ranks=(1, 4), training=dataclasses.replace(getattr(config, name).training, **SHRINK)
+        )
+        for name in ("das", "oblique", "das_v1")
+    }
+    others = {
+        name: dataclasses.replace(
+            getattr(config, name), training=dataclasses.replace(getattr(config, name).training, **SHRINK)
+        )
+        for name in ("masks", "boundless", "weights")
+    }
+    return dataclasses.replace(config, **das, **others)
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    run = RunFolder(tmp_path_factory.mktemp("adder"))
+    params, known, _ = trained_adder(CONFIG.backbone, 1, run, lambda _: None)
+    assert known["accuracy"] == 1
+    banks = addition.structured_banks(1, bits=3, **dataclasses.asdict(CONFIG.banks))
+    return Problem(gru(CONFIG.backbone), params, banks)
+
+
+@pytest.fixture(scope="module")
+def stages(problem: Problem) -> Stages:
+    bench = make_bench(problem)
+    return Stages(_short(CONFIG), dataclasses.replace(bench, tests=_Forbidden()))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("method", ADDITION_METHODS)
+def test_a_method_chooses_one_handle_per_carry_without_the_test_pairs(stages: Stages, method):
+    outcome = run_method(stages, method, jax.random.key(0), lambda _: None)
+    assert len(outcome.choice.settings) == 2
+    assert len(np.asarray(outcome.choice.handles.weight)) == 2
+    assert set(outcome.times) == {"seconds", "seconds_epsilon", "seconds_selected"}
+    assert (outcome.choice.tally.combined >= 0).all()
+    assert outcome.details.get("finite", True)
+
+
+def test_the_fence_of_the_tests_holds():
+    with pytest.raises(AssertionError, match="looked at the test pairs"):
+        _Forbidden()["test"]
+
+
+def test_stage_a_sends_each_carry_to_its_step(stages: Stages):
+    for protocol in ("v1", "v4", "ours"):
+        assert stages.depths(protocol).tolist() == [0, 1]
+
+
+def test_stages_run_once_and_are_charged_to_every_method(stages: Stages):
+    assert stages.fine("ours", "native") is stages.fine("ours", "native")
+    refinement, elapsed = stages.fine("ours", "native")
+    assert elapsed.total > stages.coarse("ours")[1].total
+    assert isinstance(refinement.choice.handles, Handle)
+
+
+def test_guided_searches_look_where_the_stages_point(stages: Stages):
+    for name, kind in (("plot-native-das", "native"), ("plot-pca-das", "pca")):
+        supports, _ = search_supports(stages, name, "ours")
+        assert {(support.variable, support.depth) for support in supports} == {(0, 0), (1, 1)}
+        names = {support.name for support in supports if support.variable == 1}
+        assert "full" in names or any(support.size == 8 for support in supports)
+        assert names & {"selected", "S80", "S90", "first 1", "first 2"}, kind
+        keys = [(s.variable, s.encoder.tobytes()) for s in supports]
+        assert len(set(keys)) == len(keys), "a support is searched once"
+
+
+def test_a_full_search_looks_everywhere(stages: Stages):
+    supports, elapsed = search_supports(stages, "full-das", "ours")
+    assert {(s.variable, s.depth) for s in supports} == {(v, depth) for v in range(2) for depth in range(3)}
+    assert elapsed.total == 0
+
+
+def test_a_trained_adder_is_read_back_from_its_checkpoint(problem: Problem, tmp_path: Path):
+    names = {
+        "cell.weight_ih": problem.params["cell"]["inputs"]["kernel"],
+        "cell.bias_ih": problem.params["cell"]["inputs"]["bias"],
+        "cell.weight_hh": problem.params["cell"]["state"]["kernel"],
+        "cell.bias_hh": problem.params["cell"]["state"]["bias"],
+        "sum_head.weight": problem.params["step"]["kernel"],
+        "sum_head.bias": problem.params["step"]["bias"],
+        "final_carry_head.weight": problem.params["final"]["kernel"],
+        "final_carry_head.bias": problem.params["final"]["bias"],
+    }
+    np.savez(tmp_path / "binary_addition_gru_h8_seed5.npz", **{n: np.asarray(a).T for n, a in names.items()})
+    options = dataclasses.replace(CONFIG.backbone, checkpoints=tmp_path)
+    params, known, details = trained_adder(options, 5, RunFolder(tmp_path), lambda _: None)
+    assert known == {"accuracy": 1.0, "epochs": 0.0}
+    assert len(details["data"]) == 64
+    jax.tree.map(np.testing.assert_array_equal, params, problem.params)
