@@ -162,11 +162,21 @@ class Addition:
     banks: AdditionBanks = field(default_factory=AdditionBanks)
     stages: StageOptions = field(default_factory=StageOptions)
     das: DasOptions = field(
-        default_factory=lambda: DasOptions((1, 2, 4, 8, 12), (2e-2,), restarts=2, strengths=_SWAPS, training=_budget())
+        default_factory=lambda: DasOptions(
+            (1, 2, 4, 8, 12),
+            (2e-2,),
+            restarts=4,
+            strengths=_SWAPS,
+            training=_budget(max_epochs=8, patience=8),
+        )
     )
     oblique: DasOptions = field(
         default_factory=lambda: DasOptions(
-            (1, 2, 3, 4), (2e-2,), restarts=2, parametrization="oblique", training=_budget()
+            (1, 2, 3, 4),
+            (2e-2,),
+            restarts=2,
+            parametrization="oblique",
+            training=_budget(max_epochs=15, patience=15),
         )
     )
     das_v1: DasOptions = field(

@@ -1,7 +1,8 @@
 """Controls: what a handle must beat before its accuracy means anything.
 
 identity         no edit: the network as it is.
-random subspace  the same weights in a random rotation of the tap: as many directions, as hard a push, the wrong place.
+random subspace  the same weights in a random rotation of the tap: as many directions, the wrong place, and as hard a
+                 push where the handle's directions are orthonormal (an oblique handle pushes harder).
 shuffled source  the same handle fed with the source of another pair: the right place, the wrong information.
 full state       everything at one depth. Where flips of the output coincide for all variables this alone scores
                  high on sensitive pairs; only pairs that must stay as they are tell it from a real alignment.

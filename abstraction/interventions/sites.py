@@ -177,6 +177,8 @@ def span_sites(tap: Tap, basis: Basis, spans: Sequence[tuple[int, Sequence[int]]
       ValueError: a depth is outside the tap, a site is empty, or the basis has no such feature there.
     """
     ranks = feature_ranks(basis)
+    if len(ranks) != _depth(tap):
+        raise ValueError(f"got a basis at {len(ranks)} depths, expected {_depth(tap)}, the depth of tap {tap.name!r}")
     weight = np.zeros((len(spans), np.shape(basis.encoder)[-1]), np.float32)
     for index, (depth, features) in enumerate(spans):
         if not 0 <= depth < _depth(tap):

@@ -53,8 +53,9 @@ class CutMenu:
     Attributes:
       subset_sizes: K, sites to keep.
       strengths: how far to move.
-      per_site: a strength r moves the average kept site by r, so the weights of a handle sum to r K; otherwise, as in
-        the paper, they sum to r, and a full swap of K sites needs r = K.
+      per_site: a strength r moves the average kept site by r, so the weights of a handle sum to r K (also where fewer
+        than K sites have mass, which then move further); otherwise, as in the paper, they sum to r, and a full swap
+        of K sites needs r = K.
       break_ties: whether sites of equal mass are kept by `cost`, cheapest first, or in site `order` as in the paper.
       overlap: whether the weights of sites that overlap `add` up, or the sites are swapped one `after` another.
     """

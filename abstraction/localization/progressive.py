@@ -161,7 +161,7 @@ def fine_stage(
       readout: how outputs meet labels.
 
     Raises:
-      ValueError: there is no menu, or one has no site at the depth of some variable.
+      ValueError: there is no menu, one has no site at the depth of some variable, or they differ in basis or tap.
     """
     depths = np.asarray(depths)
     banks = {name: _at_depths(name, sites, depths, bank.variables) for name, sites in menus.items()}
@@ -241,6 +241,10 @@ def _at_depths(name: str, sites: SiteBank, depths: Int[np.ndarray, " V"], variab
 def _joined(banks: Mapping[str, SiteBank], union: bool) -> tuple[SiteBank, Scopes]:
     """Join the sites of all resolutions, and couple each resolution on its own or all together."""
     every = list(banks.values())
+    if len(kinds := {(id(bank.basis), bank.tap, bank.weight.shape[-1]) for bank in every}) != 1:
+        raise ValueError(
+            f"got menus {list(banks)} on {len(kinds)} bases or taps, expected one basis of one tap for all"
+        )
     sites = dataclasses.replace(
         every[0],
         depth=np.concatenate([bank.depth for bank in every]),

@@ -81,7 +81,7 @@ class Transport:
     absolute: bool = False
 
     def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
-        scopes = scopes or site_scopes(effects.sites, self.scope)
+        scopes = _checked(scopes) or site_scopes(effects.sites, self.scope)
         epsilons = relative_epsilons(effects.cost, scopes.mask, self.epsilons)
         if self.absolute:
             epsilons = np.broadcast_to(np.asarray(self.epsilons, np.float32), epsilons.shape)
@@ -117,7 +117,7 @@ class ReferenceTransport:
     iterations: int = 500
 
     def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
-        axes = (("beta", self.beta_neural), ("epsilon", self.epsilons))
+        axes, scopes = (("beta", self.beta_neural), ("epsilon", self.epsilons)), _checked(scopes)
         if scopes is None:
             return Plans(self._solve(np.asarray(effects.cost)), axes)
         couplings = []
@@ -154,7 +154,7 @@ class GromovWasserstein:
     scope: Scope = "depth"
 
     def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
-        scopes = scopes or site_scopes(effects.sites, self.scope)
+        scopes = _checked(scopes) or site_scopes(effects.sites, self.scope)
         abstract, neural = effects.abstract, effects.neural
         coupling = gromov_wasserstein_couplings(
             _cosine_distance(abstract, abstract, diagonal=True),
@@ -176,7 +176,7 @@ class Cosine:
     def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
         scores = cosine_similarity(effects.abstract, effects.neural)
         coupling = score_coupling(scores, temperature=self.temperature)
-        return _scoped(coupling, scopes or site_scopes(effects.sites, self.scope), ())
+        return _scoped(coupling, _checked(scopes) or site_scopes(effects.sites, self.scope), ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +193,7 @@ class BruteForce:
 
     def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
         coupling = score_coupling(self.scores, temperature=self.temperature)
-        return _scoped(coupling, scopes or site_scopes(effects.sites, self.scope), ())
+        return _scoped(coupling, _checked(scopes) or site_scopes(effects.sites, self.scope), ())
 
 
 @dataclass(frozen=True)
@@ -201,6 +201,7 @@ class Nearest:
     """Give each variable its site of least cost."""
 
     def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
+        scopes = _checked(scopes)
         if scopes is None:
             return Plans(nearest_coupling(effects.cost), ())
         costs = [np.where(mask, np.asarray(effects.cost), np.inf).astype(np.float32) for mask in scopes.mask]
@@ -244,6 +245,13 @@ def site_scopes(sites: SiteBank, scope: Scope) -> Scopes:
         masks = np.stack([depths == depth for depth in np.unique(depths)])
         return Scopes("scope", tuple(range(len(masks))), masks)
     raise ValueError(f"got scope {scope!r}, expected 'depth' or 'joint'")
+
+
+def _checked(scopes: Scopes | None) -> Scopes | None:
+    if scopes is not None and not scopes.mask.any(axis=1).all():
+        empty = [value for value, mask in zip(scopes.values, scopes.mask, strict=True) if not mask.any()]
+        raise ValueError(f"got {scopes.axis} {empty} without sites, expected at least one site in each scope")
+    return scopes
 
 
 def _scoped(coupling: Coupling, scopes: Scopes, axes: Sequence[tuple[str, tuple]]) -> Plans:

@@ -199,7 +199,8 @@ def _check_grid(
             f"got ranks {list(ranks)} and {len(supports)} supports, expected ranks from 1 to {tap.width}, the width of "
             f"tap {tap.name!r}"
         )
-    if restarts < 1 or not all(rate > 0 for rate in learning_rates) or not sparsities or min(sparsities) < 0:
+    positive = bool(learning_rates) and all(rate > 0 for rate in learning_rates)
+    if restarts < 1 or not positive or not sparsities or min(sparsities) < 0:
         raise ValueError(
             f"got {restarts} restarts, learning rates {list(learning_rates)}, sparsities {list(sparsities)}, "
             "expected positive numbers, and sparsities of at least 0"

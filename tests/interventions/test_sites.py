@@ -201,3 +201,9 @@ def test_spans_the_states_do_not_have_are_refused(build, message):
 def test_sites_outside_the_tap_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_basis_at_other_depths_than_the_tap_is_refused(rng):
+    basis = pca_bases(rng.standard_normal((2, 30, 4)))
+    with pytest.raises(ValueError, match="got a basis at 2 depths, expected 3"):
+        span_sites(Tap("hidden", 4, 3), basis, [(0, [0])])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from planted import planted
+from scipy.special import expit
 
 from abstraction.interventions import LocalHandle, patched_outputs, random_frames, rotation_basis
 from abstraction.localization import (
@@ -76,6 +77,41 @@ def test_an_oblique_map_starts_at_its_start_and_writes_what_it_reads(plant, rng)
     # a float32 inverse
     np.testing.assert_allclose(basis.decoder @ basis.encoder, np.eye(6), atol=2e-5)
     assert np.abs(basis.encoder.T @ basis.encoder - np.eye(6)).max() > 0.1
+
+
+@pytest.mark.parametrize("parametrization", [*ROTATIONS, "oblique"])
+def test_no_free_matrix_leads_out_of_the_support(plant, parametrization, rng):
+    candidate, span = _padded(plant)
+    basis = turned(jnp.asarray(0.3 * rng.standard_normal((6, 6)), jnp.float32), candidate, parametrization)
+    assert (np.asarray(basis.encoder)[:, 3:] == 0).all()
+    assert (np.asarray(basis.decoder)[3:] == 0).all()
+    # float32 factorisations
+    np.testing.assert_allclose(span @ span.T @ basis.encoder, basis.encoder, atol=1e-5)
+    np.testing.assert_allclose((basis.decoder @ basis.encoder)[:3, :3], np.eye(3), atol=2e-5)
+
+
+def _padded(plant):
+    """Make a candidate of three features beside one of six."""
+    tap = plant.model.taps["hidden"]
+    span = random_frames(jax.random.key(4), (), 6)[:, :3]
+    supports = [feature_support(tap, 0, 0, span, None, range(3), "three"), *full_supports(tap, [0])]
+    candidates = candidate_grid(jax.random.key(3), tap, supports, ranks=(2,))
+    return jax.tree.map(lambda leaf: np.asarray(leaf[0]), candidates), span
+
+
+def test_a_soft_boundary_weights_places_by_how_far_they_are_inside(plant):
+    candidate, _ = _padded(plant)
+    free = {"matrix": jnp.zeros((6, 6)), "boundary": jnp.asarray(0.5)}
+    # half of 3 features, places .5, 1.5 and 2.5, temperature 1 falling linearly to .2
+    featurizer = Boundless(temperatures=(1.0, 0.2), penalty_weight=3.0)
+    for progress, temperature in ((0.0, 1.0), (0.5, 0.6), (1.0, 0.2)):
+        weight, _ = featurizer.features(free, candidate, jnp.asarray(progress))
+        expected = [*expit(np.array([1.0, 0.0, -1.0]) / temperature), 0.0, 0.0, 0.0]
+        np.testing.assert_allclose(weight, expected, rtol=1e-5)
+    np.testing.assert_allclose(featurizer.penalty(free, candidate, jnp.zeros(())), 1.5, rtol=1e-6)
+    for boundary, width in ((-0.3, 0), (0.3, 1), (0.6, 2), (1.7, 3)):
+        final, _ = featurizer.final({**free, "boundary": jnp.asarray(boundary)}, candidate)
+        assert final.tolist() == [1.0] * width + [0.0] * (6 - width)
 
 
 def test_an_unknown_parametrization_is_refused(plant, unchecked):

@@ -101,6 +101,17 @@ def test_soft_masks_harden_as_training_goes_on(plant):
     assert final.tolist() == [1, 0, 0, 1, 0, 1]
 
 
+def test_features_beyond_the_support_have_no_weight_whatever_their_score(plant):
+    tap = plant.model.taps["hidden"]
+    supports = [coordinate_support(tap, 0, 0, [0, 5], "pair"), *full_supports(tap, [0])]
+    candidate = _one(candidate_grid(jax.random.key(0), tap, supports, ranks=(1,)))
+    inside = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert Mask().final({"score": jnp.full(6, 9.0)}, candidate)[0].tolist() == inside
+    soft = Mask().features({"score": jnp.full(6, 9.0)}, candidate, jnp.zeros(()))[0]
+    np.testing.assert_allclose(soft, expit(9.0) * np.array(inside), rtol=1e-6)
+    assert Weights().final({"weight": jnp.ones(6)}, candidate)[0].tolist() == inside
+
+
 def test_the_penalty_is_the_price_times_the_weights_inside_the_support(plant):
     tap = plant.model.taps["hidden"]
     supports = [coordinate_support(tap, 0, 0, [0, 5], "pair"), *full_supports(tap, [0])]

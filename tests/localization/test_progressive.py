@@ -13,6 +13,8 @@ from abstraction.interventions import (
     LocalHandle,
     coordinate_sites,
     group_sites,
+    pca_bases,
+    prefix_sites,
     span_sites,
     state_sites,
     unit_sites,
@@ -304,3 +306,14 @@ def test_sizes_beyond_the_number_of_sites_keep_all_of_them(adder):
     assert dict(fine.grid.axes)["subset"] == (1, 2, 2)
     weights = np.moveaxis(fine.grid.weight, [name for name, _ in fine.grid.axes].index("subset") + 1, 0)
     np.testing.assert_array_equal(weights[1], weights[2])
+
+
+def test_menus_on_two_bases_are_refused():
+    plant = planted(rotate=True)
+    tap, evidence = plant.model.taps["hidden"], gather_evidence([plant.calibration])
+    spans = prefix_sites(tap, pca_bases(plant.fit[0].base["hidden"]), 1)
+    with pytest.raises(ValueError, match=r"got menus \['units', 'spans'\] on 2 bases or taps"):
+        fine_stage(
+            plant.model, plant.params, *plant.fit, {"units": unit_sites(tap), "spans": spans}, (0, 0), PROTOCOLS["ours"],
+            evidence,
+        )  # fmt: skip

@@ -147,3 +147,10 @@ def test_a_rules_own_scope_is_the_same_as_that_scope_given(effects):
         own, given = (Transport(scope, EPSILONS)(effects, scopes) for scopes in (None, site_scopes(SITES, scope)))
         np.testing.assert_array_equal(own.coupling.plan, given.coupling.plan)
         assert own.axes == given.axes
+
+
+@pytest.mark.parametrize("rule", [Transport("joint", (1.0,)), ReferenceTransport((1.0,)), Nearest(), Cosine()])
+def test_a_scope_without_sites_is_refused(effects, rule):
+    mask = np.stack([np.ones(SITES.size, bool), np.zeros(SITES.size, bool)])
+    with pytest.raises(ValueError, match=r"got resolution \['none'\] without sites"):
+        rule(effects, Scopes("resolution", ("all", "none"), mask))

@@ -156,6 +156,7 @@ def test_supports_outside_the_tap_are_refused(build, message):
         ({"ranks": (1,), "restarts": 0}, "got 0 restarts"),
         ({"ranks": (1,), "learning_rates": (0.0,)}, r"learning rates \[0.0\].*expected positive numbers"),
         ({"ranks": (1,), "sparsities": (-0.1,)}, r"sparsities \[-0.1\].*at least 0"),
+        ({"ranks": (1,), "sparsities": ()}, r"sparsities \[\]"),
     ],
 )
 def test_grids_outside_their_range_are_refused(options, message):
