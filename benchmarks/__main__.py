@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from benchmarks.records import Row, write_csv
 
-Name = Literal["signatures", "calibration", "sinkhorn", "das", "rotations", "scaling"]
+Name = Literal["signatures", "calibration", "sinkhorn", "das", "addition", "rotations", "scaling"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Options:
     calibration  the paper's grid of 19200 handles;
     sinkhorn     a batch of couplings;
     das          96 rotations trained at once;
+    addition     120 rotations of a GRU trained at once, and calibrated;
     rotations    parametrizations of the rotation, value and gradient;
     scaling      signatures of ever more sites, and their compile time."""
     out: Path = Path("benchmarks/results.csv")

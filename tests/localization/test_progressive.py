@@ -311,9 +311,6 @@ def test_sizes_beyond_the_number_of_sites_keep_all_of_them(adder):
 def test_menus_on_two_bases_are_refused():
     plant = planted(rotate=True)
     tap, evidence = plant.model.taps["hidden"], gather_evidence([plant.calibration])
-    spans = prefix_sites(tap, pca_bases(plant.fit[0].base["hidden"]), 1)
+    menus = {"units": unit_sites(tap), "spans": prefix_sites(tap, pca_bases(plant.fit[0].base["hidden"]), 1)}
     with pytest.raises(ValueError, match=r"got menus \['units', 'spans'\] on 2 bases or taps"):
-        fine_stage(
-            plant.model, plant.params, *plant.fit, {"units": unit_sites(tap), "spans": spans}, (0, 0), PROTOCOLS["ours"],
-            evidence,
-        )  # fmt: skip
+        fine_stage(plant.model, plant.params, *plant.fit, menus, (0, 0), PROTOCOLS["ours"], evidence)
