@@ -138,10 +138,18 @@ def _tally_block(
     def step(index: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
         # The last chunk may reach back into the one before it: dynamic slices clamp, and recomputing is harmless.
         part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index * chunk, chunk), (handles, variable))
+        # A batch of one is no batch: there the network skips what it need not run.
+        run = (
+            jax.vmap(one)
+            if chunk > 1
+            else lambda *single: jax.tree.map(
+                lambda value: value[None], one(*jax.tree.map(lambda leaf: leaf[0], single))
+            )
+        )
         return jax.tree.map(
             lambda total, new: jax.lax.dynamic_update_slice_in_dim(total, new, index * chunk, axis=0),
             totals,
-            jax.vmap(one)(*part),
+            run(*part),
         )
 
     size = variable.shape[0]

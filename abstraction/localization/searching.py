@@ -30,6 +30,9 @@ from abstraction.pytrees import pytree
 from abstraction.training import Plateau, start_plateau, update_plateau
 from abstraction.typing import AnyArray, Params
 
+_BLOCK = 32
+"""Searches that are compiled for are a multiple of this, unless they are few."""
+
 Free: TypeAlias = dict[str, Array]
 """What a featurizer trains, by name."""
 
@@ -179,7 +182,8 @@ def train_candidates(
     """
     config = config or SearchConfig()
     _check(recording, bank, config)
-    state = _start(candidates, featurizer, config.max_epochs)
+    count, (candidates, idle) = len(candidates.depth), _padded(candidates)
+    state = _start(candidates, idle, featurizer, config.max_epochs)
     data = (recording, bank.labels, pair_weights(bank, config.sensitive_weight).astype(np.float32))
     static = {"model": model, "featurizer": featurizer, "tap": tap, "config": config, "readout": readout}
     while int(state.epoch) < config.max_epochs and not bool(state.plateau.stopped.all()):
@@ -187,7 +191,23 @@ def train_candidates(
         state = _train(params, data, candidates, state, key, np.int32(until), **static)
         if progress is not None:
             progress(int(state.epoch), int((~state.plateau.stopped).sum()))
-    return _result(candidates, state, featurizer, tap)
+    return _without_padding(_result(candidates, state, featurizer, tap), count)
+
+
+def _padded(candidates: Candidates) -> tuple[Candidates, Bool[np.ndarray, " C"]]:
+    """Fill up to a multiple of `_BLOCK` searches with idle repetitions, so that few programs serve all numbers.
+
+    Supports differ between networks, and with them the number of searches; compiling costs more than what is idle.
+    """
+    count = len(candidates.depth)
+    size = count if count <= _BLOCK // 2 else -(-count // _BLOCK) * _BLOCK
+    rows = np.minimum(np.arange(size), count - 1)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], candidates), np.arange(size) >= count
+
+
+def _without_padding(searched: Searched, count: int) -> Searched:
+    cut = jax.tree.map(lambda leaf: leaf[:count], searched._replace(curve=searched.curve.T))
+    return cut._replace(curve=cut.curve.T)
 
 
 def _check(recording: Recording, bank: PairBank, config: SearchConfig) -> None:
@@ -213,12 +233,12 @@ class _State:
 
 
 @partial(jax.jit, static_argnames=("featurizer", "max_epochs"))
-def _start(candidates: Candidates, featurizer: Featurizer, max_epochs: int) -> _State:
+def _start(candidates: Candidates, idle: Bool[Array, " C"], featurizer: Featurizer, max_epochs: int) -> _State:
     free, count = featurizer.init(candidates), candidates.depth.shape[0]
     return _State(
         free=free,
         optimizer_state=jax.vmap(optax.scale_by_adam().init)(free),
-        plateau=start_plateau(count),
+        plateau=dataclasses.replace(start_plateau(count), stopped=idle),
         curve=jnp.full((max_epochs, count), jnp.nan),
         epoch=jnp.int32(0),
     )

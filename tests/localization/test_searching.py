@@ -22,6 +22,7 @@ from abstraction.localization import (
     gather_evidence,
     geometry,
     orthogonality_error,
+    searching,
     train_candidates,
 )
 
@@ -265,3 +266,28 @@ def test_strengths_multiply_the_trained_weights_and_are_chosen_with_them(plant):
     assert [setting["strength"] for setting in found.choice.settings] == [1.0, 1.0]
     assert found.choice.candidates == 3
     np.testing.assert_array_equal(found.choice.handles.weight, found.searched.handles.weight)
+
+
+def test_idle_searches_that_fill_a_block_change_nothing(monkeypatch):
+    plant = planted(rotate=True)
+    tap = plant.model.taps["hidden"]
+    candidates = candidate_grid(
+        jax.random.key(0), tap, full_supports(tap, range(2)), ranks=(1, 2, 3), learning_rates=(1e-2,), restarts=3
+    )
+    assert len(candidates.depth) == 18
+    config, heard = SearchConfig(batch_size=64, max_epochs=3), []
+
+    def train():
+        return train_candidates(
+            jax.random.key(1), plant.model, plant.params, *plant.fit, candidates, Rotation(), tap="hidden",
+            config=config, progress=lambda *report: heard.append(report),
+        )  # fmt: skip
+
+    filled = train()
+    monkeypatch.setattr(searching, "_BLOCK", 1000)
+    alone = train()
+    assert heard == [(3, 18), (3, 18)], "idle searches are not counted"
+    for one, other in zip(jax.tree.leaves(filled), jax.tree.leaves(alone), strict=True):
+        assert one.shape == other.shape
+        # another batch size: float32 sums in another order
+        np.testing.assert_allclose(one, other, atol=1e-4)
