@@ -1,10 +1,10 @@
-"""Alignment search on binary addition in PyTorch: three ways to run a patched batch, and all searches of
-a step at once.
+"""Alignment search on binary addition in PyTorch: three ways to run a patched batch, and one to run all searches.
 
     source run in each batch   source run and patched base run, both from the first step
     pair by pair               as the authors' code does: the runs of single inputs are kept, a batch is put together
                                pair by pair, and the patched base runs from the first step
     resumed                    states of base and source are tensors recorded once; the network resumes at the step
+    together                   resumed, with all searches of a step in one batch
 
 The network's weights need no gradient and calibration runs in inference mode; the authors' code does without either.
 """

@@ -30,7 +30,7 @@ from abstraction.pytrees import pytree
 from abstraction.training import Plateau, start_plateau, update_plateau
 from abstraction.typing import AnyArray, Params
 
-_BLOCK = 32
+_BLOCK = 24
 """Searches that are compiled for are a multiple of this, unless they are few."""
 
 Free: TypeAlias = dict[str, Array]
