@@ -14,7 +14,12 @@ FLOORS = {
     "evaluation": 3,
     "localization": 4, "reduction": 4,
 }  # fmt: skip
-HOMES = {"ott": "localization/couplings.py", "orbax": "training/checkpoints.py", "flax": "models/"}
+HOMES = {
+    "ott": "localization/couplings.py",
+    "orbax": "training/checkpoints.py",
+    "flax": "models/",
+    "safetensors": "reduction/plans.py",
+}
 FOLDERS = ("abstraction", "experiments", "benchmarks")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 LIBRARY = [path for path in SOURCES if PACKAGE in path.parents]

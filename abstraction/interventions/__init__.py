@@ -1,7 +1,7 @@
 """Interventions as data: edits, bases, sites, handles, and patching with them."""
 
 from abstraction.interventions.bases import Basis, pca_bases, pca_basis, random_frames, rotation_basis
-from abstraction.interventions.edits import Add, InOrder, Interchange, Scale, Set
+from abstraction.interventions.edits import Add, InOrder, Interchange, Scale, Set, Substitute
 from abstraction.interventions.patching import (
     Recording,
     factual_outputs,
@@ -44,6 +44,7 @@ __all__ = [
     "Scale",
     "Set",
     "SiteBank",
+    "Substitute",
     "at_one_depth",
     "band_sites",
     "basis_at",

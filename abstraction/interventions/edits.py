@@ -8,7 +8,7 @@ Without a basis this is the interpolation (1 - w) h + w s, exact at w = 0 and w 
 Weights are not capped at 1: a strength above 1 extrapolates. What the basis does not span is left untouched.
 
 Every edit is a pytree whose arrays are leaves. At a tap with depth each leaf carries the depth axis in front; the
-shapes below are those at one depth.
+shapes below are those at one depth. `*N` is a pair and, where the tap has them, its positions.
 """
 
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ class Interchange:
     weight: AnyArray
     basis: Basis | None = None
 
-    def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
         if self.basis is None:
             return _interpolate(activation, self.source, self.weight)
         difference = (self.source - activation) @ self.basis.encoder
@@ -53,7 +53,7 @@ class Set:
     value: AnyArray
     weight: AnyArray | None = None
 
-    def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
         value = jnp.broadcast_to(self.value, activation.shape)
         return value if self.weight is None else _interpolate(activation, value, self.weight)
 
@@ -68,7 +68,7 @@ class Add:
 
     offset: AnyArray
 
-    def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
         return activation + self.offset
 
 
@@ -82,8 +82,31 @@ class Scale:
 
     factor: AnyArray
 
-    def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
         return activation * self.factor
+
+
+@pytree
+class Substitute:
+    """Replace the mechanisms of some units by affine maps of others: h_S <- intercept + coefficients h_K   (CMR).
+
+    The same map at every position. Indices must be in range: an array that JAX traces cannot be checked.
+
+    Attributes:
+      kept: indices of K, `[K]`.
+      replaced: indices of S, `[S]`.
+      intercept: `[S]`.
+      coefficients: `[S, K]`; zero for constants.
+    """
+
+    kept: AnyArray
+    replaced: AnyArray
+    intercept: AnyArray
+    coefficients: AnyArray
+
+    def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+        values = self.intercept + activation[..., self.kept] @ jnp.asarray(self.coefficients).T
+        return activation.at[..., self.replaced].set(values.astype(activation.dtype))
 
 
 @pytree
@@ -96,7 +119,7 @@ class InOrder:
 
     edits: tuple[Edit, ...]
 
-    def __call__(self, activation: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
         for edit in self.edits:
             activation = edit(activation)
         return activation

@@ -8,10 +8,14 @@
 
 The gates are those of PyTorch's GRUCell, in its order r, z, n. Taps: `inputs`, `hidden` (L x D), `logits`. An edit of
 `hidden` at step t changes the output bit read there and every later step.
+
+Units of `hidden` can be removed (`abstraction.models.Reducible`). They are read by the recurrent kernel and both heads,
+which are affine; the leak z_t h_{t-1} is elementwise and goes with its unit. The state starts at 0, so only an affine
+map that sends a zero state to zero describes the replaced units at every step.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import jax
@@ -22,6 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from abstraction.models.initialization import uniform_linear
 from abstraction.models.taps import NO_EDITS, Edits, Tap, check_taps, tapped
+from abstraction.models.wiring import Consumer, Passage, find_array, replace_array, take_units
 from abstraction.typing import AnyArray, Outputs, Params
 
 _TORCH_NAMES = {
@@ -34,11 +39,19 @@ _TORCH_NAMES = {
     "final_carry_head.weight": ("final", "kernel"),
     "final_carry_head.bias": ("final", "bias"),
 }
+_CONSUMERS = tuple(
+    Consumer((*path, "kernel"), (*path, "bias"), passages=passages)
+    for path, passages in (
+        (("cell", "state"), (Passage("the first step, whose state is 0", shifts=False),)),
+        (("step",), ()),
+        (("final",), ()),
+    )
+)
 
 
 @dataclass(frozen=True)
 class GRU:
-    """A GRU of `depth` steps that emits `depth + 1` logits; implements `abstraction.models.Model`.
+    """A GRU of `depth` steps that emits `depth + 1` logits; implements `abstraction.models.Reducible`.
 
     Attributes:
       inputs: features read per step.
@@ -121,6 +134,24 @@ class GRU:
         # Unrolled, the gradient keeps no stacks of what each step saved: half the time of a search.
         _, after = jax.lax.scan(step, jnp.zeros_like(activation), slices, unroll=True)
         return network.logits(after)
+
+    def consumers(self, tap: str) -> tuple[Consumer, ...]:
+        """Return the readers of `hidden`: the recurrent kernel and both heads; see `Reducible.consumers`."""
+        if tap != "hidden":
+            raise ValueError(f"got tap {tap!r}, whose units cannot be removed, expected 'hidden'")
+        return _CONSUMERS
+
+    def with_biases(self, params: Params, tap: str) -> tuple["GRU", Params]:
+        """Return the network as it is: all its maps have biases."""
+        return self, params
+
+    def narrowed(self, params: Params, tap: str, kept: Int[np.ndarray, " K"]) -> tuple["GRU", Params]:
+        """Remove the other units of `hidden`, with their columns in all three gates; see `Reducible.narrowed`."""
+        for consumer in self.consumers(tap):
+            kernel = find_array(params, consumer.kernel)
+            params = replace_array(params, consumer.kernel, take_units(kernel, kept, self.width, axis=0))
+        gates = jax.tree.map(lambda array: take_units(array, kept, self.width), params["cell"])
+        return replace(self, width=len(kept)), {**params, "cell": gates}
 
     def params_from_torch(self, arrays: Mapping[str, np.ndarray]) -> Params:
         """Convert the arrays of a PyTorch checkpoint (`cell.weight_ih`, ..., gate order r, z, n).

@@ -16,10 +16,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from abstraction.models.initialization import uniform_linear
+from abstraction.models.layers import ACTIVATIONS
 from abstraction.models.taps import NO_EDITS, Edits, Tap, at_depth, check_taps, tapped
 from abstraction.typing import AnyArray, Outputs, Params
-
-ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "tanh": jnp.tanh, "identity": lambda z: z}
 
 
 @dataclass(frozen=True)

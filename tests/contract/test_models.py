@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from abstraction.interventions import Add, Interchange
-from abstraction.models import GRU, MLP, Model
+from abstraction.models import GRU, MLP, Activation, Dense, Model, Sequential
 
 
 class Case(NamedTuple):
@@ -24,6 +24,9 @@ MODELS = {
     "mlp-one-layer": Case(MLP(5, 7, 1, 4), (5,), ("hidden", "preactivation")),
     "gru": Case(GRU(2, 6, 4), (4, 2), ("hidden",)),
     "gru-one-step": Case(GRU(3, 5, 1), (1, 3), ("hidden",)),
+    "sequential": Case(
+        Sequential((5,), (Dense("first", 7), Activation("hidden", "tanh"), Dense("last", 4))), (5,), ("hidden", "first")
+    ),
     "mlp-tanh": Case(MLP(3, 4, 2, 2, "tanh"), (3,), ("hidden",)),
 }
 N = 6
@@ -56,8 +59,7 @@ def test_recorded_shapes_are_those_of_the_taps(case):
     _, acts = _record(case, params, base)
     assert set(acts) == set(case.model.taps)
     for name, tap in case.model.taps.items():
-        depth = () if tap.depth is None else (tap.depth,)
-        assert acts[name].shape == (*depth, N, tap.width)
+        assert acts[name].shape == (*_depth(tap), N, tap.width)
 
 
 def test_interchange_with_itself_is_identity(case):
@@ -92,7 +94,7 @@ def test_weight_one_on_a_whole_tap_is_downstream_of_the_source_exactly(case):
 def test_records_hold_values_after_their_edit(case):
     params, base, _ = _runs(case)
     for name, tap in case.model.taps.items():
-        offset = jnp.ones((*(() if tap.depth is None else (tap.depth,)), 1, tap.width))
+        offset = jnp.ones((*_depth(tap), 1, tap.width))
         _, plain = case.model.apply(params, base, record=(name,))
         _, edited = case.model.apply(params, base, {name: Add(offset)}, record=(name,))
         first = (lambda a: a) if tap.depth is None else (lambda a: a[0])
@@ -103,10 +105,9 @@ def test_resume_from_a_recorded_state_gives_the_outputs_of_apply(case):
     params, base, _ = _runs(case)
     outputs, acts = _record(case, params, base)
     for name in case.resumes:
-        depth = np.arange(case.model.taps[name].depth or 0)
-        states = acts[name]
+        states, tap = acts[name], case.model.taps[name]
         run = lambda d, h, name=name, states=states: case.model.resume(params, name, d, h, inputs=base, states=states)
-        resumed = jax.vmap(run)(depth, states)
+        resumed = jax.vmap(run)(np.arange(tap.depth or 1), _stack(tap, states))
         np.testing.assert_allclose(resumed, np.broadcast_to(outputs, resumed.shape), **CLOSE)
 
 
@@ -115,10 +116,11 @@ def test_resume_from_an_edited_state_gives_the_outputs_of_the_edit(case):
     (_, own), (_, other) = _record(case, params, base), _record(case, params, source)
     for name in case.resumes:
         tap = case.model.taps[name]
-        for depth in range(tap.depth or 0):
-            weight = jax.nn.one_hot(depth, tap.depth or 0)[:, None, None] * jnp.ones(tap.width)
+        for depth in range(tap.depth or 1):
+            weight = jax.nn.one_hot(depth, tap.depth or 1)[:, None, None] * jnp.ones(tap.width)
+            weight = weight[0] if tap.depth is None else weight
             edited, _ = case.model.apply(params, base, {name: Interchange(other[name], weight)})
-            state = other[name][depth]
+            state = _stack(tap, other[name])[depth]
             resumed = case.model.resume(params, name, jnp.int32(depth), state, inputs=base, states=own[name])
             np.testing.assert_allclose(resumed, edited, **CLOSE)
 
@@ -133,8 +135,9 @@ def test_resume_under_jit_compiles_once_for_all_depths(case):
         traces.append(1)
         return case.model.resume(params, case.resumes[0], depth, state, inputs=base, states=acts[case.resumes[0]])
 
-    for depth in range(case.model.taps[case.resumes[0]].depth or 0):
-        resume(jnp.int32(depth), acts[case.resumes[0]][depth])
+    tap = case.model.taps[case.resumes[0]]
+    for depth in range(tap.depth or 1):
+        resume(jnp.int32(depth), _stack(tap, acts[case.resumes[0]])[depth])
     assert len(traces) == 1
 
 
@@ -142,7 +145,7 @@ def test_edits_differentiate(case):
     params, base, _ = _runs(case)
     name = case.resumes[-1]
     tap = case.model.taps[name]
-    offset = jnp.zeros((tap.depth or 0, 1, tap.width))
+    offset = jnp.zeros((*_depth(tap), 1, tap.width))
     gradient = jax.grad(lambda o: case.model.apply(params, base, {name: Add(o)})[0].sum())(offset)
     step = 1e-2
     direction = jax.random.normal(jax.random.key(1), offset.shape)
@@ -161,6 +164,8 @@ def test_unknown_taps_are_refused_by_name(case):
 
 
 def test_edits_without_the_depth_axis_are_refused(case):
+    if case.model.taps["hidden"].depth is None:
+        pytest.skip("the tap occurs once")
     params, base, _ = _runs(case)
     with pytest.raises(ValueError, match="leading depth axis"):
         case.model.apply(params, base, {"hidden": Add(jnp.zeros((99, 1, case.model.taps["hidden"].width)))})
@@ -170,13 +175,22 @@ def test_edits_of_another_width_are_refused(case):
     params, base, _ = _runs(case)
     tap = case.model.taps["hidden"]
     with pytest.raises(ValueError, match="'hidden'"):
-        case.model.apply(params, base, {"hidden": Add(jnp.zeros((tap.depth or 0, 1, tap.width + 1)))})
+        case.model.apply(params, base, {"hidden": Add(jnp.zeros((*_depth(tap), 1, tap.width + 1)))})
 
 
 def test_models_hash_and_compare_by_value(case):
     twin = dataclasses.replace(case.model)
     assert twin == case.model
     assert hash(twin) == hash(case.model)
+
+
+def _depth(tap):
+    return () if tap.depth is None else (tap.depth,)
+
+
+def _stack(tap, states):
+    """Return states with a depth axis, of one where the tap has none."""
+    return states[None] if tap.depth is None else states
 
 
 def _weight(tap, value):

@@ -1,0 +1,268 @@
+"""Gradient and curvature of a discrepancy at any tap of any model, through an additive edit.
+
+With F(e) the outputs when e is added at the tap, D the discrepancy to the dense outputs t, and everything at e = 0:
+
+    g = grad_e D(F(e), t)        H = hess_e D(F(e), t)        GGN = J^T L L^T J,   J = dF/de,  L L^T = hess_z D
+
+Hessian-vector products are `jax.jvp` of `jax.grad` (forward over reverse). For D = kl the output gradient is 0 at the
+dense outputs, so H = GGN for every network; a suffix of pieces that are linear (ReLU) has H = GGN almost everywhere.
+
+Examples do not interact, so one product with a vector per example gives H v of every example. A tap that recurs (depth)
+or is spread out (space, tokens) has *positions*: its activation is laid out here as `[N, P, D]`, and a unit that is
+replaced is replaced at all positions with the same constant. Its perturbation is -eps a + kappa with eps, kappa shared
+over positions (spec B.3), and the curvature of one unit is a 2 x 2 block, not a number per position.
+
+Source: CMR, arXiv 2602.24266, second-order interventional risk.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from abstraction.interventions import Add, InOrder, Scale
+from abstraction.models import Model
+from abstraction.reduction.discrepancies import Discrepancy
+from abstraction.typing import AnyArray, Outputs, Params
+
+
+class Suffix(NamedTuple):
+    """The network seen from one tap.
+
+    Attributes:
+      run: outputs when `[N, P, D]` is added to the tap.
+      activation: the tap's value, `[N, P, D]`.
+      outputs: the outputs as they are, `[N, C]`.
+    """
+
+    run: Callable[[Array], Outputs]
+    activation: Float[Array, "N P D"]
+    outputs: Outputs
+
+
+def suffix_at(model: Model, params: Params, inputs: AnyArray, tap: str) -> Suffix:
+    """Run the network once and return how its outputs depend on the tap.
+
+    Raises:
+      ValueError: the tap is unknown.
+    """
+    outputs, recorded = model.apply(params, inputs, record=(tap,))
+    activation = recorded[tap]
+    recurs = model.taps[tap].depth is not None
+    laid_out = by_position(activation, recurs=recurs)
+    shape = activation.shape
+
+    def run(offset: Array) -> Outputs:
+        if recurs:
+            offset = jnp.moveaxis(offset, 1, 0)
+        return model.apply(params, inputs, {tap: Add(offset.reshape(shape))})[0]
+
+    return Suffix(run, laid_out, outputs)
+
+
+def by_position(activation: Array, *, recurs: bool) -> Float[Array, "N P D"]:
+    """Lay an activation `[N, ..., D]`, or `[L, N, D]` where it recurs, out as examples, positions, units."""
+    if recurs:
+        return jnp.moveaxis(activation, 0, 1)
+    return activation.reshape(len(activation), -1, activation.shape[-1])
+
+
+@partial(jax.jit, static_argnames=("model", "tap", "discrepancy"))
+def tap_gradient(
+    model: Model,
+    params: Params,
+    inputs: AnyArray,
+    tap: str,
+    discrepancy: Discrepancy,
+    target: Outputs,
+    labels: Array | None = None,
+) -> Float[Array, "N P D"]:
+    """Return g per example; zero everywhere for `kl` and `logit` against the network's own outputs."""
+    suffix = suffix_at(model, params, inputs, tap)
+    return _pull(suffix, discrepancy.gradient(suffix.outputs, target, labels)[None])[0]
+
+
+@partial(jax.jit, static_argnames=("model", "tap", "discrepancy"))
+def hessian_vector_product(
+    model: Model,
+    params: Params,
+    inputs: AnyArray,
+    tap: str,
+    discrepancy: Discrepancy,
+    target: Outputs,
+    vector: Float[Array, "N P D"],
+    labels: Array | None = None,
+) -> Float[Array, "N P D"]:
+    """Return H v of every example, the full Hessian: jvp of grad."""
+    suffix = suffix_at(model, params, inputs, tap)
+    return _product(suffix, discrepancy, target, labels, vector)
+
+
+@partial(jax.jit, static_argnames=("model", "tap", "discrepancy"))
+def gauss_newton_product(
+    model: Model,
+    params: Params,
+    inputs: AnyArray,
+    tap: str,
+    discrepancy: Discrepancy,
+    target: Outputs,
+    vector: Float[Array, "N P D"],
+    labels: Array | None = None,
+) -> Float[Array, "N P D"]:
+    """Return J^T L L^T J v of every example: one jvp and one vjp."""
+    suffix = suffix_at(model, params, inputs, tap)
+    _, pushed = jax.jvp(suffix.run, (jnp.zeros_like(suffix.activation),), (vector,))
+    factor = discrepancy.factor(suffix.outputs, target, labels)
+    cotangent = jnp.einsum("ncr,ndr,nd->nc", factor, factor, pushed)
+    return _pull(suffix, cotangent[None])[0]
+
+
+@partial(jax.jit, static_argnames=("model", "tap", "discrepancy"))
+def gauss_newton_rows(
+    model: Model,
+    params: Params,
+    inputs: AnyArray,
+    tap: str,
+    discrepancy: Discrepancy,
+    target: Outputs,
+    labels: Array | None = None,
+) -> Float[Array, "R N P D"]:
+    """Return the rows of L^T J; their squares summed over R are the diagonal of the GGN. R vjps, one a class."""
+    suffix = suffix_at(model, params, inputs, tap)
+    return _pull(suffix, jnp.moveaxis(discrepancy.factor(suffix.outputs, target, labels), -1, 0))
+
+
+@partial(jax.jit, static_argnames=("model", "tap", "discrepancy", "chunk"))
+def hessian_diagonal(
+    model: Model,
+    params: Params,
+    inputs: AnyArray,
+    tap: str,
+    discrepancy: Discrepancy,
+    target: Outputs,
+    labels: Array | None = None,
+    *,
+    chunk: int = 64,
+) -> Float[Array, "N P D"]:
+    """Return diag H per example, exactly: one Hessian-vector product per coordinate, `chunk` of them at a time."""
+    suffix = suffix_at(model, params, inputs, tap)
+    _, positions, width = suffix.activation.shape
+    product = partial(_product, suffix, discrepancy, target, labels)
+
+    def entry(index: Int[Array, ""]) -> Float[Array, " N"]:
+        basis = jax.nn.one_hot(index, positions * width, dtype=suffix.activation.dtype).reshape(positions, width)
+        vector = jnp.broadcast_to(basis, suffix.activation.shape)
+        return (vector * product(vector)).sum((1, 2))
+
+    entries = jax.lax.map(entry, jnp.arange(positions * width), batch_size=min(chunk, positions * width))
+    return entries.T.reshape(suffix.activation.shape)
+
+
+@partial(jax.jit, static_argnames=("model", "tap", "discrepancy", "draws", "chunk"))
+def hutchinson_diagonal(
+    key: Array,
+    model: Model,
+    params: Params,
+    inputs: AnyArray,
+    tap: str,
+    discrepancy: Discrepancy,
+    target: Outputs,
+    labels: Array | None = None,
+    *,
+    draws: int,
+    chunk: int = 64,
+) -> Float[Array, "N P D"]:
+    """Estimate diag H by the mean over random signs v of v * H v; unbiased, variance (||H_j||^2 - H_jj^2) / draws."""
+    suffix = suffix_at(model, params, inputs, tap)
+
+    def draw(key: Array) -> Float[Array, "N P D"]:
+        vector = jax.random.rademacher(key, suffix.activation.shape, suffix.activation.dtype)
+        return vector * _product(suffix, discrepancy, target, labels, vector)
+
+    keys = jax.random.split(key, draws)
+    return jax.lax.map(draw, keys, batch_size=min(chunk, draws)).mean(0)
+
+
+@partial(jax.jit, static_argnames=("model", "tap", "draws", "chunk"))
+def fisher_diagonal(
+    key: Array, model: Model, params: Params, inputs: AnyArray, tap: str, *, draws: int, chunk: int = 64
+) -> Float[Array, "N P D"]:
+    """Estimate the diagonal of the softmax GGN by (J^T (p - e_y))^2 with y drawn from p: the true Fisher, unbiased."""
+    suffix = suffix_at(model, params, inputs, tap)
+    p = jax.nn.softmax(suffix.outputs)
+
+    def draw(key: Array) -> Float[Array, "N P D"]:
+        drawn = jax.nn.one_hot(jax.random.categorical(key, suffix.outputs), p.shape[-1], dtype=p.dtype)
+        return _pull(suffix, (p - drawn)[None])[0] ** 2
+
+    return jax.lax.map(draw, jax.random.split(key, draws), batch_size=min(chunk, draws)).mean(0)
+
+
+def last_layer_curvature(
+    kernel: Float[AnyArray, "D C"], outputs: Float[Array, "N C"], labels: Int[AnyArray, " N"]
+) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
+    """Return gradient and Hessian diagonal of cross-entropy where the tap feeds the logits: three products.
+
+        g = (p - y) W^T,      h = p (W^T)^2 - (p W^T)^2          (rows of W^T are classes)
+
+    Args:
+      kernel: W of the last layer.
+      outputs: logits.
+      labels: classes; the Hessian does not depend on them.
+    """
+    p, weights = jax.nn.softmax(outputs), jnp.asarray(kernel).T
+    gradient = (p - jax.nn.one_hot(labels, p.shape[-1], dtype=p.dtype)) @ weights
+    return gradient, p @ weights**2 - (p @ weights) ** 2
+
+
+@partial(jax.jit, static_argnames=("model", "tap", "discrepancy", "chunk"))
+def replacement_hessian(
+    model: Model,
+    params: Params,
+    inputs: AnyArray,
+    tap: str,
+    discrepancy: Discrepancy,
+    target: Outputs,
+    labels: Array | None = None,
+    *,
+    chunk: int = 64,
+) -> tuple[Float[Array, " M"], Float[Array, "M M"]]:
+    """Differentiate the mean discrepancy twice in (eps, kappa): gradient and full Hessian, one product per column.
+
+    Unit j becomes a_j (1 - eps_j) + kappa_j at every position; replacing it by c is eps_j = 1, kappa_j = c.
+    Where a tap recurs a_j is the state that earlier replacements have moved, so this is no offset of recorded states.
+    No Hessian per example is ever made: memory is that of the result and of `chunk` products.
+
+    Returns:
+      Gradient `[M]` and Hessian `[M, M]` with M = 2 D, eps first.
+    """
+    dtype = suffix_at(model, params, inputs, tap).activation.dtype
+    width, depth = model.taps[tap].width, model.taps[tap].depth
+    shape = (width,) if depth is None else (depth, width)
+
+    def mean_loss(both: Array) -> Array:
+        eps, kappa = (jnp.broadcast_to(half, shape) for half in jnp.split(both, 2))
+        outputs, _ = model.apply(params, inputs, {tap: InOrder((Scale(1 - eps), Add(kappa)))})
+        return discrepancy.compare(outputs, target, labels).mean()
+
+    origin = jnp.zeros(2 * width, dtype)
+    column = lambda vector: jax.jvp(jax.grad(mean_loss), (origin,), (vector,))[1]
+    basis = jnp.eye(2 * width, dtype=origin.dtype)
+    return jax.grad(mean_loss)(origin), jax.lax.map(column, basis, batch_size=min(chunk, 2 * width))
+
+
+def _pull(suffix: Suffix, cotangents: Float[Array, "R N C"]) -> Float[Array, "R N P D"]:
+    """Apply J^T to several cotangents, one forward run for all."""
+    _, pullback = jax.vjp(suffix.run, jnp.zeros_like(suffix.activation))
+    return jax.vmap(lambda cotangent: pullback(cotangent)[0])(cotangents)
+
+
+def _product(
+    suffix: Suffix, discrepancy: Discrepancy, target: Outputs, labels: Array | None, vector: Float[Array, "N P D"]
+) -> Float[Array, "N P D"]:
+    """Forward over reverse; the sum over examples is differentiated, because examples do not interact."""
+    total = lambda offset: discrepancy.compare(suffix.run(offset), target, labels).sum()
+    return jax.jvp(jax.grad(total), (jnp.zeros_like(suffix.activation),), (vector,))[1]

@@ -1,0 +1,232 @@
+"""Affine folds in closed form: a_S := intercept + B a_K.
+
+For logit distortion, and any other curvature that is the same for every example, the best B does not depend on the
+curvature: it is the regression of a_S on a_K (spec B.5). Kept units are interchanged in use, so the regression is that
+under the intervention law (spec B.8):
+
+    B = C_SK Om_KK^-1,   C = E[1-p] Sig,   Om = Cov(a_K under the law),   intercept = mean_S - B mean_K
+    D(B) = tr V_S [ Sig_SS - B C_KS - C_SK B^T + B Om B^T ] V_S^T
+
+p = 0 is the observational fold; p > 0 shrinks as a ridge does, from the data; p = 1 leaves the mean. Sparse folds
+choose r parents per unit, by correlation, by partial correlation, or by forward selection, and solve all units' small
+systems at once. The weighted regression with per-example curvature is the authors' (their code, CIP-Affine).
+"""
+
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy import linalg
+
+from abstraction.reduction.elimination import constant_units
+from abstraction.reduction.moments import LawMoments
+from abstraction.typing import AnyArray
+
+ParentRule = Literal["correlation", "partial", "forward"]
+
+
+class Fit(NamedTuple):
+    """An affine map from kept to replaced units.
+
+    Attributes:
+      intercept: `[S]`.
+      coefficients: B, `[S, K]`.
+    """
+
+    intercept: Float[np.ndarray, " S"]
+    coefficients: Float[np.ndarray, "S K"]
+
+
+def replaced_units(kept: Int[AnyArray, " K"], width: int) -> Int[np.ndarray, " S"]:
+    """Return the units that are not kept."""
+    return np.setdiff1d(np.arange(width), np.asarray(kept))
+
+
+def fit_affine(moments: LawMoments, kept: Int[AnyArray, " K"]) -> Fit:
+    """Regress every replaced unit on all kept ones, under the law of the moments."""
+    kept = np.asarray(kept)
+    replaced = replaced_units(kept, len(moments.mean))
+    dead = constant_units(moments)[kept]
+    regressor = moments.regressor[np.ix_(kept, kept)] + np.diag(dead.astype(float))
+    cross = moments.cross * moments.target[np.ix_(kept, replaced)]
+    coefficients = linalg.solve(regressor, np.where(dead[:, None], 0.0, cross), assume_a="pos").T
+    return _with_intercept(moments, kept, replaced, coefficients)
+
+
+def choose_parents(
+    moments: LawMoments, kept: Int[AnyArray, " K"], parents: int, rule: ParentRule = "forward"
+) -> Int[np.ndarray, "S R"]:
+    """Choose parents among the kept units for every replaced one, as positions in `kept`.
+
+        correlation   largest |Cov(j, k)| / sd(k)
+        partial       largest |B_jk| / sqrt((Om^-1)_kk): partial correlation given all other kept units
+        forward       one after another, each the one that explains most of what is left
+
+    Raises:
+      ValueError: more parents than kept units, or an unknown rule.
+    """
+    kept = np.asarray(kept)
+    if not 1 <= parents <= len(kept):
+        raise ValueError(f"got {parents} parents, expected 1 to {len(kept)}, the kept units")
+    replaced = replaced_units(kept, len(moments.mean))
+    regressor = moments.regressor[np.ix_(kept, kept)] + np.diag(constant_units(moments)[kept].astype(float))
+    cross = moments.cross * moments.target[np.ix_(replaced, kept)]
+    if rule == "forward":
+        with jax.enable_x64(True):
+            return np.asarray(_forward(regressor, cross, parents))
+    if rule == "correlation":
+        strength = np.abs(cross) / np.sqrt(np.diagonal(regressor))
+    elif rule == "partial":
+        inverse = linalg.inv(regressor)
+        strength = np.abs(cross @ inverse) / np.sqrt(np.diagonal(inverse))
+    else:
+        raise ValueError(f"got parent rule {rule!r}, expected one of {get_args(ParentRule)}")
+    return np.argsort(-strength, axis=1, kind="stable")[:, :parents]
+
+
+def fit_sparse(moments: LawMoments, kept: Int[AnyArray, " K"], parents: Int[AnyArray, "S R"]) -> Fit:
+    """Regress every replaced unit on its own parents: one batched solve.
+
+    Args:
+      moments: under the law.
+      kept: units that stay.
+      parents: positions in `kept`, per replaced unit.
+    """
+    kept, parents = np.asarray(kept), np.asarray(parents)
+    replaced = replaced_units(kept, len(moments.mean))
+    regressor = moments.regressor[np.ix_(kept, kept)] + np.diag(constant_units(moments)[kept].astype(float))
+    cross = moments.cross * moments.target[np.ix_(replaced, kept)]
+    with jax.enable_x64(True):
+        solved = np.asarray(_solve_each(regressor, cross, parents))
+    return _with_intercept(moments, kept, replaced, _spread(solved, parents, len(kept)))
+
+
+def fit_weighted(
+    activations: Float[AnyArray, "N D"],
+    weights: Float[AnyArray, "N S"],
+    kept: Int[AnyArray, " K"],
+    parents: Int[AnyArray, "S R"],
+    *,
+    ridge: float = 1e-4,
+) -> Fit:
+    """Regress every replaced unit on its parents with its own weight per example.
+
+        minimise  sum_n w_nj (a_nj - b_j - B_j x_n)^2 + ridge |B_j|^2
+
+    Args:
+      activations: of the tap.
+      weights: w, per example and replaced unit; the curvature of the unit.
+      kept: units that stay.
+      parents: positions in `kept`, per replaced unit.
+      ridge: absolute, and none on the intercept, as in the authors' code.
+    """
+    kept, parents = np.asarray(kept), np.asarray(parents)
+    replaced = replaced_units(kept, np.asarray(activations).shape[1])
+    values = np.asarray(activations, np.float64)
+    with jax.enable_x64(True):
+        solved = np.asarray(_solve_weighted(values[:, kept], values[:, replaced], np.asarray(weights), parents, ridge))
+    return Fit(solved[:, -1], _spread(solved[:, :-1], parents, len(kept)))
+
+
+def correlated_parents(
+    activations: Float[AnyArray, "N D"], kept: Int[AnyArray, " K"], parents: int
+) -> Int[np.ndarray, "S R"]:
+    """Choose the kept units of largest |Pearson correlation|, deviations padded by 1e-8 as in the authors' code.
+
+    Raises:
+      ValueError: more parents than kept units.
+    """
+    kept = np.asarray(kept)
+    if not 1 <= parents <= len(kept):
+        raise ValueError(f"got {parents} parents, expected 1 to {len(kept)}, the kept units")
+    values = np.asarray(activations, np.float64)
+    standard = (values - values.mean(0)) / (values.std(0, ddof=1) + 1e-8)
+    correlation = standard[:, replaced_units(kept, values.shape[1])].T @ standard[:, kept]
+    return np.argsort(-np.abs(correlation), axis=1, kind="stable")[:, :parents]
+
+
+def distortion(
+    hessian: Float[AnyArray, "D D"],
+    moments: LawMoments,
+    kept: Int[AnyArray, " K"],
+    coefficients: Float[AnyArray, "S K"],
+) -> float:
+    """Return D(B), the expected quadratic form of a fold's error under the law; means are matched.
+
+    Args:
+      hessian: H, `[D, D]`; with the logit discrepancy's, half of D(B) is the logit distortion D_2.
+      moments: under the law; their ridge counts as noise of the kept units.
+      kept: units that stay.
+      coefficients: B; zeros for constants.
+    """
+    kept = np.asarray(kept)
+    replaced = replaced_units(kept, len(moments.mean))
+    b = np.asarray(coefficients, np.float64)
+    shared = b @ (moments.cross * moments.target[np.ix_(kept, replaced)])
+    error = (
+        moments.target[np.ix_(replaced, replaced)] - shared - shared.T + b @ moments.regressor[np.ix_(kept, kept)] @ b.T
+    )
+    return float((np.asarray(hessian, np.float64)[np.ix_(replaced, replaced)] * error).sum())
+
+
+def _with_intercept(moments: LawMoments, kept: np.ndarray, replaced: np.ndarray, coefficients: np.ndarray) -> Fit:
+    mean = np.asarray(moments.mean, np.float64)
+    return Fit(mean[replaced] - coefficients @ mean[kept], coefficients)
+
+
+def _spread(solved: np.ndarray, parents: np.ndarray, width: int) -> np.ndarray:
+    coefficients = np.zeros((len(parents), width))
+    np.put_along_axis(coefficients, parents, solved, axis=1)
+    return coefficients
+
+
+@partial(jax.jit, static_argnames=("parents",))
+def _forward(regressor: Float[Array, "K K"], cross: Float[Array, "S K"], parents: int) -> Int[Array, "S R"]:
+    """Pivot a Cholesky factorisation on the candidate of largest c_k^2 / v_k, for every unit at once."""
+
+    def one(cross: Float[Array, " K"]) -> Int[Array, " R"]:
+        def step(state: tuple[Array, ...], t: Array) -> tuple[tuple[Array, ...], Array]:
+            left, spare, factors, used = state
+            k = jnp.argmax(jnp.where(used, -1.0, left**2 / jnp.where(used, 1.0, spare)))
+            factor = (regressor[k] - factors[:, k] @ factors) / jnp.sqrt(spare[k])
+            left = left - factor * (left[k] / jnp.sqrt(spare[k]))
+            return (left, spare - factor**2, factors.at[t].set(factor), used.at[k].set(True)), k
+
+        start = (cross, jnp.diagonal(regressor), jnp.zeros((parents, len(cross))), jnp.zeros(len(cross), bool))
+        return jax.lax.scan(step, start, jnp.arange(parents))[1]
+
+    return jax.vmap(one)(cross)
+
+
+@jax.jit
+def _solve_each(regressor: Float[Array, "K K"], cross: Float[Array, "S K"], parents: Int[Array, "S R"]) -> Array:
+    def one(cross: Array, chosen: Array) -> Array:
+        factor = jax.scipy.linalg.cho_factor(regressor[jnp.ix_(chosen, chosen)])
+        return jax.scipy.linalg.cho_solve(factor, cross[chosen])
+
+    return jax.vmap(one)(cross, parents)
+
+
+@jax.jit
+def _solve_weighted(
+    regressors: Float[Array, "N K"],
+    targets: Float[Array, "N S"],
+    weights: Float[Array, "N S"],
+    parents: Int[Array, "S R"],
+    ridge: float,
+) -> Float[Array, "S R+1"]:
+    count = parents.shape[1]
+    penalty = jnp.diag(jnp.full(count + 1, ridge).at[-1].set(0.0))
+    ones = jnp.ones((len(regressors), 1), regressors.dtype)
+
+    def one(target: Array, weight: Array, chosen: Array) -> Array:
+        design = jnp.concatenate([regressors[:, chosen], ones], axis=1)
+        weighted = design * weight[:, None]
+        factor = jax.scipy.linalg.cho_factor(weighted.T @ design + penalty)
+        return jax.scipy.linalg.cho_solve(factor, weighted.T @ target)
+
+    each = (targets.T, weights.T.astype(targets.dtype), parents)
+    return jax.lax.map(lambda unit: one(*unit), each, batch_size=min(64, len(parents)))

@@ -1,0 +1,249 @@
+"""The order in which the units of a tap go: statistics, scores, and the exact elimination, one pass.
+
+Source: CMR, arXiv 2602.24266; steps 1 and 2 of `pipeline`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from abstraction.models import Model, Reducible
+from abstraction.models.wiring import find_array
+from abstraction.reduction.discrepancies import DISCREPANCIES
+from abstraction.reduction.elimination import Path, eliminate, eliminate_constants
+from abstraction.reduction.methods import METHODS, Method
+from abstraction.reduction.moments import LawMoments, Statistics, collect_statistics, law_moments
+from abstraction.reduction.scores import constant_risk, taylor_scores, unit_scores
+from abstraction.reduction.selection import (
+    allocate,
+    check_partition,
+    eliminate_groups,
+    group_scores,
+    keep_highest,
+    members,
+)
+from abstraction.typing import AnyArray, Params
+
+
+class Calibration(NamedTuple):
+    """What a reduction may look at; never the test split.
+
+    Attributes:
+      inputs: `[N, ...]`.
+      labels: classes, for methods that read them.
+      target: outputs of the dense network, by default those of the network at hand.
+    """
+
+    inputs: AnyArray
+    labels: AnyArray | None = None
+    target: AnyArray | None = None
+
+
+class Ranking(NamedTuple):
+    """The order in which the units of a tap go.
+
+    Attributes:
+      model: the network.
+      params: its weights.
+      tap: where.
+      method: how they were ranked.
+      calibration: what they were ranked on.
+      statistics: of the tap.
+      moments: of the tap under the method's law.
+      scores: per unit; of an elimination, what its removal added to the risk.
+      path: of an elimination, its order.
+      groups: units that stay or go together.
+      warning: why the result cannot be trusted, or None.
+    """
+
+    model: Model
+    params: Params
+    tap: str
+    method: Method
+    calibration: Calibration
+    statistics: Statistics
+    moments: LawMoments
+    scores: Float[np.ndarray, " D"]
+    path: Path | None
+    groups: Sequence[Sequence[int]] | None
+    warning: str | None
+
+    def kept(self, keep: int) -> Int[np.ndarray, " K"]:
+        """Return the units that stay; with groups, `keep` counts groups."""
+        if self.groups is None:
+            return keep_highest(self.scores, keep) if self.path is None else self.path.kept(keep)
+        if self.path is not None:
+            return members(self.groups, self.path.kept(keep))
+        return members(self.groups, keep_highest(group_scores(self.scores, self.groups), keep))
+
+
+def rank_units(
+    model: Model,
+    params: Params,
+    calibration: Calibration,
+    tap: str,
+    method: Method = METHODS["cmr"],
+    *,
+    groups: Sequence[Sequence[int]] | None = None,
+    key: Array | None = None,
+    batch_size: int = 512,
+) -> Ranking:
+    """Collect a tap's statistics and rank its units.
+
+    Args:
+      model: the network.
+      params: its weights.
+      calibration: inputs, and labels where the method reads them.
+      tap: where.
+      method: how.
+      groups: units that stay or go together (heads); an elimination takes groups of equal size, observed.
+      key: randomness of `random` and of Monte-Carlo curvature.
+      batch_size: examples per run.
+
+    Raises:
+      ValueError: the tap is unknown, labels or a key are missing, groups do not fit, or activations are not finite.
+    """
+    if tap not in model.taps:
+        raise ValueError(f"got tap {tap!r}, expected one of {sorted(model.taps)}")
+    if groups is not None:
+        check_partition(groups, model.taps[tap].width)
+        if method.selector == "greedy-constants":
+            raise ValueError("got groups for the selector 'greedy-constants', expected 'elimination' or a criterion")
+    statistics = collect_statistics(
+        model,
+        params,
+        calibration.inputs,
+        tap,
+        discrepancy=DISCREPANCIES[method.discrepancy],
+        target=calibration.target,
+        labels=calibration.labels,
+        curvature=method.curvature,
+        key=key,
+        batch_size=batch_size,
+    )
+    moments = law_moments(statistics, method.law, ridge=method.ridge)
+    path = _path(statistics, moments, method, groups)
+    if path is None:
+        scores = _scores(model, params, calibration, tap, method, statistics, key)
+    else:
+        scores = _path_scores(path, groups)
+    warning = None
+    if method.folding == "curvature-constant" or method.selector == "curvature":
+        warning = constant_risk(statistics, relative=method.relative_flat).warning
+    return Ranking(model, params, tap, method, calibration, statistics, moments, scores, path, groups, warning)
+
+
+def _path(
+    statistics: Statistics, moments: LawMoments, method: Method, groups: Sequence[Sequence[int]] | None
+) -> Path | None:
+    """Run the elimination, where the method is one."""
+    if method.selector == "greedy-constants":
+        return eliminate_constants(statistics.hessian, statistics.covariance, keep=1)
+    if method.selector != "elimination":
+        return None
+    if groups is None:
+        return eliminate(statistics.hessian, moments, keep=1)
+    observed = law_moments(statistics, (0.0,), ridge=method.ridge)
+    return eliminate_groups(statistics.hessian, observed, _table(groups), keep=1)
+
+
+def share_budget(
+    rankings: Sequence[Ranking],
+    keep: int,
+    *,
+    costs: Mapping[str, float] | None = None,
+    min_keep: int = 1,
+    round_to: int = 1,
+) -> dict[str, int]:
+    """Spend one budget over several taps: how many units each keeps, the dearest to remove staying wherever they are.
+
+    Along an elimination a unit is worth what its removal added to the risk, and no less than those that went before.
+
+    Args:
+      rankings: of the taps, by one method, so that their scores share a unit.
+      keep: units to keep in all.
+      costs: what a unit of each tap costs, by default 1.
+      min_keep: units every tap keeps at least.
+      round_to: every tap keeps a multiple of this.
+
+    Raises:
+      ValueError: rankings of several methods, with groups, or by a criterion whose unit differs between taps.
+    """
+    methods = {ranking.method for ranking in rankings}
+    comparable = all(m.selector in ("elimination", "greedy-constants", "curvature", "taylor", "obd") for m in methods)
+    if len(methods) != 1 or not comparable or any(ranking.groups is not None for ranking in rankings):
+        raise ValueError(
+            f"got rankings by {sorted(m.selector for m in methods)}, expected one method without groups whose scores "
+            "are losses: elimination, greedy-constants, curvature, taylor or obd"
+        )
+    worth = {ranking.tap: ranking.scores if ranking.path is None else _worth(ranking.path) for ranking in rankings}
+    shared = allocate(worth, keep, costs=costs, min_keep=min_keep, round_to=round_to)
+    return {tap: len(units) for tap, units in shared.items()}
+
+
+def _worth(path: Path) -> Float[np.ndarray, " D"]:
+    increases = np.maximum.accumulate(path.increases)
+    worth = np.full(path.width, np.inf)
+    worth[path.order] = increases
+    return np.where(np.isinf(worth), increases[-1] if len(increases) else 0.0, worth)
+
+
+def _path_scores(path: Path, groups: Sequence[Sequence[int]] | None) -> Float[np.ndarray, " D"]:
+    """Score units by the risk of the path up to their removal; those that are never removed are worth most."""
+    total = np.cumsum(path.increases)
+    scores = np.full(path.width, total[-1] if len(total) else 0.0)
+    scores[path.order] = total
+    if groups is None:
+        return scores
+    of_units = np.zeros(sum(len(group) for group in groups))
+    for group, score in zip(groups, scores, strict=True):
+        of_units[list(group)] = score
+    return of_units
+
+
+def _table(groups: Sequence[Sequence[int]]) -> Int[np.ndarray, "G M"]:
+    if len({len(group) for group in groups}) != 1:
+        raise ValueError(
+            f"got groups of {sorted({len(group) for group in groups})} units for an elimination, expected equally many "
+            "in each; a criterion takes any groups"
+        )
+    return np.asarray(groups)
+
+
+def _scores(
+    model: Model,
+    params: Params,
+    calibration: Calibration,
+    tap: str,
+    method: Method,
+    statistics: Statistics,
+    key: Array | None,
+) -> Float[np.ndarray, " D"]:
+    if method.selector == "curvature":
+        return constant_risk(statistics, relative=method.relative_flat).score
+    weights = taylor = None
+    if method.selector in ("magnitude", "wanda"):
+        weights = reader_weights(model, params, tap)
+    if method.selector == "taylor":
+        if calibration.labels is None:
+            raise ValueError("got no labels, expected labels for the criterion 'taylor'")
+        taylor = taylor_scores(model, params, calibration.inputs, tap, statistics.mean, calibration.labels)
+    return unit_scores(method.selector, statistics, weights=weights, taylor=taylor, key=key)  # pyright: ignore[reportArgumentType]
+
+
+def reader_weights(model: Model, params: Params, tap: str) -> Float[np.ndarray, "M D"]:
+    """Stack everything that reads a tap, a row per number read and a column per unit.
+
+    Raises:
+      ValueError: the model does not tell what reads the tap.
+    """
+    if not isinstance(model, Reducible):
+        raise ValueError(f"got {type(model).__name__}, which does not tell what reads its taps; expected `consumers`")
+    rows = []
+    for consumer in model.consumers(tap):
+        kernel = np.asarray(find_array(params, consumer.kernel))
+        moved = np.moveaxis(kernel, consumer.axes, tuple(range(-len(consumer.axes), 0)))
+        rows.append(moved.reshape(-1, model.taps[tap].width))
+    return np.concatenate(rows)

@@ -1,0 +1,207 @@
+"""What replacing one unit by a constant costs, in closed form, and the criteria others prune by.
+
+Replacing unit j by the constant c at every position changes the risk to second order by (CMR; spec B.2, B.3)
+
+    Q_j(c) = G_e + c G_k + (H_ee + 2 c H_ek + c^2 H_kk) / 2
+    c* = -(G_k + H_ek) / H_kk              for one position  E[h a - g] / E[h]
+    score = Q_j(c*)                        for D = kl        E[h (a - c*)^2] / 2 >= 0,  c* within the range of a
+
+Rescaling a ReLU unit, or a product's factor, leaves every such score unchanged. A unit without curvature is *flat*: its
+constant is its mean. With label cross-entropy scores may be negative and constants far outside of what the unit ever
+does; applied all at once such steps add up and the network collapses (spec B.9).
+"""
+
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from abstraction.models import Model
+from abstraction.randomness import host_generator
+from abstraction.reduction.curvature import suffix_at, tap_gradient
+from abstraction.reduction.discrepancies import CE
+from abstraction.reduction.moments import Statistics
+from abstraction.typing import AnyArray, Params
+
+Criterion = Literal["curvature", "variance", "magnitude", "taylor", "obd", "wanda", "random"]
+"""`curvature` is the score above, under the discrepancy the statistics were collected with."""
+
+
+class ConstantRisk(NamedTuple):
+    """The best constant of each unit and what it costs.
+
+    Attributes:
+      score: Q_j(c*), `[D]`; in nats for kl and ce.
+      constant: c*, `[D]`.
+      flat: no curvature, so the constant is the mean, `[D]`.
+      outside: c* lies outside of the calibration range of the unit, `[D]`.
+    """
+
+    score: Float[np.ndarray, " D"]
+    constant: Float[np.ndarray, " D"]
+    flat: Bool[np.ndarray, " D"]
+    outside: Bool[np.ndarray, " D"]
+
+    @property
+    def warning(self) -> str | None:
+        """Say that these constants must not be applied together, where that is so (spec B.9)."""
+        negative, outside = (self.score < 0).mean(), self.outside.mean()
+        if negative <= 0.05 and outside <= 0.05:
+            return None
+        return (
+            f"unstable: {negative:.0%} of the units promise a lower loss when replaced and {outside:.0%} of the "
+            "constants lie outside of what their unit ever does; each is right alone, together they add up and the "
+            "network collapses"
+        )
+
+
+def constant_risk(statistics: Statistics, *, flat: float = 1e-10, relative: bool = True) -> ConstantRisk:
+    """Solve every unit's best constant alone.
+
+    Args:
+      statistics: of the tap, under the discrepancy of interest.
+      flat: below this curvature a unit is flat.
+      relative: compare H_kk Var(a) with the median over units; otherwise the sum over examples of H_kk, as the
+        authors' code does.
+    """
+    names = ("mean", "gradient_eps", "gradient_kappa", "eps_eps", "eps_kappa", "kappa_kappa")
+    mean, g_e, g_k, ee, ek, kk = (np.asarray(getattr(statistics, name), np.float64) for name in names)
+    if relative:
+        scale = kk * statistics.variance
+        is_flat = (scale <= flat * np.median(scale)) | (kk <= 0)
+    else:
+        is_flat = kk * float(statistics.count) <= flat
+    constant = np.where(is_flat, mean, -(g_k + ek) / np.where(is_flat, 1.0, kk))
+    score = g_e + constant * g_k + (ee + 2 * constant * ek + constant**2 * kk) / 2
+    # What is left of sums that cancel is no promise of a lower loss.
+    score = np.where(np.abs(score) <= 1e-12 * (np.abs(ee) + np.abs(g_e)), 0.0, score)
+    slack = 1e-6 * (np.abs(statistics.low) + np.abs(statistics.high))
+    outside = (constant < statistics.low - slack) | (constant > statistics.high + slack)
+    return ConstantRisk(score, constant, is_flat, outside)
+
+
+def unit_scores(
+    criterion: Criterion,
+    statistics: Statistics,
+    *,
+    weights: Float[AnyArray, "M D"] | None = None,
+    taylor: Float[AnyArray, " D"] | None = None,
+    key: Array | None = None,
+) -> Float[np.ndarray, " D"]:
+    """Score units by a criterion; low scores go first.
+
+        variance Var(a)    magnitude |W_j|_2    obd E[h a^2] / 2    wanda |W_j|_1 rms(a)    taylor E|g (a - mean)|
+
+    Variance is VBP's criterion (arXiv 2507.12988); wanda is ours for whole units; the others are standard.
+
+    Args:
+      criterion: its name.
+      statistics: of the tap.
+      weights: of everything that reads the tap, for `magnitude` and `wanda`, `[M, D]`.
+      taylor: what `taylor_scores` returns, for `taylor`.
+      key: randomness of `random`.
+
+    Raises:
+      ValueError: unknown criterion, or what it needs is missing.
+    """
+    needs = {"magnitude": weights, "wanda": weights, "taylor": taylor, "random": key}
+    if criterion not in get_args(Criterion):
+        raise ValueError(f"got criterion {criterion!r}, expected one of {get_args(Criterion)}")
+    if criterion in needs and needs[criterion] is None:
+        what = {"taylor": "taylor scores", "random": "a key"}.get(criterion, "consumer weights")
+        raise ValueError(f"got criterion {criterion!r} without {what}, expected them")
+    variance = np.asarray(statistics.variance, np.float64)
+    if criterion == "curvature":
+        return constant_risk(statistics).score
+    if criterion == "variance":
+        return variance
+    if criterion == "obd":
+        return np.asarray(statistics.eps_eps, np.float64) / 2
+    if criterion == "magnitude":
+        return np.linalg.norm(np.asarray(weights, np.float64), axis=0)
+    if criterion == "wanda":
+        return np.abs(np.asarray(weights, np.float64)).sum(0) * np.sqrt(variance + np.asarray(statistics.mean) ** 2)
+    if criterion == "taylor":
+        return np.asarray(taylor, np.float64)
+    assert key is not None
+    return host_generator(key).permutation(statistics.width).astype(np.float64)
+
+
+def taylor_scores(
+    model: Model,
+    params: Params,
+    inputs: AnyArray,
+    tap: str,
+    mean: Float[AnyArray, " D"],
+    labels: AnyArray,
+    *,
+    batch_size: int = 512,
+) -> Float[np.ndarray, " D"]:
+    """Return E |sum over positions of g (a - mean)|, g the gradient of label cross-entropy: first-order pruning.
+
+    Args:
+      model: the network.
+      params: its parameters.
+      inputs: calibration inputs, `[N, ...]`.
+      tap: where.
+      mean: of the activations, `[D]`.
+      labels: classes, `[N]`.
+      batch_size: examples per run.
+    """
+    total = np.zeros(len(mean))
+    for start in range(0, len(labels), batch_size):
+        rows = slice(start, start + batch_size)
+        total += np.asarray(_taylor(model, params, inputs[rows], tap, jnp.asarray(mean), jnp.asarray(labels[rows])))
+    return total / len(labels)
+
+
+@partial(jax.jit, static_argnames=("model", "tap"))
+def _taylor(model: Model, params: Params, inputs: AnyArray, tap: str, mean: Array, labels: Array) -> Array:
+    suffix = suffix_at(model, params, inputs, tap)
+    gradient = tap_gradient(model, params, inputs, tap, CE, suffix.outputs, labels)
+    return jnp.abs((gradient * (suffix.activation - mean.astype(gradient.dtype))).sum(1)).sum(0)
+
+
+def joint_constants(
+    gradient: Float[AnyArray, " M"], hessian: Float[AnyArray, "M M"], replaced: AnyArray
+) -> tuple[Float[np.ndarray, " S"], float]:
+    """Solve the constants of a set together: c_S = -H_kk^+ (G_k + H_ke 1), and their risk Q_S (spec B.3, B.4).
+
+    Args:
+      gradient: in (eps, kappa), from `replacement_hessian`, `[2 D]`.
+      hessian: likewise, `[2 D, 2 D]`.
+      replaced: the units S.
+
+    Returns:
+      The constants `[S]` and Q_S.
+    """
+    g, h = np.asarray(gradient, np.float64), np.asarray(hessian, np.float64)
+    eps, kappa = np.asarray(replaced), np.asarray(replaced) + len(g) // 2
+    ones = np.ones(len(eps))
+    linear = g[kappa] + h[np.ix_(kappa, eps)] @ ones
+    # Below the rounding of the Hessian a direction has no curvature, and dividing by what is there makes up constants.
+    rounding = len(g) * float(jnp.finfo(np.asarray(hessian).dtype).eps)
+    constants = -np.linalg.pinv(h[np.ix_(kappa, kappa)], rcond=max(1e-9, rounding), hermitian=True) @ linear
+    return constants, set_risk(g, h, replaced, constants)
+
+
+def set_risk(
+    gradient: Float[AnyArray, " M"], hessian: Float[AnyArray, "M M"], replaced: AnyArray, constants: AnyArray
+) -> float:
+    """Return Q_S of replacing a set by constants: 1 G_e + c G_k + (1 H_ee 1 + 2 * 1 H_ek c + c H_kk c) / 2."""
+    replaced, constants = np.asarray(replaced), np.asarray(constants, np.float64)
+    width = len(np.asarray(gradient)) // 2
+    step = np.zeros(2 * width)
+    step[replaced], step[width + replaced] = 1.0, constants
+    return float(np.asarray(gradient, np.float64) @ step + step @ np.asarray(hessian, np.float64) @ step / 2)
+
+
+def off_diagonal_share(gradient: AnyArray, hessian: AnyArray, replaced: AnyArray, constants: AnyArray) -> float:
+    """Return rho(S) = (Q_S - sum_j Q_j) / |Q_S|: how far risks are from adding up."""
+    replaced, constants = np.asarray(replaced), np.asarray(constants)
+    joint = set_risk(gradient, hessian, replaced, constants)
+    alone = sum(set_risk(gradient, hessian, replaced[i : i + 1], constants[i : i + 1]) for i in range(len(replaced)))
+    return (joint - alone) / abs(joint) if joint else 0.0
