@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 from benchmarks.records import Row, write_csv
 
-Name = Literal["signatures", "calibration", "sinkhorn", "das", "addition", "rotations", "scaling"]
+Name = Literal[
+    "signatures", "calibration", "sinkhorn", "das", "addition", "rotations", "scaling", "reduction", "certification"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,9 @@ class Options:
     das          96 rotations trained at once;
     addition     120 rotations of a GRU trained at once, and calibrated;
     rotations    parametrizations of the rotation, value and gradient;
-    scaling      signatures of ever more sites, and their compile time."""
+    scaling      signatures of ever more sites, and their compile time;
+    reduction    elimination path, affine maps, statistics and curvature of a 512-unit layer;
+    certification  confidence sequences over 10000 trials."""
     out: Path = Path("benchmarks/results.csv")
     """Where the rows go, as CSV; the file is replaced."""
     budget: float = 2.0

@@ -6,15 +6,17 @@ from typing import Annotated
 
 import tyro
 
-from experiments import addition, figures, heq, tables
+from experiments import addition, heq, reduction, reports
 from experiments.addition_options import Addition
 from experiments.config import HEQ, Figures, Tables
 from experiments.records import open_run
+from experiments.reduction_options import Reduction
 from experiments.running import Experiment, run_experiment
 
 Command = (
     Annotated[HEQ, tyro.conf.subcommand("heq")]
     | Annotated[Addition, tyro.conf.subcommand("addition")]
+    | Annotated[Reduction, tyro.conf.subcommand("reduction")]
     | Annotated[Tables, tyro.conf.subcommand("tables")]
     | Annotated[Figures, tyro.conf.subcommand("figures")]
 )
@@ -29,8 +31,10 @@ def main() -> None:
                 _run(heq.EXPERIMENT, command)
             case Addition():
                 _run(addition.EXPERIMENT, command)
+            case Reduction():
+                _run(reduction.EXPERIMENT, command)
             case Tables(out=out, details=details):
-                tables.show(open_run(out), details=details)
+                reports.show(open_run(out), details=details)
             case Figures(out=out):
                 _draw(out)
     except ValueError as error:
@@ -38,14 +42,14 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def _run(experiment: Experiment, config: HEQ | Addition) -> None:
+def _run(experiment: Experiment, config: HEQ | Addition | Reduction) -> None:
     run = run_experiment(experiment, config)
-    tables.show(run)
+    reports.show(run)
     _draw(run.path)
 
 
 def _draw(out: Path) -> None:
-    for path in figures.draw(open_run(out)):
+    for path in reports.draw(open_run(out)):
         print(f"figure  {path}")
 
 

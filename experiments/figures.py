@@ -15,36 +15,27 @@ from matplotlib.figure import Figure
 from experiments.layouts import LAYOUTS
 from experiments.metrics import Metrics
 from experiments.paper import reference
-from experiments.records import RunFolder, Unit
+from experiments.records import Unit
 
 KINDS = {"plan": "coupling", "mass": "handle", "components": "handle, by principal component"}
 PAPER = ("-paper", "-v1", "-v4")
 """Endings of rows that are the paper's variants."""
 
 
-def draw(run: RunFolder) -> list[Path]:
-    """Draw every figure of a run into `figures/` and return the files.
-
-    Raises:
-      ValueError: the run has no complete unit, or a damaged one.
-    """
-    units = run.units()
-    if not units:
-        raise ValueError(f"got {run.path}, which holds no complete seed yet; expected a run with results")
+def draw(units: Sequence[Unit], folder: Path) -> list[Path]:
+    """Draw every figure of a localization run into a folder and return the files."""
     metrics = Metrics(row for unit in units for row in unit.rows)
     experiment = units[0].rows[0].experiment
-    folder = run.path / "figures"
-    folder.mkdir(exist_ok=True)
     methods = [m for m in metrics.methods if metrics.rate(m, "mean", "test") and not m.startswith("control-")]
     variables = [v for v in metrics.variables if v != "mean"]
-    files = [_save(folder / "accuracy.png", accuracy_figure(metrics, experiment, [*methods, "control-identity"]))]
+    files = [save_figure(folder / "accuracy.png", accuracy_figure(metrics, experiment, [*methods, "control-identity"]))]
     if methods:
-        files.append(_save(folder / "runtime.png", runtime_figure(metrics, methods)))
+        files.append(save_figure(folder / "runtime.png", runtime_figure(metrics, methods)))
     for kind in KINDS:
         shown = [m for m in methods if f"{m}/{kind}" in units[0].arrays]
         if shown:
             files.append(
-                _save(folder / f"{kind}-{units[0].name}.png", heatmap_figure(units[0], shown, variables, kind))
+                save_figure(folder / f"{kind}-{units[0].name}.png", heatmap_figure(units[0], shown, variables, kind))
             )
     return files
 
@@ -151,7 +142,8 @@ def _by_depth(unit: Unit, method: str, kind: str) -> np.ndarray:
     return values / np.maximum(values.sum(axis=(1, 2), keepdims=True), 1e-30)
 
 
-def _save(path: Path, figure: Figure) -> Path:
+def save_figure(path: Path, figure: Figure) -> Path:
+    """Write a figure, under its name only when complete, and close it."""
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
     plt.close(figure)

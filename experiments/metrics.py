@@ -43,6 +43,10 @@ class Metrics:
             if row.metric == "iia" and row.variable not in self.variables:
                 self.variables.append(row.variable)
 
+    def measured(self) -> list[tuple[str, str, str, str]]:
+        """Return (method, variable, split, metric) of everything that was measured."""
+        return list(self._values)
+
     def values(self, method: str, variable: str, split: str, metric: str) -> np.ndarray:
         """Return one value per seed, in the order of the seeds; empty where nothing was measured."""
         return np.array(list(self._values.get((method, variable, split, metric), {}).values()))

@@ -32,7 +32,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-PACKAGES = ("abstraction-jax", "jax", "jaxlib", "flax", "optax", "ott-jax", "numpy", "scipy", "orbax-checkpoint")
+PACKAGES = (
+    "abstraction-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "ott-jax",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "orbax-checkpoint",
+)
 SCHEMA = 1
 
 
@@ -121,6 +132,15 @@ class RunFolder:
         for unit in units:
             writer.writerows((*row[:-1], repr(float(row.value))) for row in unit.rows)
         write_atomically(self.path / "metrics.csv", buffer.getvalue().encode())
+
+    def write_params(self, path: Path, params: Any) -> None:
+        """Write the weights of a network, one array per path: `fc1.kernel`."""
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        arrays = {
+            ".".join(str(getattr(part, "key", part)) for part in place): np.asarray(leaf, order="C")
+            for place, leaf in leaves
+        }
+        write_atomically(path, save_tensors(arrays))
 
     def add_to_manifest(self, **entry: Any) -> None:
         """Append what this invocation ran with."""

@@ -5,38 +5,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from experiments.layouts import HONESTY, LAYOUTS, is_control_of_a_method
 from experiments.metrics import Metrics, Rate
 from experiments.paper import reference
-from experiments.records import RunFolder, Unit
-
-_WIDTH = 150
+from experiments.records import Unit
 
 
-def show(run: RunFolder, *, details: bool = False) -> None:
-    """Print the table of a run.
-
-    Raises:
-      ValueError: the run has no complete unit, or a damaged one.
-    """
-    units = run.units()
-    if not units:
-        raise ValueError(f"got {run.path}, which holds no complete seed yet; expected a run with results")
+def renderables(units: Sequence[Unit], *, details: bool) -> list[Any]:
+    """Return what the table command prints of a localization run."""
     metrics = Metrics(row for unit in units for row in unit.rows)
-    console = Console(width=max(_WIDTH, Console().width))
     experiment = units[0].rows[0].experiment
     layout = LAYOUTS[experiment]
-    console.print(layout.backbone(metrics))
-    for variable in ["mean", *(v for v in metrics.variables if v != "mean")] if details else ["mean"]:
-        console.print(_result_table(metrics, experiment, variable))
+    variables = ["mean", *(v for v in metrics.variables if v != "mean")] if details else ["mean"]
+    parts: list[Any] = [layout.backbone(metrics)]
+    parts += [_result_table(metrics, experiment, variable) for variable in variables]
     if any(metrics.rate(f"control-{HONESTY[0][0]}-{method}", "mean", "test") for method in metrics.methods):
-        console.print(_honesty_table(metrics))
-    for line in (*layout.notes, *_trouble(units), *(_settings(units) if details else ())):
-        console.print(line, highlight=False)
-    console.print(f"records {run.path}", highlight=False)
+        parts.append(_honesty_table(metrics))
+    return [*parts, *layout.notes, *_trouble(units), *(_settings(units) if details else ())]
 
 
 def _result_table(metrics: Metrics, experiment: str, variable: str) -> Table:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from planted import planted
 
-from abstraction.evaluation import judge, judge_controls
+from abstraction.evaluation import bernoulli_trials, interchanged_outputs, judge, judge_controls, view
 from abstraction.interventions import unit_sites
 from abstraction.localization import (
     PROTOCOLS,
@@ -25,6 +25,8 @@ from abstraction.localization import (
     gather_evidence,
     plot,
 )
+from abstraction.models import Activation, Dense, Sequential
+from abstraction.reduction import METHODS, Calibration, rank_units, replace_units
 
 
 @contextmanager
@@ -79,3 +81,26 @@ def test_the_second_call_compiles_nothing():
     assert cold, "the counter counts"
     assert not np.array_equal(before, after), "the second call is another problem"
     assert not warm
+
+
+def test_interchange_trials_of_other_units_masks_and_weights_compile_nothing(rng):
+    model = Sequential((5,), (Dense("one", 6), Activation("hidden", "relu"), Dense("two", 4)))
+    params, inputs = model.init(jax.random.key(0)), rng.standard_normal((9, 5)).astype(np.float32)
+    draw = lambda p: bernoulli_trials(rng, examples=9, units=3, probability=p, trials=8)
+    interchanged_outputs(view(model, params, "hidden", np.arange(3)), inputs, draw(0.1))
+    other = view(model, jax.tree.map(lambda leaf: leaf * 2, params), "hidden", np.array([1, 4, 5]))
+    with _compilations() as events:
+        interchanged_outputs(other, inputs, draw(0.9))
+    assert not events
+
+
+def test_ranking_and_folding_another_network_of_the_same_shape_compiles_nothing(rng):
+    model = Sequential((5,), (Dense("one", 6), Activation("hidden", "relu"), Dense("two", 4)))
+    inputs = rng.standard_normal((40, 5)).astype(np.float32)
+    for step in range(2):
+        with _compilations() as events:
+            params = model.init(jax.random.key(step))
+            ranking = rank_units(model, params, Calibration(inputs), "hidden", METHODS["cmr-closed"])
+            for keep in (5, 3, 2):
+                replace_units(ranking, keep)
+    assert not events

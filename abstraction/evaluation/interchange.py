@@ -120,7 +120,13 @@ def group_trials(
 
 
 def interchanged_outputs(
-    view: View, inputs: AnyArray, trials: Trials, *, replaced: Replaced = "base", batch_size: int = 2048
+    view: View,
+    inputs: AnyArray,
+    trials: Trials,
+    *,
+    states: Array | None = None,
+    replaced: Replaced = "base",
+    batch_size: int = 2048,
 ) -> Outputs:
     """Run a network under every trial: outputs `[T, C]`.
 
@@ -128,6 +134,7 @@ def interchanged_outputs(
       view: the network, and which of its units are interchanged.
       inputs: evaluation inputs, `[M, ...]`; each runs once, whatever the number of trials.
       trials: which inputs, which units.
+      states: what `recorded_states` returns, where it is known already.
       replaced: where units that are not in the view take their value from; "source" moves a whole state where all of
         the units are masked.
       batch_size: trials at a time.
@@ -138,7 +145,7 @@ def interchanged_outputs(
     count, width = np.shape(trials.masks)
     if width != len(view.units):
         raise ValueError(f"got masks over {width} units, expected {len(view.units)}, the units of the view")
-    states = recorded_states(view, inputs)
+    states = recorded_states(view, inputs) if states is None else states
     inputs = jnp.asarray(inputs)
     parts = []
     for start in range(0, count, batch_size):
@@ -176,7 +183,7 @@ def _pairs(generator: np.random.Generator, examples: int, trials: int) -> tuple[
 
 @jax.jit
 def recorded_states(view: View, inputs: AnyArray) -> Array:
-    """Record the tap; examples lead, also where the tap recurs."""
+    """Record the tap of a view on every input: examples lead, also where the tap recurs."""
     states = view.model.apply(view.params, inputs, _others(view), record=(view.tap,))[1][view.tap]
     return states if view.model.taps[view.tap].depth is None else jnp.moveaxis(states, 0, 1)
 

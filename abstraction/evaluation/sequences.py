@@ -24,7 +24,7 @@ from math import ceil, log
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.pytrees import pytree
 from abstraction.typing import AnyArray
@@ -130,8 +130,23 @@ def confidence_sequence(
     return Bounds(1 - ends[0], ends[1])
 
 
-def interval(losses: Float[AnyArray, "*B T"], delta: float, *, method: str = "betting", limit: float = LIMIT) -> Bounds:
+def interval(
+    losses: Float[AnyArray, "*B T"],
+    delta: float,
+    *,
+    method: str = "betting",
+    limit: float = LIMIT,
+    running: bool = True,
+) -> Bounds:
     """Bound the mean after the last trial: `confidence_sequence` there, but found by zooming in, to 5e-6.
+
+    Args:
+      losses: y in [0, 1].
+      delta: probability that the interval misses the mean.
+      method: as for `confidence_sequence`.
+      limit: likewise.
+      running: intersect with the intervals after all earlier trials. It narrows the interval; one that looks at the
+        last trial alone always lies around the sample mean, which suits a table.
 
     Returns:
       `[*B]` in float64.
@@ -140,11 +155,14 @@ def interval(losses: Float[AnyArray, "*B T"], delta: float, *, method: str = "be
       ValueError: losses outside [0, 1], or another argument out of range.
     """
     losses = checked_losses(losses, delta)
+    if method == "hoeffding" and not running:
+        radius = float(hoeffding_radii(losses.shape[-1], delta))
+        return Bounds(np.maximum(losses.mean(-1) - radius, 0.0), np.minimum(losses.mean(-1) + radius, 1.0))
     if method == "hoeffding":
         bounds = confidence_sequence(losses, delta, method=method)
         return Bounds(np.asarray(bounds.lower[..., -1]), np.asarray(bounds.upper[..., -1]))
     bets, level = _game(method, delta, limit)
-    ends = _last_upper_end(np.stack([1 - losses, losses]), bets, level)
+    ends = _last_upper_end(np.stack([1 - losses, losses]), bets, level, running)
     return Bounds(np.asarray(1 - ends[0]), np.asarray(ends[1]))
 
 
@@ -159,7 +177,12 @@ def upper_bound(losses: Float[AnyArray, "*B T"], delta: float, *, limit: float =
 
 
 def crossing_times(
-    losses: Float[np.ndarray, "*B T"], means: Float[np.ndarray, "*M C"], level: float, bets: tuple[float, float]
+    losses: Float[np.ndarray, "*B T"],
+    means: Float[np.ndarray, "*M C"],
+    level: float,
+    bets: tuple[float, float],
+    *,
+    running: bool = True,
 ) -> Int[np.ndarray, "*B C"]:
     """Find the trial at which the capital against each candidate mean first reaches a level.
 
@@ -168,6 +191,7 @@ def crossing_times(
       means: candidates m in [0, 1], `[C]` for all streams or `[*B, C]`.
       level: 1/delta rejects with error probability delta.
       bets: the range of lam: (-limit, 0) rejects m as too high, (0, limit) as too low.
+      running: a candidate once rejected stays so; otherwise it is forgiven as soon as its capital falls again.
 
     Returns:
       Trials counted from 1; T + 1 where the level is not reached.
@@ -178,6 +202,7 @@ def crossing_times(
             losses.reshape(-1, losses.shape[-1]),
             np.broadcast_to(means, shape).reshape(-1, means.shape[-1]),
             *(np.float64(value) for value in (level, *bets)),
+            np.bool_(running),
         )
         return np.asarray(times).reshape(shape)
 
@@ -227,14 +252,14 @@ def _upper_ends(
 
 
 def _last_upper_end(
-    losses: Float[np.ndarray, "*B T"], bets: tuple[float, float], level: float
+    losses: Float[np.ndarray, "*B T"], bets: tuple[float, float], level: float, running: bool = True
 ) -> Float[np.ndarray, "*B"]:
     streams = losses.reshape(-1, losses.shape[-1])
     means = _candidates(streams, level, 24, _LATTICE[::4])
     fractions = np.arange(means.shape[1]) / means.shape[1]
     outer, width = np.ones(len(streams)), 1.0
     while width > _TOLERANCE:
-        inside = _rejections(streams, means, level, bets) > streams.shape[1]
+        inside = _rejections(streams, means, level, bets, running) > streams.shape[1]
         # One past the outermost candidate that is in; 0 where none is.
         past = np.where(inside.any(axis=1), means.shape[1] - inside[:, ::-1].argmax(axis=1), 0)[:, None]
         outer = np.take_along_axis(_closed(means, outer), past, axis=1)[:, 0]
@@ -245,18 +270,22 @@ def _last_upper_end(
 
 
 def _rejections(
-    losses: Float[np.ndarray, "B T"], means: Float[np.ndarray, "B C"], level: float, bets: tuple[float, float]
+    losses: Float[np.ndarray, "B T"],
+    means: Float[np.ndarray, "B C"],
+    level: float,
+    bets: tuple[float, float],
+    running: bool = True,
 ) -> Int[np.ndarray, "B C"]:
     """Return when candidates were rejected as too high.
 
     A two-sided bet also rejects what is too low. That says nothing about the upper end, and counting it would let all
     that is left slip between two candidates.
     """
-    times, trials = crossing_times(losses, means, level, bets), losses.shape[1]
+    times, trials = crossing_times(losses, means, level, bets, running=running), losses.shape[1]
     if bets[1] <= 0:
         return times
-    running = np.cumsum(losses, axis=1) / np.arange(1, trials + 1)
-    too_low = np.take_along_axis(running, np.minimum(times, trials) - 1, axis=1) > means
+    averages = np.cumsum(losses, axis=1) / np.arange(1, trials + 1)
+    too_low = np.take_along_axis(averages, np.minimum(times, trials) - 1, axis=1) > means
     return np.where(too_low, trials + 1, times)
 
 
@@ -281,7 +310,9 @@ def _closed(means: Float[np.ndarray, "B C"], end: float | Float[np.ndarray, " B"
 
 
 @jax.jit
-def _crossing_times(losses: Array, means: Array, level: Array, low: Array, high: Array) -> Int[Array, "B C"]:
+def _crossing_times(
+    losses: Array, means: Array, level: Array, low: Array, high: Array, running: Bool[AnyArray, ""]
+) -> Int[Array, "B C"]:
     never = losses.shape[1] + 1
 
     def trial(state: tuple, step: tuple) -> tuple[tuple, None]:
@@ -290,7 +321,8 @@ def _crossing_times(losses: Array, means: Array, level: Array, low: Array, high:
         # Products, not logs: bets that learn lose little against not betting (1e-3 at worst was seen), and a capital
         # that overflows was rejected long before.
         capital = capital * gain
-        return (capital, bet, energy, jnp.where((capital >= level) & (times == never), index, times)), None
+        forgiven = jnp.where(running, times, never)
+        return (capital, bet, energy, jnp.where(capital >= level, jnp.minimum(times, index), forgiven)), None
 
     ones = jnp.ones_like(means)
     start = (ones, 0 * ones, ones, jnp.full(means.shape, never))

@@ -22,7 +22,7 @@ from abstraction.reduction.pipeline import Reduction, compose_folds, reduce_netw
 from abstraction.reduction.plans import Plan, load_plan, reduction_plan
 from abstraction.reduction.ranking import Calibration, Ranking, rank_units, reader_weights, share_budget
 from abstraction.reduction.refitting import Refitted, refit_readers
-from abstraction.reduction.risk import Risk, interventional_risk, second_order_risk
+from abstraction.reduction.risk import Risk, interventional_risk, replacement_effects, second_order_risk
 from abstraction.reduction.scores import (
     ConstantRisk,
     constant_risk,
@@ -99,6 +99,7 @@ __all__ = [
     "reduction_plan",
     "refit_readers",
     "replace_units",
+    "replacement_effects",
     "replacement_hessian",
     "second_order_risk",
     "set_risk",

@@ -50,6 +50,8 @@ def suffix_at(model: Model, params: Params, inputs: AnyArray, tap: str) -> Suffi
       ValueError: the tap is unknown.
     """
     outputs, recorded = model.apply(params, inputs, record=(tap,))
+    if outputs.ndim != 2:
+        raise ValueError(f"got outputs of shape {outputs.shape}, expected [N, C]: one choice among C per example")
     activation = recorded[tap]
     recurs = model.taps[tap].depth is not None
     laid_out = by_position(activation, recurs=recurs)

@@ -37,7 +37,7 @@ class Path(NamedTuple):
 
     Attributes:
       order: units in the order of removal, `[T]`.
-      increases: what each removal adds to D, `[T]`.
+      increases: what each removal adds to D, `[T]`; half of it is nats for kl, squared logits for logit distortion.
       width: units before the first removal.
     """
 
@@ -55,7 +55,7 @@ class Path(NamedTuple):
         return np.setdiff1d(np.arange(self.width), self.order[: self.width - keep])
 
     def risk(self, keep: int) -> float:
-        """Return D of that set."""
+        """Return D of that set, twice the second-order risk."""
         self._check(keep)
         return float(self.increases[: self.width - keep].sum())
 
@@ -86,7 +86,7 @@ def eliminate(hessian: Float[AnyArray, "D D"], moments: LawMoments, *, keep: int
     regressor = np.where(dead[:, None] | dead[None, :], 0.0, moments.regressor) + np.diag(dead.astype(float))
     target = np.where(dead[:, None] | dead[None, :], 0.0, moments.target)
     cross = moments.cross * target
-    factor = linalg.cho_factor(regressor)
+    factor = cholesky(regressor)
     inverse = linalg.cho_solve(factor, np.eye(width))
     explained = linalg.cho_solve(factor, cross)
     joint = np.block([[inverse, explained], [explained.T, cross @ explained]])
@@ -131,6 +131,21 @@ def eliminate_constants(metric: Float[AnyArray, "D D"], covariance: Float[AnyArr
     with jax.enable_x64(True):
         order, increases = _eliminate_constants(gram, width - keep)
         return Path(np.asarray(order), np.asarray(increases), width)
+
+
+def cholesky(covariance: Float[AnyArray, "K K"]) -> tuple[np.ndarray, bool]:
+    """Factorise a covariance, for `scipy.linalg.cho_solve`.
+
+    Raises:
+      ValueError: it is singular: units that copy each other, or fewer examples than units, and no ridge.
+    """
+    try:
+        return linalg.cho_factor(np.asarray(covariance, np.float64))
+    except (linalg.LinAlgError, ValueError) as error:
+        raise ValueError(
+            f"got a covariance of {len(covariance)} units that cannot be solved ({error}), expected positive definite"
+            "; give more calibration inputs or a larger ridge"
+        ) from error
 
 
 def constant_units(moments: LawMoments) -> Bool[np.ndarray, " D"]:

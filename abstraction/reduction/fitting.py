@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy import linalg
 
-from abstraction.reduction.elimination import constant_units
+from abstraction.reduction.elimination import cholesky, constant_units
 from abstraction.reduction.moments import LawMoments
 from abstraction.typing import AnyArray
 
@@ -52,7 +52,7 @@ def fit_affine(moments: LawMoments, kept: Int[AnyArray, " K"]) -> Fit:
     dead = constant_units(moments)[kept]
     regressor = moments.regressor[np.ix_(kept, kept)] + np.diag(dead.astype(float))
     cross = moments.cross * moments.target[np.ix_(kept, replaced)]
-    coefficients = linalg.solve(regressor, np.where(dead[:, None], 0.0, cross), assume_a="pos").T
+    coefficients = linalg.cho_solve(cholesky(regressor), np.where(dead[:, None], 0.0, cross)).T
     return _with_intercept(moments, kept, replaced, coefficients)
 
 
@@ -80,7 +80,7 @@ def choose_parents(
     if rule == "correlation":
         strength = np.abs(cross) / np.sqrt(np.diagonal(regressor))
     elif rule == "partial":
-        inverse = linalg.inv(regressor)
+        inverse = linalg.cho_solve(cholesky(regressor), np.eye(len(regressor)))
         strength = np.abs(cross @ inverse) / np.sqrt(np.diagonal(inverse))
     else:
         raise ValueError(f"got parent rule {rule!r}, expected one of {get_args(ParentRule)}")
@@ -127,7 +127,9 @@ def fit_weighted(
     replaced = replaced_units(kept, np.asarray(activations).shape[1])
     values = np.asarray(activations, np.float64)
     with jax.enable_x64(True):
-        solved = np.asarray(_solve_weighted(values[:, kept], values[:, replaced], np.asarray(weights), parents, ridge))
+        solved = np.asarray(
+            _solve_weighted(values[:, kept], values[:, replaced], np.asarray(weights), parents, jnp.asarray(ridge))
+        )
     return Fit(solved[:, -1], _spread(solved[:, :-1], parents, len(kept)))
 
 
@@ -216,7 +218,7 @@ def _solve_weighted(
     targets: Float[Array, "N S"],
     weights: Float[Array, "N S"],
     parents: Int[Array, "S R"],
-    ridge: float,
+    ridge: Float[Array, ""],
 ) -> Float[Array, "S R+1"]:
     count = parents.shape[1]
     penalty = jnp.diag(jnp.full(count + 1, ridge).at[-1].set(0.0))

@@ -95,6 +95,42 @@ def second_order_risk(
     return total / count
 
 
+@partial(jax.jit, static_argnames=("model", "tap", "discrepancy", "chunk"))
+def replacement_effects(
+    model: Model,
+    params: Params,
+    inputs: AnyArray,
+    tap: str,
+    constants: Float[AnyArray, " D"],
+    *,
+    discrepancy: Discrepancy = KL,
+    labels: Array | None = None,
+    chunk: int = 8,
+) -> Float[Array, " D"]:
+    """Measure what scores predict: the mean discrepancy when one unit at a time is replaced by its constant.
+
+    Args:
+      model: the network.
+      params: its weights.
+      inputs: `[N, ...]`.
+      tap: where; at a tap that recurs units are replaced in the recorded states.
+      constants: one per unit.
+      discrepancy: D.
+      labels: for a labelled discrepancy.
+      chunk: units at a time.
+    """
+    suffix = suffix_at(model, params, inputs, tap)
+
+    def effect(unit: tuple[Array, Array]) -> Array:
+        index, constant = unit
+        chosen = jnp.arange(suffix.activation.shape[-1]) == index
+        offset = jnp.where(chosen, constant.astype(suffix.activation.dtype) - suffix.activation, 0.0)
+        return discrepancy.compare(suffix.run(offset), suffix.outputs, labels).mean()
+
+    units = (jnp.arange(len(constants)), jnp.asarray(constants))
+    return jax.lax.map(effect, units, batch_size=min(chunk, len(constants)))
+
+
 @partial(jax.jit, static_argnames=("model", "tap", "discrepancy"))
 def _quadratic(
     model: Model,

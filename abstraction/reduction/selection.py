@@ -148,7 +148,7 @@ def eliminate_groups(
       ValueError: moments of another law, groups that are no partition, `keep` out of range.
     """
     groups = np.asarray(groups)
-    check_partition(list(groups), len(moments.mean))
+    check_partition(groups.tolist(), len(moments.mean))
     check_keep(keep, len(groups))
     if float(moments.cross) != 1.0:
         raise ValueError(f"got moments with E[1 - p] = {float(moments.cross)}, expected observational ones, law (0.0,)")

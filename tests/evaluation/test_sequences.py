@@ -277,3 +277,19 @@ def test_impossible_arguments_are_refused(losses, delta, options, message):
     for function in (confidence_sequence, interval):
         with pytest.raises(ValueError, match=message):
             function(losses, delta, **options)
+
+
+def test_an_interval_of_the_last_trial_alone_holds_the_sample_mean_and_the_running_one(rng):
+    for rate in (0.0, 0.02, 0.4, 1.0):
+        losses = (rng.random((6, 600)) < rate).astype(float)
+        narrow, wide = interval(losses, 0.05), interval(losses, 0.05, running=False)
+        assert ((wide.lower <= losses.mean(1)) & (losses.mean(1) <= wide.upper)).all()
+        assert ((wide.lower <= narrow.lower + 1e-5) & (narrow.upper <= wide.upper + 1e-5)).all()  # found to 5e-6
+
+
+def test_an_interval_of_the_last_trial_alone_is_where_the_capital_is_below_the_level_now(rng):
+    losses = (rng.random(400) < 0.1).astype(float)
+    upper = float(interval(losses, 0.1, running=False).upper)
+    around = np.array([upper - 2e-5, upper + 2e-5])
+    final = log_capitals(losses, around, (-0.5, 0.0))[-1]
+    assert final[0] < np.log(2 / 0.1) <= final[1]

@@ -12,7 +12,7 @@ from heqruns import accuracy_rows, command, handmade_run, handmade_unit, snapsho
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from experiments import figures
+from experiments import figures, reports
 from experiments.records import RunFolder
 from experiments.tables import Metrics
 
@@ -43,7 +43,7 @@ def _widths(axes: Axes) -> list[float]:
 
 def test_drawing_writes_images_and_leaves_no_figure_open(run: RunFolder):
     before = set(plt.get_fignums())
-    files = figures.draw(run)
+    files = reports.draw(run)
     assert {path.name for path in files} == NAMES
     for path in files:
         content = path.read_bytes()
@@ -55,10 +55,10 @@ def test_drawing_writes_images_and_leaves_no_figure_open(run: RunFolder):
 
 
 def test_drawing_again_replaces_the_files_and_touches_no_record(run: RunFolder):
-    figures.draw(run)
+    reports.draw(run)
     before = snapshot(run.path)
     (run.path / "figures" / "accuracy.png").write_bytes(b"stale")
-    figures.draw(run)
+    reports.draw(run)
     assert snapshot(run.path) == before
 
 
@@ -82,11 +82,11 @@ def test_a_figure_that_fails_leaves_the_old_file(run: RunFolder, monkeypatch: py
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    figures.draw(run)
+    reports.draw(run)
     old = (run.path / "figures" / "accuracy.png").read_bytes()
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
     with pytest.raises(OSError, match="disk full"):
-        figures.draw(run)
+        reports.draw(run)
     plt.close("all")
     assert (run.path / "figures" / "accuracy.png").read_bytes() == old
 
@@ -168,7 +168,7 @@ def test_a_method_missing_from_a_seed_or_without_arrays_does_not_stop_the_figure
     units = [handmade_unit(1, {"das": 0.9}), handmade_unit(2, {"das": 0.8, "gw": 0.6})]
     units[1].rows.extend(accuracy_rows("bare", 2, {"test": 0.7}))
     del units[0].arrays["das/plan"]
-    names = {path.name for path in figures.draw(handmade_run(tmp_path, units))}
+    names = {path.name for path in reports.draw(handmade_run(tmp_path, units))}
     assert names == {"accuracy.png", "runtime.png", "mass-seed-1.png"}
 
 
@@ -182,7 +182,7 @@ def test_a_method_without_times_has_no_bar(axes: Axes):
 
 
 def test_a_run_of_controls_alone_is_drawn(tmp_path: Path):
-    files = figures.draw(handmade_run(tmp_path, [handmade_unit(1, {})]))
+    files = reports.draw(handmade_run(tmp_path, [handmade_unit(1, {})]))
     assert "accuracy.png" in {path.name for path in files}
 
 

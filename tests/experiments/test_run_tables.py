@@ -8,7 +8,7 @@ import pytest
 from heqruns import PAIRS, accuracy_rows, command, handmade_run, handmade_unit, method_details, snapshot
 from scipy import stats
 
-from experiments import tables
+from experiments import reports
 from experiments.paper import reference
 from experiments.records import Row, RunFolder
 from experiments.tables import Metrics
@@ -36,7 +36,7 @@ def _tables(text: str) -> list[dict[str, list[str]]]:
 def _shown(
     run: RunFolder, capsys: pytest.CaptureFixture[str], **options: bool
 ) -> tuple[str, list[dict[str, list[str]]]]:
-    tables.show(run, **options)
+    reports.show(run, **options)
     text = capsys.readouterr().out
     return text, _tables(text)
 
@@ -189,7 +189,7 @@ def test_the_backbone_line_warns_of_the_worst_seed(tmp_path: Path, capsys):
 
 def test_a_run_without_results_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="no complete seed yet"):
-        tables.show(handmade_run(tmp_path, []))
+        reports.show(handmade_run(tmp_path, []))
 
 
 def test_the_command_prints_the_same_from_the_units_alone(run: RunFolder, capsys):

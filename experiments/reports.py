@@ -1,0 +1,67 @@
+"""Show and draw a run, from its records alone: every experiment has its tables and its figures."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from experiments import figures, reduction_figures, reduction_tables, tables
+from experiments.records import RunFolder, Unit
+
+_WIDTH = 150
+
+
+class Report(NamedTuple):
+    """How an experiment is shown.
+
+    Attributes:
+      renderables: `(units, details=...)`: tables and lines of text.
+      draw: `(units, folder)`: writes figures and returns the files.
+    """
+
+    renderables: Callable[..., list[Any]]
+    draw: Callable[[Sequence[Unit], Path], list[Path]]
+
+
+_LOCALIZATION = Report(tables.renderables, figures.draw)
+REPORTS: dict[str, Report] = {
+    "heq": _LOCALIZATION,
+    "addition": _LOCALIZATION,
+    "reduction": Report(reduction_tables.renderables, reduction_figures.draw),
+}
+
+
+def show(run: RunFolder, *, details: bool = False) -> None:
+    """Print the tables of a run.
+
+    Raises:
+      ValueError: the run has no complete unit, or a damaged one.
+    """
+    units, report = _open(run)
+    console = Console(width=max(_WIDTH, Console().width))
+    for part in report.renderables(units, details=details):
+        console.print(part, highlight=False) if isinstance(part, str) else console.print(part)
+    console.print(f"records {run.path}", highlight=False)
+
+
+def draw(run: RunFolder) -> list[Path]:
+    """Draw every figure of a run into `figures/` and return the files.
+
+    Raises:
+      ValueError: the run has no complete unit, or a damaged one.
+    """
+    units, report = _open(run)
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    return report.draw(units, folder)
+
+
+def _open(run: RunFolder) -> tuple[list[Unit], Report]:
+    units = run.units()
+    if not units:
+        raise ValueError(f"got {run.path}, which holds no complete seed yet; expected a run with results")
+    experiment = units[0].rows[0].experiment
+    if experiment not in REPORTS:
+        raise ValueError(f"got a run of {experiment!r} in {run.path}, expected one of {', '.join(REPORTS)}")
+    return units, REPORTS[experiment]
