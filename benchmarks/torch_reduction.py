@@ -40,10 +40,9 @@ def affine_loop(
     replaced: np.ndarray,
     weights: np.ndarray,
     count: int,
-    parents: np.ndarray | None = None,
     ridge: float = 1e-4,
 ) -> np.ndarray:
-    """Solve one weighted regression after the other, each on the kept units of largest correlation, or on given ones."""
+    """Solve one weighted regression after the other, each on the kept units of largest correlation."""
     states, targets, scales = (torch.from_numpy(np.array(values)) for values in (kept, replaced, weights))
     penalty = ridge * torch.eye(count + 1, dtype=states.dtype)
     penalty[-1, -1] = 0.0
@@ -51,11 +50,8 @@ def affine_loop(
     standard = (states - states.mean(0)) / (states.std(0) + 1e-8)
     solved = []
     for j in range(targets.shape[1]):
-        if parents is None:
-            target = (targets[:, j] - targets[:, j].mean()) / (targets[:, j].std() + 1e-8)
-            chosen = torch.topk((standard.T @ target).abs(), count).indices
-        else:
-            chosen = torch.from_numpy(parents[j])
+        target = (targets[:, j] - targets[:, j].mean()) / (targets[:, j].std() + 1e-8)
+        chosen = torch.topk((standard.T @ target).abs(), count).indices
         design = torch.cat([states[:, chosen], ones], dim=1)
         weighted = design * scales[:, j : j + 1]
         solved.append(torch.linalg.solve(weighted.T @ design + penalty, weighted.T @ targets[:, j])[:-1])

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from experiments import addition, heq, reduction, reports
+from experiments import addition, certify, heq, reduction, reports
 from experiments.addition_options import Addition
+from experiments.certify_options import Certify
 from experiments.config import HEQ, Figures, Tables
 from experiments.records import open_run
 from experiments.reduction_options import Reduction
@@ -17,6 +18,7 @@ Command = (
     Annotated[HEQ, tyro.conf.subcommand("heq")]
     | Annotated[Addition, tyro.conf.subcommand("addition")]
     | Annotated[Reduction, tyro.conf.subcommand("reduction")]
+    | Annotated[Certify, tyro.conf.subcommand("certify")]
     | Annotated[Tables, tyro.conf.subcommand("tables")]
     | Annotated[Figures, tyro.conf.subcommand("figures")]
 )
@@ -33,6 +35,8 @@ def main() -> None:
                 _run(addition.EXPERIMENT, command)
             case Reduction():
                 _run(reduction.EXPERIMENT, command)
+            case Certify():
+                _run(certify.EXPERIMENT, command)
             case Tables(out=out, details=details):
                 reports.show(open_run(out), details=details)
             case Figures(out=out):
@@ -42,7 +46,7 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def _run(experiment: Experiment, config: HEQ | Addition | Reduction) -> None:
+def _run(experiment: Experiment, config: HEQ | Addition | Reduction | Certify) -> None:
     run = run_experiment(experiment, config)
     reports.show(run)
     _draw(run.path)

@@ -1,6 +1,7 @@
 """Refuse wrong options of the reduction experiment before anything is trained, each by its flag."""
 
 from experiments import digits
+from experiments.checks import at_least, distinct, require, within
 from experiments.reduction_options import Reduction, budgets
 
 
@@ -12,26 +13,16 @@ def check(config: Reduction) -> None:
     """
     digits.check_network(config.network)
     width = config.network.width or digits.RECIPES[digits.data_name(config.data)].width
-    for flag, methods in (("--methods", config.methods), ("--both-methods", config.both_methods)):
-        if not methods or len(set(methods)) != len(methods):
-            raise ValueError(f"got {flag} {list(methods)}, expected at least one, each once")
+    distinct("--methods", config.methods)
+    distinct("--both-methods", config.both_methods)
     for flag, keeps in (("--keeps", config.keeps), ("--both-keeps", config.both_keeps)):
-        try:
-            budgets(keeps, width)
-        except ValueError as error:
-            raise ValueError(f"{flag}: {error}") from None
-    if not config.probabilities or not all(0 < p <= 1 for p in config.probabilities):
-        raise ValueError(f"got --probabilities {list(config.probabilities)}, expected values in (0, 1]")
-    if config.trials < 1 or config.calibration < 2:
-        raise ValueError(
-            f"got --trials {config.trials} and --calibration {config.calibration}, expected at least 1 and 2"
-        )
-    if not 0 < config.delta < 1:
-        raise ValueError(f"got --delta {config.delta}, expected a value in (0, 1)")
-    widest = max(budgets(config.keeps, width) + budgets(config.both_keeps, width))
-    if config.calibration <= widest < width:
-        raise ValueError(
-            f"got --calibration {config.calibration} for {widest} kept units, expected more images than kept units"
-        )
-    if config.network.checkpoint is not None and not config.network.checkpoint.is_file():
-        raise ValueError(f"got --network.checkpoint {config.network.checkpoint}, expected an npz file")
+        valid = lambda keep: 0 < keep <= 1 or (1 < keep <= width and keep == int(keep))
+        within(flag, keeps, valid, f"shares in (0, 1] or whole numbers from 2 to {width}, the width")
+    within("--probabilities", config.probabilities, lambda p: 0 < p <= 1, "values in (0, 1]")
+    require("--delta", config.delta, lambda delta: 0 < delta < 1, "a value in (0, 1)")
+    at_least("--trials", config.trials, 1)
+    counts = [*budgets(config.keeps, width), *budgets(config.both_keeps, width)]
+    widest = max((count for count in counts if count < width), default=1)
+    at_least("--calibration", config.calibration, widest + 1)
+    if config.network.checkpoint is not None:
+        require("--network.checkpoint", config.network.checkpoint, lambda path: path.is_file(), "an npz file")

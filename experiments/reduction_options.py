@@ -123,14 +123,5 @@ def quick(config: Reduction) -> Reduction:
 
 
 def budgets(keeps: tuple[float, ...], width: int) -> list[int]:
-    """Turn shares and counts into units to keep, each once.
-
-    Raises:
-      ValueError: a value is no share in (0, 1] and no whole number up to the width.
-    """
-    wrong = [keep for keep in keeps if not (0 < keep <= 1 or (keep == int(keep) and 1 < keep <= width))]
-    if wrong or not keeps:
-        raise ValueError(
-            f"got units to keep {list(keeps)}, expected shares in (0, 1] or whole numbers from 2 to {width}, the width"
-        )
+    """Turn shares in (0, 1] and counts above 1 into units to keep, each once."""
     return list(dict.fromkeys(max(1, round(keep * width)) if keep <= 1 else int(keep) for keep in keeps))
