@@ -8,6 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Folder with trained PyTorch adders; without one they are trained here.
 ADDERS ?= $(wildcard ../shared/data)
+# The published digit classifier; without it one is trained here.
+CLASSIFIER ?= $(wildcard ../shared/data/mnist_mlp_seed0.npz)
+PUBLISHED = $(if $(CLASSIFIER),--network.checkpoint $(CLASSIFIER))
 
 .PHONY: reproduce test parity bench lint quick clean
 
@@ -15,6 +18,9 @@ reproduce: $(VENV)/.experiments
 	$(BIN)/python -m experiments heq --seeds 1:4 --out runs/reproduce/heq --resume
 	$(BIN)/python -m experiments addition --seeds 0:3 --out runs/reproduce/addition --resume \
 		$(if $(ADDERS),--backbone.checkpoints $(ADDERS))
+	$(BIN)/python -m experiments reduction --out runs/reproduce/reduction --resume $(PUBLISHED)
+	$(BIN)/python -m experiments certify --out runs/reproduce/certify --resume $(PUBLISHED)
+	$(BIN)/python -m experiments discovery --seeds 1 --tasks heq --out runs/reproduce/discovery --resume
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile
@@ -34,6 +40,9 @@ quick: $(VENV)/.experiments
 	rm -rf runs/quick
 	$(BIN)/python -m experiments heq --quick --out runs/quick/heq
 	$(BIN)/python -m experiments addition --quick --out runs/quick/addition
+	$(BIN)/python -m experiments reduction --quick --out runs/quick/reduction
+	$(BIN)/python -m experiments certify --quick --out runs/quick/certify
+	$(BIN)/python -m experiments discovery --quick --out runs/quick/discovery
 
 clean:
 	rm -rf $(VENV) .cache runs

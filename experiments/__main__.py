@@ -6,10 +6,11 @@ from typing import Annotated
 
 import tyro
 
-from experiments import addition, certify, heq, reduction, reports
+from experiments import addition, certify, discovery, heq, reduction, reports
 from experiments.addition_options import Addition
 from experiments.certify_options import Certify
 from experiments.config import HEQ, Figures, Tables
+from experiments.discovery_options import Discovery
 from experiments.records import open_run
 from experiments.reduction_options import Reduction
 from experiments.running import Experiment, run_experiment
@@ -19,6 +20,7 @@ Command = (
     | Annotated[Addition, tyro.conf.subcommand("addition")]
     | Annotated[Reduction, tyro.conf.subcommand("reduction")]
     | Annotated[Certify, tyro.conf.subcommand("certify")]
+    | Annotated[Discovery, tyro.conf.subcommand("discovery")]
     | Annotated[Tables, tyro.conf.subcommand("tables")]
     | Annotated[Figures, tyro.conf.subcommand("figures")]
 )
@@ -37,6 +39,8 @@ def main() -> None:
                 _run(reduction.EXPERIMENT, command)
             case Certify():
                 _run(certify.EXPERIMENT, command)
+            case Discovery():
+                _run(discovery.EXPERIMENT, command)
             case Tables(out=out, details=details):
                 reports.show(open_run(out), details=details)
             case Figures(out=out):
@@ -46,7 +50,7 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def _run(experiment: Experiment, config: HEQ | Addition | Reduction | Certify) -> None:
+def _run(experiment: Experiment, config: HEQ | Addition | Reduction | Certify | Discovery) -> None:
     run = run_experiment(experiment, config)
     reports.show(run)
     _draw(run.path)

@@ -122,7 +122,7 @@ def _decisions(
 ) -> list[Row]:
     """Certify one stream at every fidelity, in several orders."""
     config = bench.config
-    ends = interval(stream, config.delta)
+    ends = interval(stream, config.delta, running=False)
     risks = np.array([stream.mean(), ends.upper, ends.lower]) * largest
     iia, low, high = np.clip(1 - risks, 0.0, 1.0)
     rows = bench.rows("certification", method, split, iia=iia, low=low, high=high)
@@ -201,7 +201,7 @@ def _sensitivity(bench: Bench, key: Array) -> Result:
         trials = bench.trials(generator, keep, probability, config.trials)
         losses = bench.losses(bench.networks.pair(method, keep), trials)
         streams = np.stack([losses[metric] for metric in METRICS])
-        ends = interval(streams, config.delta)
+        ends = interval(streams, config.delta, running=False)
         for place, metric in enumerate(METRICS):
             rows += bench.rows(
                 "sensitivity",

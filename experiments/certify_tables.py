@@ -110,13 +110,13 @@ def certification(records: Records) -> list[Table | str]:
     fidelities = records.options["fidelities"]
     table = _table(
         "certification: independent trials until a fidelity F is certified by betting",
-        ("method", "keep", "p", "IIA", "sequence", "published", *(f"F {f:g}" for f in fidelities), "published"),
+        ("method", "keep", "p", "IIA", "interval", "published", *(f"F {f:g}" for f in fidelities), "published"),
     )
     for method, keep, p in _cells(records):
         split = split_name(keep, p, "iid")
         value, low, high = (records.value("certification", method, split, name) for name in ("iia", "low", "high"))
         known = IIA.get((method, keep, p)) if records.published else None
-        ends = f"{low:.4f} {high:.4f}" if low <= high else "empty"
+        ends = f"{low:.4f} {high:.4f}"
         cells = [f"{value:.4f}", ends, f"{known.value:.4f}" if known else ""]
         names = [f"{split}-betting-F{fidelity:g}" for fidelity in fidelities]
         cells += [_to_stop(records, method, "certification", name, spread=True) for name in names]
@@ -125,8 +125,7 @@ def certification(records: Records) -> list[Table | str]:
         table,
         f"trials: median (and quartiles) over {records.options['orders']} orders of the same trials; not 200: refuted "
         f"after 200; {_DASH}: neither within {records.options['trials']}.",
-        f"sequence: of the IIA, by betting; it only narrows, and misses with probability {records.options['delta']:g} "
-        "or less, by then empty or beside the IIA.",
+        f"interval: of the IIA after all trials, by betting, at level {records.options['delta']:g}.",
         "published: one stream of other trials; random: another random set of units. IIA 1 - R, R the rate at which "
         "the networks differ.",
     ]
@@ -202,7 +201,7 @@ def sensitivity(records: Records) -> list[Table | str]:
     published = f", published {SENSITIVITY_RADIUS:.4f}" if same else ""
     return [
         table,
-        f"±: half the width of the betting sequence; Hoeffding's is {radius:.4f} for all{published}. KL and L2 compare "
+        f"±: half the width of the betting interval; Hoeffding's is {radius:.4f} for all{published}. KL and L2 compare "
         "the two networks' probabilities.",
         "Published: vbp, one stream of other trials.",
     ]

@@ -84,7 +84,7 @@ def run_seed(config: HEQ, seed: int, run: RunFolder, report: Callable[[str], Non
     with stopwatch() as drawing:
         banks = _draw_banks(config.banks, seed)
     report(f"seed {seed}: backbone")
-    params, rows, details = _train(config, seed, model, vectors, keys, run, report)
+    params, rows, details = train_network(config, seed, model, vectors, keys, run, report)
     with stopwatch() as recording:
         paper, ours = _benches(config, model, params, vectors, *banks)
     preparing = drawing + recording
@@ -112,7 +112,7 @@ def run_seed(config: HEQ, seed: int, run: RunFolder, report: Callable[[str], Non
     return Unit(f"seed-{seed}", rows, details, arrays)
 
 
-def _train(
+def train_network(
     config: HEQ,
     seed: int,
     model: MLP,
@@ -121,6 +121,7 @@ def _train(
     run: RunFolder,
     report: Callable[[str], None],
 ) -> tuple[Params, list[Row], dict[str, Any]]:
+    """Train a seed's network, or continue, and return its parameters, their rows, and the digest of the data."""
     options = config.backbone
     data = equality.factual_data(seed + 1, options.rows)
     uniform = equality.factual_data(seed + 2, options.validation_rows)

@@ -176,11 +176,12 @@ def _both(metrics: Metrics, keeps: list[int], p: float) -> Table:
 
 
 def _warnings(units: Sequence[Unit]) -> list[str]:
-    warned: dict[tuple[str, str], int] = {}
+    """Say once per method what cannot be trusted, in the words of the first seed."""
+    warned: dict[str, list[str]] = {}
     for unit in units:
         for method, text in unit.details["warnings"].items():
-            warned[method, text] = warned.get((method, text), 0) + 1
-    return [f"WARNING  {method}, {count} of {len(units)} seeds: {text}" for (method, text), count in warned.items()]
+            warned.setdefault(method, []).append(text)
+    return [f"WARNING  {method}, {len(texts)} of {len(units)} seeds: {texts[0]}" for method, texts in warned.items()]
 
 
 def _keeps(metrics: Metrics, variable: str) -> list[int]:

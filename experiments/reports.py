@@ -6,7 +6,16 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from experiments import certify_figures, certify_tables, figures, reduction_figures, reduction_tables, tables
+from experiments import (
+    certify_figures,
+    certify_tables,
+    discovery_figures,
+    discovery_tables,
+    figures,
+    reduction_figures,
+    reduction_tables,
+    tables,
+)
 from experiments.records import RunFolder, Unit
 
 _WIDTH = 150
@@ -28,6 +37,7 @@ _LOCALIZATION = Report(tables.renderables, figures.draw)
 REPORTS: dict[str, Report] = {
     "heq": _LOCALIZATION,
     "addition": _LOCALIZATION,
+    "discovery": Report(discovery_tables.renderables, discovery_figures.draw),
     "certify": Report(certify_tables.renderables, certify_figures.draw),
     "reduction": Report(reduction_tables.renderables, reduction_figures.draw),
 }

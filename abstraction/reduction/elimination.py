@@ -82,6 +82,8 @@ def eliminate(hessian: Float[AnyArray, "D D"], moments: LawMoments, *, keep: int
     if not 1 <= keep <= width:
         raise ValueError(f"got keep {keep}, expected 1 to {width}, the units of the tap")
     metric = metric_root(hessian)
+    if keep == width:
+        return Path(np.zeros(0, int), np.zeros(0), width)
     dead = constant_units(moments)
     regressor = np.where(dead[:, None] | dead[None, :], 0.0, moments.regressor) + np.diag(dead.astype(float))
     target = np.where(dead[:, None] | dead[None, :], 0.0, moments.target)

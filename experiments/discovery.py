@@ -1,0 +1,268 @@
+"""Discovery: reduce a trained network, then look for the causal variables in what is left.
+
+    python -m experiments discovery --seeds 1:4
+
+Joins the two papers. The MLPs of hierarchical equality and the GRUs of binary addition are made smaller by mechanism
+reduction, and WX, YZ and the carries are searched for in every smaller network by PLOT and by DAS, afresh. Beside them
+stands the handle that PLOT found in the dense network, cut down to the units that are left. Every handle is chosen on
+calibration pairs and tested once, with its controls, on the test pairs of the two experiments. Two minutes a seed on
+two cores, and three to compile: every width is a network of its own. Expected over seeds 1 to 3: WX and YZ survive
+`cmr` down to 8 of 16 units, the carries `obs-affine` down to 10.
+
+A GRU starts at a zero state, so only linear maps through the origin can be folded into it: `homogeneous` moments.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from abstraction.causal import PairBank
+from abstraction.interventions import Handle, Recording, at_one_depth, unit_sites
+from abstraction.localization import (
+    Choice,
+    CutMenu,
+    Protocol,
+    Rotation,
+    Transport,
+    calibrate_candidates,
+    candidate_grid,
+    coarse_stage,
+    fine_stage,
+    full_supports,
+    gather_evidence,
+    handle_depths,
+    localize,
+    record_bank,
+)
+from abstraction.models import MLP
+from abstraction.tasks import addition, equality
+from experiments import heq
+from experiments.adders import gru, trained_adder
+from experiments.addition import Problem, make_bench
+from experiments.addition_methods import subspace_search
+from experiments.config import HEQ, DasOptions
+from experiments.config import METHODS as HEQ_METHODS
+from experiments.discovery_networks import TAP, Network, adder_networks, equality_networks
+from experiments.discovery_options import HARD, NAME, SURVIVES, Discovery, PlotGrid, check, quick
+from experiments.methods import Bench, Outcome, coupling_details, handle_mass, run_search, same_time, test_outcome
+from experiments.records import Row, RunFolder, Unit
+from experiments.running import Experiment
+from experiments.timing import Time, stopwatch
+
+Report = Callable[[str], None]
+
+
+class Part(NamedTuple):
+    """What a task leaves in the unit of its seed."""
+
+    rows: list[Row]
+    details: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def run_seed(config: Discovery, seed: int, run: RunFolder, report: Report) -> Unit:
+    """Train, reduce and search the networks of one seed."""
+    whole = Part([], {"data": {}}, {})
+    for task in config.tasks:
+        # Both tasks name their checkpoints by seed alone.
+        folder = RunFolder(run.path / "networks" / task)
+        tell = lambda text, task=task: report(f"seed {seed}, {task}: {text}")
+        whole.details["data"][task] = (_equality if task == "heq" else _addition)(config, seed, folder, tell, whole)
+    return Unit(f"seed-{seed}", *whole)
+
+
+def _equality(config: Discovery, seed: int, folder: RunFolder, report: Report, whole: Part) -> str:
+    """Add hierarchical equality to the unit of a seed; return the digest of its data."""
+    # The keys, and so the networks, of the experiment `heq`.
+    names = ("init", "order", *HEQ_METHODS)
+    keys: dict[str, Array] = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+    vectors, shape = equality.entities(seed), config.backbone
+    model = MLP(equality.ENTITY_WIDTH * 4, shape.width, shape.depth, equality.CLASSES)
+    tests = equality.paper_banks(seed, size=config.pairs.size, test_pool=config.pairs.test_pool).tests
+    sizes = {"fit": config.pairs.fit, "calibration": config.pairs.calibration, "both": config.pairs.both}
+    banks = equality.independent_banks(seed, **sizes, tests=tests)
+    trained = heq.train_network(HEQ(backbone=shape), seed, model, vectors, keys, folder, report)
+    whole.rows.extend(row._replace(experiment=NAME, split="heq") for row in trained[1])
+    mass, (reducing, searching) = None, jax.random.split(keys["das"])
+    for network in equality_networks(config, seed, model, trained[0], reducing):
+        report(f"{network.place}, {network.method}")
+        bench, (search, control) = equality_bench(network, vectors, banks), network.keys(searching)
+        outcomes = {"plot": transported(bench, config.plot), "das": rotated(bench, config.das, search, report)}
+        mass = _with_transferred(bench, network, outcomes, mass)
+        _add(whole, network, study(config, network, bench, outcomes, seed, control))
+    return trained[2]["data"]
+
+
+def equality_bench(network: Network, vectors: np.ndarray, banks: equality.Banks) -> Bench:
+    """Record all banks in one network."""
+
+    def record(bank: PairBank) -> tuple[Recording, PairBank]:
+        encode = lambda setting: equality.encode(vectors, equality.rows_of(setting))
+        return record_bank(network.model, network.params, encode, bank, tap=TAP), bank
+
+    tests = {split: record(bank) for split, bank in banks.tests.items()}
+    evidence = gather_evidence([record(banks.calibration)])
+    return Bench(network.model, network.params, unit_sites(network.model.taps[TAP]), record(banks.fit), evidence, tests)
+
+
+def transported(bench: Bench, options: PlotGrid) -> Outcome:
+    """Run PLOT, one coupling per layer."""
+    effects, measuring = bench.effects()
+    with stopwatch() as elapsed:
+        plans = Transport("depth", options.epsilons, iterations=options.iterations)(effects)
+        menu = _menu(options, bench.model.taps[TAP].width)
+        found = localize(bench.model, bench.params, effects, plans, menu, bench.evidence, readout=bench.readout)
+    return Outcome(_local(found.choice), same_time(measuring + elapsed), coupling_details(plans), {})
+
+
+def rotated(bench: Bench, options: DasOptions, key: Array, report: Report) -> Outcome:
+    """Run DAS at every layer."""
+    tap, (start, order) = bench.model.taps[TAP], jax.random.split(key)
+    fitting = _fitting(options, tap.width)
+    candidates = candidate_grid(
+        start, tap, full_supports(tap, range(len(bench.variables))),
+        ranks=fitting.ranks, learning_rates=options.learning_rates, restarts=options.restarts,
+    )  # fmt: skip
+    progress = lambda epoch, running: report(f"DAS, epoch {epoch}, {running} searches running")
+    featurizer = Rotation(options.parametrization)
+    return run_search(bench, order, candidates, featurizer, options.training, options.strengths, progress)
+
+
+def _addition(config: Discovery, seed: int, folder: RunFolder, report: Report, whole: Part) -> str:
+    """Add binary addition to the unit of a seed; return the digest of its data."""
+    banks = addition.structured_banks(seed, bits=config.adder.bits, **dataclasses.asdict(config.adder_banks))
+    with stopwatch() as training:
+        params, known, details = trained_adder(config.adder, seed, folder, report)
+    known |= {"seconds": training.run, "seconds_compile": training.compile}
+    whole.rows.extend(Row(NAME, "backbone", "output", "addition", name, seed, value) for name, value in known.items())
+    # The network's own keys are the first two.
+    mass, (reducing, searching) = None, jax.random.split(jax.random.key(seed), 4)[2:]
+    for network in adder_networks(config, seed, gru(config.adder), params, banks, reducing):
+        report(f"{network.place}, {network.method}")
+        bench = make_bench(Problem(network.model, network.params, banks))  # pyright: ignore[reportArgumentType]
+        search, control = network.keys(searching)
+        outcomes = carries_found(bench, config, search, report)
+        mass = _with_transferred(bench, network, outcomes, mass)
+        _add(whole, network, study(config, network, bench, outcomes, seed, control))
+    return details["data"]
+
+
+def carries_found(bench: Bench, config: Discovery, key: Array, report: Report) -> dict[str, Outcome]:
+    """Run PLOT coarse to fine on single units, and DAS at the steps that Stage A chose."""
+    options, tap = config.plot, bench.model.taps[TAP]
+    rule = Transport("joint", options.epsilons, taus=(0.5,), iterations=options.iterations)
+    protocol = Protocol(rule, rule, _menu(options, tap.width))
+    shared = {"signature": bench.signature, "readout": bench.readout}
+    with stopwatch() as first:
+        coarse = coarse_stage(bench.model, bench.params, *bench.fit, tap, protocol, bench.evidence, **shared)
+    depths = handle_depths(coarse.choice.handles)
+    with stopwatch() as second:
+        fine = fine_stage(
+            bench.model, bench.params, *bench.fit, {"1": unit_sites(tap)}, depths, protocol, bench.evidence, **shared
+        )
+    plot = Outcome(_local(fine.choice), same_time(first + second), coupling_details(fine.plans), {})
+    places = zip(range(len(bench.variables)), depths.tolist(), strict=True)
+    supports = [support for v, depth in places for support in full_supports(tap, [v], [depth])]
+    das = subspace_search(bench, key, _fitting(config.adder_das, tap.width), supports, report)
+    times = {name: first + elapsed for name, elapsed in das.times.items()}
+    return {"plot": plot, "das": das._replace(times=times)}
+
+
+def _local(choice: Choice) -> Choice:
+    """Write handles of one depth as such: all methods of a width then share their programs."""
+    return dataclasses.replace(choice, handles=at_one_depth(choice.handles))  # pyright: ignore[reportArgumentType]
+
+
+def _menu(options: PlotGrid, width: int) -> CutMenu:
+    return CutMenu(tuple(size for size in options.subset_sizes if size <= width), options.strengths)
+
+
+def _fitting(options: DasOptions, width: int) -> DasOptions:
+    """Leave out ranks that a narrower state has not."""
+    return dataclasses.replace(options, ranks=tuple(rank for rank in options.ranks if rank <= width))
+
+
+def _with_transferred(
+    bench: Bench, network: Network, outcomes: dict[str, Outcome], mass: Float[np.ndarray, "V L D"] | None
+) -> Float[np.ndarray, "V L D"]:
+    """Add the dense network's PLOT handle to the outcomes of a reduced one; return its weights."""
+    if mass is None:
+        return handle_mass(outcomes["plot"].choice.handles, len(network.kept))
+    outcomes["transferred"] = transferred(bench, mass, network.kept)
+    return mass
+
+
+def transferred(bench: Bench, mass: Float[np.ndarray, "V L D"], kept: Int[np.ndarray, "L K"]) -> Outcome:
+    """Restrict the weights of dense handles to the units that are kept; nothing is chosen anew."""
+    weight = np.take_along_axis(mass, kept[None], axis=2)
+    shares = (weight.sum(axis=(1, 2)) / np.maximum(mass.sum(axis=(1, 2)), 1e-30)).tolist()
+    choice = calibrate_candidates(
+        bench.model, bench.params, bench.evidence, at_one_depth(Handle(weight, None, TAP)), np.arange(len(mass)),
+        [{"kept_share": share} for share in shares], cost=np.zeros(len(mass)), readout=bench.readout,
+    )  # fmt: skip
+    return Outcome(choice, same_time(Time()), {"kept_share": shares}, {})
+
+
+def study(
+    config: Discovery, network: Network, bench: Bench, outcomes: dict[str, Outcome], seed: int, key: Array
+) -> Part:
+    """Test what was found in one network, and give the verdict."""
+    place, name = network.place, network.method
+    rows = [
+        Row(NAME, name, "network", place + part, what, seed, value) for (part, what), value in network.known.items()
+    ]
+    part = Part(rows, {}, {})
+    for index, (kind, outcome) in enumerate(outcomes.items()):
+        label = f"{name}/{kind}"
+        tested = test_outcome(
+            bench, outcome, experiment=NAME, method=label, seed=seed, key=jax.random.fold_in(key, index),
+            draws=config.control_draws, shuffles=config.control_shuffles,
+        )  # fmt: skip
+        rows.extend(row._replace(split=_renamed(network, row)) for row in tested[0])
+        part.details[f"{place} {label}"] = tested[1]
+        part.arrays[f"{place}/{label}/mass"] = tested[2][f"{label}/mass"]
+        if shares := outcome.details.get("kept_share"):
+            named = zip((*bench.variables, "mean"), (*shares, float(np.mean(shares))), strict=True)
+            rows.extend(Row(NAME, label, variable, place, "kept_share", seed, share) for variable, share in named)
+    weakest = min(
+        row.value
+        for row in rows
+        if (row.method, row.metric) == (f"{name}/das", "iia")
+        and row.variable in bench.variables
+        and row.split in [f"{place}-{split}" for split in HARD[network.task]]
+    )
+    rows.append(Row(NAME, name, "network", place, "weakest", seed, weakest))
+    rows.append(Row(NAME, name, "network", place, "survives", seed, float(weakest >= SURVIVES)))
+    return part
+
+
+def _renamed(network: Network, row: Row) -> str:
+    """Name a split after task and width; `test` is the sensitive pairs of equality, and both halves of addition."""
+    if row.metric.startswith("seconds"):
+        return network.place
+    if row.split == "test":
+        return network.place + ("-sensitive" if network.task == "heq" else "")
+    return f"{network.place}-{row.split.removeprefix('test-')}"
+
+
+def _add(whole: Part, network: Network, part: Part) -> None:
+    whole.rows.extend(part.rows)
+    whole.details.update(part.details)
+    whole.arrays.update(part.arrays)
+    whole.arrays[f"{network.place}/{network.method}/kept"] = network.kept.astype(np.int32)
+
+
+def random_seeds(seed: int) -> dict[str, int]:
+    """List every seed that a run's seed stands for, beside those of `heq` and `addition`."""
+    own = {"calibration, uniform": 2701, "calibration, balanced": 2702, "evaluation, uniform": 2801}
+    own |= {"evaluation, balanced": 2802, "trials": 2803}
+    adder = {"addition jax key": seed, "addition order of the bases (random.Random)": seed}
+    equal = {f"heq {name}": value for name, value in heq.random_seeds(seed).items()}
+    return equal | adder | {f"heq {name}": seed + offset for name, offset in own.items()}
+
+
+EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check, quick)

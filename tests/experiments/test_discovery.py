@@ -1,0 +1,326 @@
+"""The discovery experiment end to end on tiny networks, and the laws its parts obey."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from abstraction.evaluation import CLASSES
+from abstraction.evaluation.interchange import view
+from abstraction.interventions import LocalHandle, factual_outputs
+from abstraction.models import GRU, MLP
+from abstraction.reduction import LOGIT, collect_statistics
+from abstraction.tasks import addition, equality
+from experiments import discovery, discovery_figures, discovery_networks, discovery_tables, heq
+from experiments.adders import gru, trained_adder
+from experiments.addition import Problem, make_bench
+from experiments.addition_options import AdderBackbone, AdditionBanks
+from experiments.config import HEQ, Backbone, DasOptions
+from experiments.config import METHODS as HEQ_METHODS
+from experiments.discovery_options import Discovery, EqualityPairs, Folds, PlotGrid, Reductions, check, quick
+from experiments.records import Row, RunFolder, Unit, open_run
+from experiments.running import run_experiment
+
+SEED = 3
+SEARCH = dataclasses.replace(Discovery().das.training, batch_size=64, max_epochs=2)
+TINY = Discovery(
+    seeds=str(SEED),
+    control_draws=2,
+    control_shuffles=1,
+    trials=256,
+    equality=Reductions((8, 5), ("cmr-closed",), 400),
+    backbone=Backbone(8, 2, 131072, 2000, 256, 6, learning_rate=5e-3),
+    pairs=EqualityPairs(fit=200, calibration=200, size=100, test_pool=512),
+    plot=PlotGrid((0.1, 1.0), (1, 4), (1.0,), 100),
+    das=DasOptions((1, 4), (2e-2,), training=SEARCH),
+    carries=Folds((8, 5), ("obs-affine",)),
+    adder=AdderBackbone(bits=3, width=8, epochs=60),
+    adder_banks=AdditionBanks(fit=24, calibration=16, test=16),
+    adder_das=DasOptions((1, 4), (2e-2,), training=SEARCH),
+)
+PLACES = (("heq-keep8", "dense"), ("heq-keep5", "cmr-closed"))
+PLACES += (("addition-keep8", "dense"), ("addition-keep5", "obs-affine"))
+VARIABLES = {"heq": ("wx", "yz"), "addition": ("c1", "c2")}
+SPLITS = {"heq": ("-sensitive", "-invariant", "-specific"), "addition": ("", "-sensitive", "-invariant")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("discovery") / "run"
+    return run_experiment(discovery.EXPERIMENT, dataclasses.replace(TINY, out=out)).path
+
+
+@pytest.fixture(scope="module")
+def unit(folder: Path) -> Unit:
+    return open_run(folder).read_unit(f"seed-{SEED}")
+
+
+@pytest.fixture(scope="module")
+def values(unit: Unit) -> dict[tuple[str, str, str, str], float]:
+    return {(row.method, row.variable, row.split, row.metric): row.value for row in unit.rows}
+
+
+def printed(units: list[Unit], *, details: bool = False) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        for part in discovery_tables.renderables(units, details=details):
+            console.print(part, highlight=False)
+    return capture.get()
+
+
+def finders(method: str) -> tuple[str, ...]:
+    return ("plot", "das") if method == "dense" else ("plot", "das", "transferred")
+
+
+def test_every_number_is_written_once(unit: Unit, values: dict):
+    assert len(values) == len(unit.rows)
+    assert {row.experiment for row in unit.rows} == {"discovery"}
+
+
+@pytest.mark.parametrize(("place", "method"), PLACES)
+def test_every_handle_is_tested_beside_its_controls_and_intervals(values: dict, place: str, method: str):
+    task = place.split("-")[0]
+    for finder in finders(method):
+        names = [f"{kind}{method}/{finder}" for kind in ("", "control-random-", "control-shuffled-")]
+        for name in names:
+            for split in SPLITS[task]:
+                for variable in (*VARIABLES[task], "mean"):
+                    low, mean, high = (
+                        values[name, variable, place + split, f"iia{end}"] for end in ("_low", "", "_high")
+                    )
+                    assert 0 <= low <= mean <= high <= 1
+                    assert low < high
+    assert (f"{method}/transferred", "mean", place, "kept_share") in values or method == "dense"
+
+
+@pytest.mark.parametrize(("place", "method"), PLACES)
+def test_the_verdict_is_that_of_the_weakest_variable(values: dict, place: str, method: str):
+    task = place.split("-")[0]
+    other = "-specific" if task == "heq" else "-invariant"
+    das = [values[f"{method}/das", v, place + split, "iia"] for v in VARIABLES[task] for split in ("-sensitive", other)]
+    assert values[method, "network", place, "weakest"] == min(das)
+    assert values[method, "network", place, "survives"] == float(min(das) >= 0.95)
+
+
+def test_fidelity_is_pooled_over_the_layers(values: dict):
+    layers = [values["cmr-closed", "network", f"heq-keep5-hidden{depth}", "fidelity"] for depth in range(2)]
+    assert values["cmr-closed", "network", "heq-keep5", "fidelity"] == pytest.approx(np.mean(layers), rel=1e-12)
+    assert values["cmr-closed", "network", "heq-keep5", "trials"] == 2 * TINY.trials
+    assert ("dense", "network", "heq-keep8", "fidelity") not in values
+
+
+def test_the_kept_units_are_on_record(unit: Unit):
+    kept = unit.arrays["heq-keep5/cmr-closed/kept"]
+    assert kept.shape == (2, 5)
+    assert (np.diff(kept) > 0).all()
+    states = unit.arrays["addition-keep5/obs-affine/kept"]
+    assert (states == states[0]).all()
+
+
+def test_tables_and_figures_need_the_units_alone(folder: Path, unit: Unit, tmp_path: Path):
+    copy = shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(copy / "networks")
+    (copy / "metrics.csv").unlink()
+    units = open_run(copy).units()
+    text = printed(units, details=True)
+    for words in ("cmr-closed", "obs-affine", "heq, transferred", "addition, das", "variable wx", "variable c2"):
+        assert words in text, words
+    assert text == printed([unit], details=True)
+    assert "variable wx" not in printed(units)
+    files = discovery_figures.draw(units, tmp_path / "figures")
+    assert [file.name for file in files] == ["discovery-heq.png", "discovery-addition.png"]
+    assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == sorted(file.name for file in files)
+
+
+def test_resuming_a_complete_run_computes_nothing(folder: Path, tmp_path: Path):
+    def fail(*_: object) -> Unit:
+        raise AssertionError("a complete seed was computed again")
+
+    copy = shutil.copytree(folder, tmp_path / "run")
+    before = (copy / "units" / f"seed-{SEED}.json").stat().st_mtime_ns
+    again = dataclasses.replace(TINY, out=copy, resume=True)
+    run_experiment(discovery.EXPERIMENT._replace(run_seed=fail), again)
+    assert (copy / "units" / f"seed-{SEED}.json").stat().st_mtime_ns == before
+
+
+def trained_mlp(folder: Path) -> tuple[MLP, dict]:
+    """Return the run's network again; its checkpoint is there, so nothing is trained."""
+    names = ("init", "order", *HEQ_METHODS)
+    keys: dict[str, jax.Array] = dict(zip(names, jax.random.split(jax.random.key(SEED), len(names)), strict=True))
+    model, saved = MLP(16, 8, 2, 2), RunFolder(folder / "networks" / "heq")
+    setup, vectors = HEQ(backbone=TINY.backbone), equality.entities(SEED)
+    return model, heq.train_network(setup, SEED, model, vectors, keys, saved, lambda text: None)[0]
+
+
+def recorded(values: dict, place: str, finder: str) -> dict:
+    """Return what the run measured of the dense network, without times."""
+    return {
+        (method.replace("dense/", ""), *rest): value
+        for (method, *rest), value in values.items()
+        if method.endswith(f"dense/{finder}") and rest[1].startswith(place) and not rest[2].startswith("seconds")
+    }
+
+
+def test_an_mlp_reduced_to_its_full_width_has_the_dense_networks_numbers(folder: Path, values: dict):
+    model, params = trained_mlp(folder)
+    whole = discovery_networks.reduced_mlp(TINY, SEED, model, params, "cmr", 8, jax.random.key(0))
+    assert whole.kept.tolist() == [list(range(8))] * 2
+    assert whole.known["", "fidelity"] == 1.0
+    for metric in ("accuracy", "worst_cell"):
+        assert whole.known["", metric] == values["dense", "network", "heq-keep8", metric]
+    tests = equality.paper_banks(SEED, size=100, test_pool=512).tests
+    banks = equality.independent_banks(SEED, fit=200, calibration=200, both=0.02, tests=tests)
+    bench = discovery.equality_bench(whole, equality.entities(SEED), banks)
+    names = ("init", "order", *HEQ_METHODS)
+    key = jax.random.split(jax.random.key(SEED), len(names))[names.index("das")]
+    search, control = whole.keys(jax.random.split(key)[1])
+    outcomes = {
+        "plot": discovery.transported(bench, TINY.plot),
+        "das": discovery.rotated(bench, TINY.das, search, lambda text: None),
+    }
+    part = discovery.study(TINY, whole, bench, outcomes, SEED, control)
+    ours = {(row.method, row.variable, row.split, row.metric): row.value for row in part.rows}
+    for finder in ("plot", "das"):
+        again = {
+            (name.replace("cmr/", ""), *rest): v for (name, *rest), v in ours.items() if name.endswith(f"cmr/{finder}")
+        }
+        known = recorded(values, "heq-keep8", finder)
+        assert {key: again[key] for key in known} == known
+        assert len(known) > 50
+
+
+def test_an_adder_folded_at_its_full_width_is_the_dense_network(folder: Path):
+    model, saved = gru(TINY.adder), RunFolder(folder / "networks" / "addition")
+    params = trained_adder(TINY.adder, SEED, saved, lambda text: None)[0]
+    statistics = collect_statistics(model, params, _every_sum(), "hidden", discrepancy=LOGIT)
+    fold = discovery_networks.origin_fold(
+        discovery_networks.homogeneous(statistics), "obs-affine", 8, np.random.default_rng(0)
+    )
+    whole = discovery_networks.reduced_adder(TINY, SEED, model, params, "obs-affine", fold)
+    first, second = (factual_outputs(m, p, _every_sum()) for m, p in ((model, params), (whole.model, whole.params)))
+    assert np.array_equal(first, second)
+    assert whole.known["", "fidelity"] == 1.0
+    banks = addition.structured_banks(SEED, bits=3, fit=24, calibration=16, test=16)
+    bench = make_bench(Problem(GRU(2, 8, 3), params, banks))
+    outcome = discovery.carries_found(bench, TINY, jax.random.key(0), lambda text: None)["plot"]
+    mass = discovery.handle_mass(outcome.choice.handles, 3)
+    same = discovery.transferred(bench, mass, whole.kept)
+    assert same.details["kept_share"] == [1.0, 1.0]
+    assert same.choice.tally.hits.tolist() == outcome.choice.tally.hits.tolist()
+
+
+def _every_sum() -> np.ndarray:
+    return addition.encode(addition.every_input(3), 3)
+
+
+def test_a_transferred_handle_keeps_its_weights_on_the_units_that_are_left(folder: Path):
+    model, params = trained_mlp(folder)
+    whole = discovery_networks.reduced_mlp(TINY, SEED, model, params, "random", 2, jax.random.key(0))
+    whole = whole._replace(kept=np.array([[1, 6], [0, 3]]))
+    tests = equality.paper_banks(SEED, size=100, test_pool=512).tests
+    banks = equality.independent_banks(SEED, fit=200, calibration=200, tests=tests)
+    bench = discovery.equality_bench(whole, equality.entities(SEED), banks)
+    mass = np.zeros((2, 2, 8), np.float32)
+    mass[0, 0, [1, 2, 6]] = 1.5, 0.5, 1.0
+    mass[1, 1, [3, 4]] = 1.0, 3.0
+    outcome = discovery.transferred(bench, mass, whole.kept)
+    assert outcome.details["kept_share"] == pytest.approx([2.5 / 3, 0.25])
+    assert isinstance(outcome.choice.handles, LocalHandle)
+    assert np.asarray(outcome.choice.handles.depth).tolist() == [0, 1]
+    assert np.asarray(outcome.choice.handles.weight).tolist() == [[1.5, 1.0], [0.0, 1.0]]
+
+
+def test_homogeneous_folds_go_through_the_origin_and_are_least_squares():
+    model = GRU(2, 6, 3)
+    params = model.init(jax.random.key(1))
+    inputs = _every_sum()
+    states = np.asarray(model.apply(params, inputs, record=("hidden",))[1]["hidden"], np.float64).reshape(-1, 6)
+    statistics = collect_statistics(model, params, inputs, "hidden", discrepancy=LOGIT)
+    # 1e-5: the network's states are float32
+    homogeneous = discovery_networks.homogeneous(statistics)
+    assert homogeneous.covariance == pytest.approx(states.T @ states / len(states), rel=1e-5)
+    for method in ("obs-affine", "random-affine"):
+        fold = discovery_networks.origin_fold(homogeneous, method, 4, np.random.default_rng(2))
+        assert not np.asarray(fold.intercept).any()
+        kept, replaced = np.asarray(fold.kept), np.asarray(fold.replaced)
+        second = states.T @ states / len(states)
+        gram = second[np.ix_(kept, kept)]
+        expected = np.linalg.solve(gram + 1e-4 * np.diag(np.diag(gram)), second[np.ix_(kept, replaced)]).T
+        assert fold.coefficients == pytest.approx(expected, rel=1e-3, abs=1e-5)  # solving amplifies float32 rounding
+    zero = discovery_networks.origin_fold(homogeneous, "vbp-zero", 4, np.random.default_rng(2))
+    assert not np.asarray(zero.coefficients).any()
+    assert np.asarray(zero.kept).tolist() == sorted(np.argsort(np.mean(states**2, axis=0))[2:].tolist())
+
+
+def test_fidelity_counts_equal_answers():
+    model = MLP(3, 4, 1, 2)
+    params = model.init(jax.random.key(0))
+    flipped = {**params, "head": jax.tree.map(lambda leaf: -leaf, params["head"])}
+    inputs = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    units = np.arange(4)
+    dense, same, opposite = (view(model, p, "hidden", units) for p in (params, params, flipped))
+    for other, share in ((same, 1.0), (opposite, 0.0)):
+        known = discovery_networks.fidelities({"hidden": (dense, other, units)}, inputs, CLASSES, 0, 128)
+        assert known["", "fidelity"] == known["-hidden", "fidelity"] == share
+        assert known["", "fidelity_low"] <= share <= known["", "fidelity_high"]
+    assert discovery_networks.fidelities({}, inputs, CLASSES, 0, 128) == {}
+
+
+def verdicts(survivals: dict[tuple[int, str], list[float]]) -> str:
+    rows = [
+        Row("discovery", method, "network", f"heq-keep{width}", "survives", seed, value)
+        for (width, method), by_seed in survivals.items()
+        for seed, value in enumerate(by_seed)
+    ]
+    metrics = discovery_tables.metrics_of([Unit("seed-0", rows, {}, {})])
+    return discovery_tables.verdict(metrics, "heq", discovery_tables.places(metrics, "heq"))
+
+
+def test_a_variable_survives_down_to_the_last_width_before_the_first_that_breaks():
+    found = {(16, "dense"): [1.0, 1.0]}
+    found |= {(8, "cmr"): [1.0, 1.0], (6, "cmr"): [1.0, 0.0], (4, "cmr"): [1.0, 1.0], (8, "vbp"): [0.0, 1.0]}
+    assert verdicts(found).endswith("cmr 8, vbp 16")
+    assert verdicts({**found, (16, "dense"): [0.0, 1.0]}).endswith("cmr none, vbp none")
+
+
+def _with(part: str, **changes: object) -> Discovery:
+    return dataclasses.replace(Discovery(), **{part: dataclasses.replace(getattr(Discovery(), part), **changes)})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (dataclasses.replace(Discovery(), tasks=()), "--tasks"),
+        (dataclasses.replace(Discovery(), trials=0), "--trials"),
+        (_with("equality", keeps=(17, 8)), "--equality.keeps"),
+        (_with("equality", keeps=(8, 0)), "--equality.keeps"),
+        (_with("equality", keeps=()), "--equality.keeps"),
+        (_with("equality", methods=("cmr", "cmr")), "--equality.methods"),
+        (_with("carries", keeps=(8, 8)), "--carries.keeps"),
+        (_with("das", ranks=(4, 8)), "--das.ranks"),
+        (_with("adder_das", ranks=(8,)), "--adder-das.ranks"),
+        (_with("plot", subset_sizes=(4,)), "--plot.subset-sizes"),
+        (_with("plot", epsilons=(0.0,)), "--plot.epsilons"),
+        (_with("pairs", fit=1), "--pairs.fit"),
+        (_with("adder", bits=1), "--adder.bits"),
+        (_with("adder", checkpoints=Path("nowhere")), "--adder.checkpoints"),
+        (_with("adder_banks", test=0), "--adder-banks.test"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_in_one_line(config: Discovery, message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"^got {message} [^\n]*, expected [^\n]*$"):
+        run_experiment(discovery.EXPERIMENT, dataclasses.replace(config, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_options_of_a_run_can_work_and_quick_keeps_what_was_chosen():
+    check(Discovery())
+    check(quick(Discovery()))
+    chosen = quick(_with("equality", keeps=(16, 5)))
+    assert chosen.equality.keeps == (16, 5)
+    assert chosen.carries.keeps == (16, 8)
+    assert chosen.seeds == "1"
