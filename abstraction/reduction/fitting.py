@@ -84,7 +84,9 @@ def choose_parents(
         strength = np.abs(cross @ inverse) / np.sqrt(np.diagonal(inverse))
     else:
         raise ValueError(f"got parent rule {rule!r}, expected one of {get_args(ParentRule)}")
-    return np.argsort(-strength, axis=1, kind="stable")[:, :parents]
+    strongest = np.sort(np.argpartition(-strength, parents - 1, axis=1)[:, :parents], axis=1)
+    order = np.argsort(-np.take_along_axis(strength, strongest, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(strongest, order, axis=1)
 
 
 def fit_sparse(moments: LawMoments, kept: Int[AnyArray, " K"], parents: Int[AnyArray, "S R"]) -> Fit:
