@@ -92,8 +92,8 @@ def tally_handles(
     """
     count = leading_axis(handles)
     variable = np.broadcast_to(np.asarray(variable, np.int32), (count,))
-    if recording.inputs.shape[0] != bank.size:
-        raise ValueError(f"got a recording of {recording.inputs.shape[0]} pairs, expected the bank's {bank.size}")
+    if recording.outputs.shape[0] != bank.size:
+        raise ValueError(f"got a recording of {recording.outputs.shape[0]} pairs, expected the bank's {bank.size}")
     if count and not 0 <= variable.min() <= variable.max() < len(bank.variables):
         raise ValueError(f"got variable indices up to {variable.max()}, expected 0 to {len(bank.variables) - 1}")
     block = _block_size(handles)

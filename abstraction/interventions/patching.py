@@ -7,6 +7,7 @@ batch of handles is one compiled program, cut into chunks by a memory budget.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxtyping import Array, Int
 
 from abstraction.interventions.edits import Interchange
 from abstraction.interventions.sites import AnyHandle, Handle, LocalHandle
-from abstraction.models import Model
+from abstraction.models import Model, Recordable
 from abstraction.pytrees import leading_axis, pytree
 from abstraction.typing import AnyArray, Outputs, Params
 
@@ -31,29 +32,32 @@ class Recording:
     """The base and source runs of N pairs.
 
     Attributes:
-      inputs: network inputs of the base runs, `[N, ...]`.
+      inputs: network inputs of the base runs, `[N, ...]`, and whatever else the model wants for resuming.
       outputs: outputs of the base runs, `[N, C]`.
       base: recorded activations of the base runs by tap, `[L, N, D]`.
       source: recorded activations of the source runs by tap, `[L, N, D]`.
     """
 
-    inputs: Array
+    inputs: Any
     outputs: Array
     base: dict[str, Array]
     source: dict[str, Array]
 
 
 @partial(jax.jit, static_argnames=("model",))
-def factual_outputs(model: Model, params: Params, inputs: AnyArray) -> Outputs:
+def factual_outputs(model: Model, params: Params, inputs: Any) -> Outputs:
     """Run the network without any edit."""
     return model.apply(params, inputs)[0]
 
 
 @partial(jax.jit, static_argnames=("model", "taps"))
 def record_pairs(
-    model: Model, params: Params, base_inputs: AnyArray, source_inputs: AnyArray, *, taps: tuple[str, ...]
+    model: Model, params: Params, base_inputs: Any, source_inputs: Any, *, taps: tuple[str, ...]
 ) -> Recording:
     """Run base and source once each and keep the activations of `taps`."""
+    if isinstance(model, Recordable):
+        inputs, outputs, base = model.record(params, base_inputs, taps)
+        return Recording(inputs, outputs, base, model.record(params, source_inputs, taps)[2])
     outputs, base = model.apply(params, base_inputs, record=taps)
     _, source = model.apply(params, source_inputs, record=taps)
     return Recording(jnp.asarray(base_inputs), outputs, base, source)
@@ -99,7 +103,8 @@ def resume_chunk(recording: Recording, tap: str) -> int:
 def take_pairs(recording: Recording, rows: Int[AnyArray, " B"]) -> Recording:
     """Pick some pairs of a recording."""
     states = jax.tree.map(lambda values: jnp.take(values, rows, axis=1), (recording.base, recording.source))
-    return Recording(recording.inputs[rows], recording.outputs[rows], *states)
+    inputs = jax.tree.map(lambda values: values[rows], recording.inputs)
+    return Recording(inputs, recording.outputs[rows], *states)
 
 
 def reorder_sources(recording: Recording, order: Int[AnyArray, " N"]) -> Recording:

@@ -58,6 +58,7 @@ class CutMenu:
         of K sites needs r = K.
       break_ties: whether sites of equal mass are kept by `cost`, cheapest first, or in site `order` as in the paper.
       overlap: whether the weights of sites that overlap `add` up, or the sites are swapped one `after` another.
+      alone: K picks the K-th heaviest site, alone, instead of the K heaviest together.
     """
 
     subset_sizes: tuple[int, ...]
@@ -65,6 +66,7 @@ class CutMenu:
     per_site: bool = True
     break_ties: Literal["cost", "order"] = "cost"
     overlap: Literal["add", "after"] = "add"
+    alone: bool = False
 
 
 def handle_grid(
@@ -98,8 +100,9 @@ def handle_grid(
         raise ValueError(f"got strengths {strengths.tolist()}, expected positive numbers")
     plan = np.nan_to_num(np.moveaxis(np.asarray(plan), -2, 0), nan=0.0, posinf=0.0, neginf=0.0)
     cost = np.broadcast_to(np.expand_dims(np.asarray(cost), tuple(range(1, plan.ndim - 1))), plan.shape)
-    masses, ambiguous = _cut(plan, cost, sizes, menu.break_ties)
-    factors = strengths * (sizes[:, None] if menu.per_site else np.ones((len(sizes), 1), np.float32))
+    masses, ambiguous = _cut(plan, cost, sizes, menu.break_ties, menu.alone)
+    counted = sizes[:, None] if menu.per_site and not menu.alone else np.ones((len(sizes), 1), np.float32)
+    factors = strengths * counted
     if menu.overlap == "add":
         weight = sites.union(masses)[..., None, :, :] * factors[..., None, None]
     else:
@@ -115,7 +118,11 @@ def handle_grid(
 
 
 def _cut(
-    mass: Float[np.ndarray, "... S"], cost: Float[np.ndarray, "... S"], sizes: Int[np.ndarray, " K"], break_ties: str
+    mass: Float[np.ndarray, "... S"],
+    cost: Float[np.ndarray, "... S"],
+    sizes: Int[np.ndarray, " K"],
+    break_ties: str,
+    alone: bool,
 ) -> tuple[Float[np.ndarray, "... K S"], Bool[np.ndarray, "... K"]]:
     """Keep the heaviest sites of each row, renormalised; masses within a relative 1e-4 of the top are equal."""
     top = np.maximum(mass.max(axis=-1, keepdims=True), 1e-30)
@@ -123,7 +130,8 @@ def _cut(
     by_cost = break_ties == "cost"
     order = np.lexsort((cost, -level)) if by_cost else np.argsort(-mass, axis=-1, kind="stable")
     rank = np.argsort(order, axis=-1)
-    kept = np.where(rank[..., None, :] < sizes[:, None], mass[..., None, :], 0.0)
+    chosen = rank[..., None, :] == sizes[:, None] - 1 if alone else rank[..., None, :] < sizes[:, None]
+    kept = np.where(chosen, mass[..., None, :], 0.0)
     kept = kept / np.maximum(kept.sum(axis=-1, keepdims=True), 1e-30)
     at = lambda values, positions: np.take_along_axis(values, np.take(order, positions, axis=-1), axis=-1)
     last, following = sizes - 1, np.minimum(sizes, mass.shape[-1] - 1)

@@ -40,6 +40,7 @@ class Protocol:
       fine: rule of Stage B.
       menu: how Stage B cuts; sizes beyond the number of sites keep all of them.
       union: one coupling for all resolutions together, instead of one each.
+      heaviest: how many of a row's heaviest depths Stage A swaps, each alone, to choose one.
       options: passed on to `calibrate` in both stages.
     """
 
@@ -47,6 +48,7 @@ class Protocol:
     fine: Rule
     menu: CutMenu
     union: bool = False
+    heaviest: int = 1
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -107,7 +109,7 @@ def coarse_stage(
     signature: Mapping[str, Any] | None = None,
     readout: Readout = CLASSES,
 ) -> Localization:
-    """Stage A: couple full states, keep each row's heaviest, swap it whole.
+    """Stage A: couple full states, swap each row's heaviest whole, or the best of a few on the evidence.
 
     Args:
       model: the network.
@@ -121,7 +123,8 @@ def coarse_stage(
       readout: how outputs meet labels.
     """
     effects = measure_effects(model, params, recording, bank, state_sites(tap), **(signature or {}))
-    menu = CutMenu((1,), (1.0,), break_ties=protocol.menu.break_ties)
+    tried = tuple(range(1, min(protocol.heaviest, effects.sites.size) + 1))
+    menu = CutMenu(tried, (1.0,), break_ties=protocol.menu.break_ties, alone=True)
     plans = protocol.coarse(effects)
     return localize(model, params, effects, plans, menu, evidence, readout=readout, **protocol.options)
 

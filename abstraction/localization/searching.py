@@ -11,7 +11,7 @@ plateau; the program ends when all have.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -25,7 +25,7 @@ from abstraction.causal import PairBank
 from abstraction.evaluation import CLASSES, Readout
 from abstraction.interventions import Basis, LocalHandle, Recording, patched_outputs, take_pairs
 from abstraction.localization.supports import Candidates
-from abstraction.models import Model
+from abstraction.models import Model, Recordable
 from abstraction.pytrees import pytree
 from abstraction.training import Plateau, start_plateau, update_plateau
 from abstraction.typing import AnyArray, Params
@@ -79,6 +79,8 @@ class SearchConfig:
       cosine: let the learning rate fall to zero over `max_epochs` along a cosine.
       sensitive_weight: share of the loss that sensitive pairs carry; None weights all pairs alike.
       steps_per_epoch: steps that make an epoch; None for one pass over the bank.
+      bands: train candidates in this many groups of neighbouring depths, one after another. Deeper groups leave out the
+        blocks before them, in a network that can (`Recordable`); each group compiles a program of its own.
     """
 
     batch_size: int = 128
@@ -89,6 +91,7 @@ class SearchConfig:
     cosine: bool = False
     sensitive_weight: float | None = None
     steps_per_epoch: int | None = None
+    bands: int = 1
 
 
 class Searched(NamedTuple):
@@ -182,6 +185,32 @@ def train_candidates(
     """
     config = config or SearchConfig()
     _check(recording, bank, config)
+    options: dict[str, Any] = {"tap": tap, "readout": readout, "epochs_per_call": epochs_per_call, "progress": progress}
+    depths = np.asarray(candidates.depth)
+    order = np.argsort(depths, kind="stable") if config.bands > 1 else np.arange(len(depths))
+    groups, found = np.array_split(order, min(config.bands, len(depths))), []
+    for group in groups:
+        part = jax.tree.map(lambda leaf, group=group: np.asarray(leaf)[group], candidates)
+        view = model.from_depth(int(depths[group].min())) if isinstance(model, Recordable) else model
+        found.append(_train_group(key, view, params, recording, bank, part, featurizer, config, **options))
+    return found[0] if len(groups) == 1 else _joined(found, groups)
+
+
+def _train_group(
+    key: Array,
+    model: Model,
+    params: Params,
+    recording: Recording,
+    bank: PairBank,
+    candidates: Candidates,
+    featurizer: Featurizer,
+    config: SearchConfig,
+    *,
+    tap: str,
+    readout: Readout,
+    epochs_per_call: int,
+    progress: Callable[[int, int], None] | None,
+) -> Searched:
     count, (candidates, idle) = len(candidates.depth), _padded(candidates)
     state = _start(candidates, idle, featurizer, config.max_epochs)
     data = (recording, bank.labels, pair_weights(bank, config.sensitive_weight).astype(np.float32))
@@ -205,6 +234,14 @@ def _padded(candidates: Candidates) -> tuple[Candidates, Bool[np.ndarray, " C"]]
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], candidates), np.arange(size) >= count
 
 
+def _joined(parts: Sequence[Searched], groups: Sequence[Int[np.ndarray, " G"]]) -> Searched:
+    """Put groups of candidates back into the order in which they came."""
+    back = np.argsort(np.concatenate(groups), kind="stable")
+    turned = [jax.device_get(part._replace(curve=part.curve.T)) for part in parts]
+    every = jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *turned)
+    return every._replace(curve=every.curve.T)
+
+
 def _without_padding(searched: Searched, count: int) -> Searched:
     cut = jax.tree.map(lambda leaf: leaf[:count], searched._replace(curve=searched.curve.T))
     return cut._replace(curve=cut.curve.T)
@@ -214,11 +251,13 @@ def _check(recording: Recording, bank: PairBank, config: SearchConfig) -> None:
     if bank.role != "fit":
         raise ValueError(f"got a {bank.role} bank to train on, expected a fit bank")
     most = bank.size // max(config.batch_size, 1)
-    if not 1 <= config.batch_size <= bank.size or recording.inputs.shape[0] != bank.size:
+    if not 1 <= config.batch_size <= bank.size or recording.outputs.shape[0] != bank.size:
         raise ValueError(
             f"got batch size {config.batch_size}, a bank of {bank.size} pairs and a recording of "
-            f"{recording.inputs.shape[0]}, expected a recording of the bank and at least one batch"
+            f"{recording.outputs.shape[0]}, expected a recording of the bank and at least one batch"
         )
+    if config.bands < 1:
+        raise ValueError(f"got {config.bands} bands of depths, expected at least 1")
     if config.steps_per_epoch is not None and not 1 <= config.steps_per_epoch <= most:
         raise ValueError(f"got {config.steps_per_epoch} steps per epoch, expected 1 to {most}, one pass over the bank")
 

@@ -8,7 +8,9 @@ and the cost of matching them is a distance C_ij between u_i and v_j (PLOT, Sec.
 shared; the widths of the sites never enter. Signatures of C classes are laid out class by class.
 
 Pairs may come in families (all those whose source differs in the same way, say). Then the effect is averaged within
-each family first, and a signature has one entry per family and class, family by family.
+each family first, and a signature has one entry per family and class, family by family. Costs may compare signatures
+as they are, divided by their norm, or with each family's entries centred and divided by their norm (a network's logits
+have no scale and no zero; a family without effect then stays zero).
 
 | mode | neural effect per pair | abstract effect per pair |
 |---|---|---|
@@ -139,7 +141,7 @@ def _abstract_signatures(
     return jax.vmap(lambda labels: _flat(effect.abstract(labels, factual, classes), means))(labels)
 
 
-@partial(jax.jit, static_argnames=("model", "mode", "chunk"))
+@partial(jax.jit, static_argnames=("model", "mode", "chunk", "classes"))
 def _site_signatures(
     model: Model,
     params: Params,
@@ -148,11 +150,13 @@ def _site_signatures(
     means: Array | None,
     mode: SignatureMode,
     chunk: int,
+    classes: int,
 ) -> Float[Array, "S F"]:
-    effect = _effect(mode, recording.outputs.shape[-1])
+    effect = _effect(mode, classes)
+    base = recording.outputs[:, :classes]
 
     def signature(handle: LocalHandle) -> Float[Array, " F"]:
-        return _flat(effect.neural(patched_outputs(model, params, recording, handle), recording.outputs), means)
+        return _flat(effect.neural(patched_outputs(model, params, recording, handle)[:, :classes], base), means)
 
     return map_handles(signature, handles, chunk=chunk)
 
@@ -165,6 +169,7 @@ def site_signatures(
     *,
     mode: SignatureMode = "prob_delta",
     families: Families = None,
+    classes: int | None = None,
 ) -> Float[Array, "S F"]:
     """Measure what swapping each site, alone and at full strength, does to the network's output.
 
@@ -175,6 +180,7 @@ def site_signatures(
       sites: the sites to measure, all in one compiled program.
       mode: the effect, see the module.
       families: the family of each pair, see `abstract_signatures`.
+      classes: outputs that count, the first so many; by default all.
 
     Returns:
       One signature per site; a site without causal effect has the zero signature.
@@ -182,8 +188,9 @@ def site_signatures(
     Raises:
       ValueError: an unknown mode, or a two-class mode for other than two classes.
     """
-    means = _family_means(families, recording.inputs.shape[0])
-    return _site_signatures(model, params, recording, sites.handles(), means, mode, resume_chunk(recording, sites.tap))
+    means, chunk = _family_means(families, recording.outputs.shape[0]), resume_chunk(recording, sites.tap)
+    classes = _classes(recording, classes)
+    return _site_signatures(model, params, recording, sites.handles(), means, mode, chunk, classes)
 
 
 def transport_cost(
@@ -192,6 +199,7 @@ def transport_cost(
     *,
     metric: CostMetric = "sq_l2",
     unit: bool = False,
+    blocks: int = 1,
 ) -> Float[Array, "V S"]:
     """Return the distance of every variable's signature to every site's.
 
@@ -200,12 +208,17 @@ def transport_cost(
       neural: signatures v of the sites.
       metric: `sq_l2` |u - v|^2, `l1` |u - v|_1, or `cosine` 1 - cos(u, v).
       unit: divide each signature by its Euclidean norm first (norms below 1e-30 count as 1e-30).
+      blocks: centre and divide by their norm this many equal parts of each signature, one per family, instead.
 
     Raises:
-      ValueError: an unknown metric.
+      ValueError: an unknown metric, or signatures that cannot be parted so.
     """
     if metric not in get_args(CostMetric):
         raise ValueError(f"got cost metric {metric!r}, expected one of {get_args(CostMetric)}")
+    if blocks < 1 or abstract.shape[1] % blocks:
+        raise ValueError(f"got {blocks} blocks of signatures of length {abstract.shape[1]}, expected a divisor")
+    if blocks > 1:
+        abstract, neural = centred_blocks(abstract, blocks), centred_blocks(neural, blocks)
     return _transport_cost(abstract, neural, metric, unit)
 
 
@@ -229,24 +242,60 @@ def measure_effects(
     mode: SignatureMode = "prob_delta",
     metric: CostMetric = "sq_l2",
     unit: bool = False,
+    blocks: bool = False,
     families: Families = None,
+    classes: int | None = None,
 ) -> Effects:
     """Measure signatures on fit pairs and the cost between them.
+
+    Args:
+      model: the network.
+      params: its weights.
+      recording: base and source runs of the fit pairs.
+      bank: the fit pairs.
+      sites: the sites to measure.
+      mode: the effect, see the module.
+      metric: see `transport_cost`.
+      unit: see `transport_cost`.
+      blocks: centre and normalise each family's part of a signature, see `transport_cost`.
+      families: the family of each pair, see `abstract_signatures`.
+      classes: outputs that count, the first so many; by default all.
 
     Raises:
       ValueError: the bank is a test bank, or an option is unknown.
     """
     if bank.role != "fit":
         raise ValueError(f"got a {bank.role} bank to measure effects on, expected a fit bank")
-    abstract = abstract_signatures(bank, recording.outputs.shape[-1], mode=mode, families=families)
-    neural = site_signatures(model, params, recording, sites, mode=mode, families=families)
-    return Effects(abstract, neural, transport_cost(abstract, neural, metric=metric, unit=unit), sites)
+    abstract = abstract_signatures(bank, _classes(recording, classes), mode=mode, families=families)
+    neural = site_signatures(model, params, recording, sites, mode=mode, families=families, classes=classes)
+    parts = 1 if families is None or not blocks else len(np.unique(families))
+    return Effects(abstract, neural, transport_cost(abstract, neural, metric=metric, unit=unit, blocks=parts), sites)
 
 
 @jax.jit
 def cosine_similarity(abstract: Float[AnyArray, "V F"], neural: Float[AnyArray, "S F"]) -> Float[Array, "V S"]:
     """Return the cosine of the angle between signatures; 0 where one is zero."""
     return _unit(abstract) @ _unit(neural).T
+
+
+@partial(jax.jit, static_argnames=("blocks",))
+def centred_blocks(signatures: Float[AnyArray, "S F"], blocks: int) -> Float[Array, "S F"]:
+    """Centre equal parts of each signature and divide them by their norm.
+
+    Parts below 1e-5 of the largest are rounding noise, which must not be blown up: they become zero.
+    """
+    parts = jnp.asarray(signatures).reshape(*signatures.shape[:-1], blocks, -1)
+    parts = parts - parts.mean(axis=-1, keepdims=True)
+    norm = jnp.linalg.norm(parts, axis=-1, keepdims=True)
+    floor = jnp.maximum(1e-5 * norm.max(), 1e-30)
+    return jnp.where(norm > floor, parts / jnp.maximum(norm, floor), 0.0).reshape(signatures.shape)
+
+
+def _classes(recording: Recording, classes: int | None) -> int:
+    outputs = recording.outputs.shape[-1]
+    if classes is not None and not 1 <= classes <= outputs:
+        raise ValueError(f"got {classes} classes, expected 1 to {outputs}, the outputs there are")
+    return outputs if classes is None else classes
 
 
 def _effect(mode: str, classes: int) -> _Effect:

@@ -1,6 +1,8 @@
 """The low-level side: networks whose activations can be recorded and edited. The only room that imports Flax."""
 
-from abstraction.models.base import Model
+from abstraction.models.base import Model, Recordable
+from abstraction.models.decoder import Decoder
+from abstraction.models.decoder_config import DecoderConfig, RopeScaling
 from abstraction.models.gru import GRU
 from abstraction.models.layers import (
     Activation,
@@ -14,8 +16,10 @@ from abstraction.models.layers import (
     MaxPool,
 )
 from abstraction.models.mlp import MLP
+from abstraction.models.positions import AtPositions, at_positions
 from abstraction.models.sequential import Sequential
 from abstraction.models.taps import NO_EDITS, Edit, Edits, Tap
+from abstraction.models.token_views import Prompts, TokenView, prompts_at, window_of
 from abstraction.models.unrolling import stacked, unrolled
 from abstraction.models.wiring import Consumer, Passage, Reducible
 
@@ -24,10 +28,13 @@ __all__ = [
     "MLP",
     "NO_EDITS",
     "Activation",
+    "AtPositions",
     "AveragePool",
     "BatchNorm",
     "Consumer",
     "Convolution",
+    "Decoder",
+    "DecoderConfig",
     "Dense",
     "Edit",
     "Edits",
@@ -37,9 +44,16 @@ __all__ = [
     "MaxPool",
     "Model",
     "Passage",
+    "Prompts",
+    "Recordable",
     "Reducible",
+    "RopeScaling",
     "Sequential",
     "Tap",
+    "TokenView",
+    "at_positions",
+    "prompts_at",
     "stacked",
     "unrolled",
+    "window_of",
 ]

@@ -12,12 +12,12 @@ Laws, tested for every model in `tests/contract/`:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Int
 
 from abstraction.models.taps import NO_EDITS, Edits, Tap
-from abstraction.typing import AnyArray, Outputs, Params
+from abstraction.typing import Outputs, Params
 
 
 @runtime_checkable
@@ -34,13 +34,13 @@ class Model(Protocol):
         ...
 
     def apply(
-        self, params: Params, inputs: AnyArray, edits: Edits = NO_EDITS, record: Sequence[str] = ()
+        self, params: Params, inputs: Any, edits: Edits = NO_EDITS, record: Sequence[str] = ()
     ) -> tuple[Outputs, dict[str, Array]]:
         """Run the network.
 
         Args:
           params: what `init` returns.
-          inputs: a batch, `[N, ...]`.
+          inputs: a batch, `[N, ...]`; an array, or a pytree of them where a model says so.
           edits: `{tap: edit}`; each leaf leads with the tap's depth axis, where it has one.
           record: taps to return.
 
@@ -53,7 +53,7 @@ class Model(Protocol):
         ...
 
     def resume(
-        self, params: Params, tap: str, depth: Int[Array, ""], activation: Array, *, inputs: AnyArray, states: Array
+        self, params: Params, tap: str, depth: Int[Array, ""], activation: Array, *, inputs: Any, states: Array
     ) -> Outputs:
         """Run the rest of the network from the value of a tap at one depth.
 
@@ -73,4 +73,26 @@ class Model(Protocol):
         Raises:
           ValueError: the tap is unknown or does not determine the rest of the network.
         """
+        ...
+
+
+@runtime_checkable
+class Recordable(Protocol):
+    """A model that keeps more of a run than its activations, so that resuming costs less."""
+
+    def record(self, params: Params, inputs: Any, taps: Sequence[str]) -> tuple[Any, Outputs, dict[str, Array]]:
+        """Run the network without edits.
+
+        Args:
+          params: what `init` returns.
+          inputs: a batch.
+          taps: activations to keep.
+
+        Returns:
+          The batch as `resume` wants it, outputs, and each recorded activation.
+        """
+        ...
+
+    def from_depth(self, depth: int) -> Model:
+        """Return the model without what comes before an edit at this depth; it resumes there or later."""
         ...

@@ -1,0 +1,296 @@
+"""A decoder-only transformer with blocks as the depth axis: GPT-2, Llama, Qwen2, Gemma-2 by `DecoderConfig`.
+
+Inputs are tokens `[N, T]`, padded with -1 on either side; positions count tokens from 0. Outputs are logits of the
+token after each prompt's last one: of the whole vocabulary, or of answer symbols, each of which may be written in
+several ways (max over its tokens), with the best of all other tokens beside them on request.
+
+Taps, `[L, N, T, D]` each: the residual stream `block_input` and `block_output`; `attention_input` (after its norm),
+`query`, `key`, `value` (before rotation; key and value in the space of key-value heads), `head_output` (z of all heads
+side by side), `attention_output`, `attention_post_norm`; `mlp_input`, `mlp_hidden` (after the nonlinearity),
+`mlp_product` (gated), `mlp_output`, `mlp_post_norm`. `final_input` is what the last norm reads, `logits` the outputs.
+`at_positions` restricts an edit to some tokens; heads are groups of `head_size` coordinates.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from abstraction.models.decoder_blocks import Block, Norm, Past, Place
+from abstraction.models.decoder_config import DecoderConfig
+from abstraction.models.positions import last_token, picked, token_mask, token_positions
+from abstraction.models.taps import NO_EDITS, Edits, Tap, check_taps, tapped
+from abstraction.typing import AnyArray, Outputs, Params
+
+_RESUMES = {"block_input": 0, "block_output": 1}
+
+
+class Run(NamedTuple):
+    """One run of the network.
+
+    Attributes:
+      outputs: `[N, C]`.
+      recorded: each recorded tap, `[L, N, T, D]`, or `[L, N, P, D]` at chosen positions.
+      past: keys and values of every token, `[L, N, T, ...]`, or None.
+    """
+
+    outputs: Outputs
+    recorded: dict[str, Array]
+    past: Past | None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A transformer; implements `abstraction.models.Model`.
+
+    Attributes:
+      config: what it is made of.
+      answers: the token ids of each answer symbol; empty for logits of the whole vocabulary.
+      rest: add a last output, the largest logit of all tokens that are no symbol's.
+    """
+
+    config: DecoderConfig
+    answers: tuple[tuple[int, ...], ...] = ()
+    rest: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """The number of outputs C."""
+        return len(self.answers) + self.rest if self.answers else self.config.vocabulary
+
+    @cached_property
+    def taps(self) -> Mapping[str, Tap]:
+        """The activations there are; see the module."""
+        c = self.config
+        query, key = c.heads * c.head_size, c.kv_heads * c.head_size
+        sizes = [
+            ("block_input", c.width, "residual stream before a block"),
+            ("block_output", c.width, "residual stream after a block"),
+            ("attention_input", c.width, "what attention reads, after its norm"),
+            ("query", query, "queries, before rotation"),
+            ("key", key, "keys, before rotation"),
+            ("value", key, "values"),
+            ("head_output", query, "z of every head, before the output map"),
+            ("attention_output", c.width, "what attention writes"),
+            ("mlp_input", c.width, "what the MLP reads, after its norm"),
+            ("mlp_hidden", c.hidden, "units after the nonlinearity"),
+            ("mlp_output", c.width, "what the MLP writes"),
+        ]
+        sizes += [("mlp_product", c.hidden, "gated units")] if c.gated else []
+        if c.post_norms:
+            sizes += [
+                (f"{part}_post_norm", c.width, f"what the {part} writes, normed") for part in ("attention", "mlp")
+            ]
+        taps = [Tap(name, width, c.depth, about) for name, width, about in sizes]
+        taps += [
+            Tap("final_input", c.width, None, "what the last norm reads"),
+            Tap("logits", self.outputs, None, "the outputs"),
+        ]
+        return {tap.name: tap for tap in taps}
+
+    def init(self, key: Array) -> Params:
+        """Draw parameters: kernels N(0, 1/fan_in), what writes to the stream less by sqrt(2 L), embeddings N(0, 1/D).
+
+        Raises:
+          ValueError: an impossible configuration or answer.
+        """
+        self.config.check()
+        wrong = [token for symbol in self.answers for token in symbol if not 0 <= token < self.config.vocabulary]
+        if wrong or not all(self.answers):
+            raise ValueError(
+                f"got answers {self.answers}, expected one or more tokens from 0 to {self.config.vocabulary - 1} each"
+            )
+        return _initial(self.config, key)
+
+    def apply(
+        self, params: Params, inputs: Int[AnyArray, "N T"], edits: Edits = NO_EDITS, record: Sequence[str] = ()
+    ) -> tuple[Outputs, dict[str, Array]]:
+        """Run the network; see `Model.apply`."""
+        run = self.run(params, inputs, edits, record)
+        return run.outputs, run.recorded
+
+    def run(
+        self,
+        params: Params,
+        tokens: Int[AnyArray, "N T"],
+        edits: Edits = NO_EDITS,
+        record: Sequence[str] = (),
+        *,
+        at: Int[AnyArray, "N P"] | None = None,
+        cache: bool = False,
+    ) -> Run:
+        """Run the network and keep what is asked for.
+
+        Args:
+          params: what `init` returns.
+          tokens: padded with -1.
+          edits: by tap.
+          record: taps to keep.
+          at: positions at which to keep them, by default all.
+          cache: keep keys and values.
+
+        Raises:
+          ValueError: at trace time, for an unknown tap, an edit that does not fit, or too many tokens.
+        """
+        check_taps(self.taps, edits, record)
+        network, tokens = self._network(params), self._checked(tokens)
+        place = self.place(token_mask(tokens), token_positions(tokens), 0)
+        per_block = {name: edit for name, edit in edits.items() if self.taps[name].depth is not None}
+        keep = (lambda value: value) if at is None else (lambda value: picked(value, at))
+        graph, weights = nnx.split(network.blocks)
+
+        def step(stream: Array, slices: tuple) -> tuple[Array, tuple[Past | None, dict[str, Array]]]:
+            weights, local, edits = slices
+            stream, fresh, values = nnx.merge(graph, weights)(stream, place, None, local, edits)
+            return stream, (fresh if cache else None, {name: keep(values[name]) for name in record if name in values})
+
+        stream = network.embed(tokens, place.positions)
+        stream, (past, recorded) = jax.lax.scan(step, stream, (weights, self._windowed(), per_block))
+        stream = tapped("final_input", stream, edits)
+        outputs = tapped("logits", self.read(network, picked(stream, last_token(tokens))), edits)
+        recorded |= {"final_input": keep(stream), "logits": outputs}
+        return Run(outputs, {name: recorded[name] for name in record}, past)
+
+    def resume(
+        self,
+        params: Params,
+        tap: str,
+        depth: Int[Array, ""],
+        activation: Float[Array, "N T D"],
+        *,
+        inputs: Int[AnyArray, "N T"],
+        states: Float[Array, "L N T D"],
+    ) -> Outputs:
+        """Run from the residual stream before or after one block; see `Model.resume`."""
+        if tap not in _RESUMES:
+            raise ValueError(f"got a resume from {tap!r}, expected one of {sorted(_RESUMES)}")
+        tokens = self._checked(inputs)
+        place = self.place(token_mask(tokens), token_positions(tokens), 0)
+        network = self._network(params)
+        stream = self.continued(network, activation, depth + _RESUMES[tap], place, None)
+        return self.read(network, picked(stream, last_token(tokens)))
+
+    def continued(
+        self,
+        network: "_Network",
+        stream: Float[Array, "N S D"],
+        start: Int[Array, ""],
+        place: Place,
+        past: Past | None,
+        *,
+        first: int = 0,
+    ) -> Float[Array, "N S D"]:
+        """Run blocks `start` and later on fresh positions, which earlier ones reach by their keys and values.
+
+        Args:
+          network: the merged network.
+          stream: residual stream before block `start`.
+          start: a value: one program serves every depth.
+          place: where the positions are.
+          past: keys and values of earlier tokens, `[L, N, T, ...]`.
+          first: no start is ever before this block; those are not compiled in.
+        """
+        graph, weights = nnx.split(network.blocks)
+        slices = (jnp.arange(self.config.depth), weights, self._windowed(), past)
+        slices = jax.tree.map(lambda leaf: leaf[first:], slices)
+
+        def step(stream: Array, slices: tuple) -> tuple[Array, None]:
+            index, weights, local, past = slices
+            run = lambda stream: nnx.merge(graph, weights)(stream, place, past, local, NO_EDITS)[0]
+            return jax.lax.cond(index >= start, run, lambda stream: stream, stream), None
+
+        return jax.lax.scan(step, stream, slices)[0]
+
+    def place(self, mask: Array, positions: Int[Array, "N S"], before: int) -> Place:
+        """Say what fresh positions may look at: tokens up to themselves, those of a window where there is one.
+
+        Args:
+          mask: where there is a token, earlier and fresh, `[N, T]`.
+          positions: of the fresh ones.
+          before: how many of T are earlier.
+        """
+        ends, starts = before + jnp.arange(positions.shape[1])[:, None], jnp.arange(mask.shape[1])
+        seen = (starts <= ends) & mask[:, None, :]
+        window = self.config.window
+        near = seen & (ends - starts < window) if window is not None and any(self.config.windowed) else None
+        return Place(positions, seen, near)
+
+    def read(self, network: "_Network", stream: Float[Array, "N D"]) -> Outputs:
+        """Turn the residual stream at the last token into outputs, float32."""
+        stream = network.final_norm(stream[:, None])[:, 0]
+        if not self.answers:
+            return self._capped(network.logits(stream, None))
+        tokens = np.array(sorted({token for symbol in self.answers for token in symbol}))
+        most = max(len(symbol) for symbol in self.answers)
+        ways = np.array([[*symbol, *[symbol[0]] * (most - len(symbol))] for symbol in self.answers])
+        if not self.rest:
+            logits = network.logits(stream, tokens)
+            return self._capped(logits[:, np.searchsorted(tokens, ways)].max(axis=-1))
+        logits = network.logits(stream, None)
+        others = logits.at[:, tokens].set(-jnp.inf).max(axis=-1, keepdims=True)
+        return self._capped(jnp.concatenate([logits[:, ways].max(axis=-1), others], axis=1))
+
+    def network(self, params: Params) -> "_Network":
+        """Put parameters into the modules."""
+        return self._network(params)
+
+    def _capped(self, logits: Array) -> Array:
+        cap = self.config.final_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def _windowed(self) -> Array:
+        return jnp.asarray(self.config.windowed or (False,) * self.config.depth)
+
+    def _checked(self, tokens: AnyArray) -> Int[Array, "N T"]:
+        limit = self.config.learned_positions
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer) or (limit and tokens.shape[1] > limit):
+            raise ValueError(
+                f"got tokens of shape {tokens.shape} and type {tokens.dtype}, expected integers (N, T), padded with -1"
+                + (f", of at most {limit} positions" if limit else "")
+            )
+        return jnp.asarray(tokens)
+
+    def _network(self, params: Params) -> "_Network":
+        return nnx.merge(self._graph, params)
+
+    @cached_property
+    def _graph(self) -> nnx.GraphDef:
+        return nnx.split(nnx.eval_shape(lambda: _Network(self.config, nnx.Rngs(0))))[0]
+
+
+@partial(jax.jit, static_argnames=("config",))
+def _initial(config: DecoderConfig, key: Array) -> Params:
+    return nnx.to_pure_dict(nnx.split(_Network(config, nnx.Rngs(key)))[1])
+
+
+class _Network(nnx.Module):
+    """Parameters: `embedding` [V, D], `positions` or None, `blocks` stacked over depth, `final_norm`, `unembedding`."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        draw = lambda rows: nnx.Param(
+            (jax.random.normal(rngs.params(), (rows, config.width)) * config.width**-0.5).astype(config.precision)
+        )
+        self.embedding = draw(config.vocabulary)
+        self.positions = draw(config.learned_positions) if config.learned_positions else None
+        stack = nnx.split_rngs(splits=config.depth)(nnx.vmap(lambda rngs: Block(config, rngs)))
+        self.blocks = stack(rngs)
+        self.final_norm = Norm(config)
+        self.unembedding = None if config.tied else draw(config.vocabulary)
+
+    def embed(self, tokens: Int[Array, "N T"], positions: Int[Array, "N T"]) -> Float[Array, "N T D"]:
+        scale = jnp.asarray(self.config.embedding_scale, self.config.precision)
+        stream = self.embedding[...][jnp.maximum(tokens, 0)] * scale
+        return stream if self.positions is None else stream + self.positions[...][positions]
+
+    def logits(self, stream: Float[Array, "N D"], tokens: Int[np.ndarray, " A"] | None) -> Float[Array, "N A"]:
+        """Read the logits of some tokens, by default all."""
+        table = (self.embedding if self.unembedding is None else self.unembedding)[...]
+        table = table if tokens is None else table[tokens]
+        return jnp.einsum("nd,vd->nv", stream, table, preferred_element_type=jnp.float32)

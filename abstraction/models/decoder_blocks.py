@@ -1,0 +1,176 @@
+"""The modules of a decoder: norms, attention over cached and fresh keys, gated MLPs, one block.
+
+A block sees S fresh positions and any number of earlier ones through their keys and values, so the whole prompt and
+the last token alone are the same code.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from abstraction.models.decoder_config import DecoderConfig, RopeScaling
+from abstraction.models.taps import Edits, tapped
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+}
+_MASKED = -1e30
+
+
+class Place(NamedTuple):
+    """Where fresh positions are and what they may look at.
+
+    Attributes:
+      positions: of the fresh tokens, `[N, S]`, without padding.
+      seen: which of the T earlier and fresh tokens each may attend to, `[N, S, T]`.
+      near: the same within the window, or None where no block is windowed.
+    """
+
+    positions: Int[Array, "N S"]
+    seen: Bool[Array, "N S T"]
+    near: Bool[Array, "N S T"] | None
+
+
+class Past(NamedTuple):
+    """Keys (turned already) and values of tokens that need not be run again, `[N, T, kv_heads, head_size]`."""
+
+    keys: Array
+    values: Array
+
+
+class Norm(nnx.Module):
+    """x / rms(x) (offset + scale), or LayerNorm with a bias; computed in float32."""
+
+    def __init__(self, config: DecoderConfig):
+        self.config = config
+        self.scale = nnx.Param(jnp.full((config.width,), 1 - config.norm_offset, config.precision))
+        self.bias = nnx.Param(jnp.zeros((config.width,), config.precision)) if config.norm == "layer" else None
+
+    def __call__(self, stream: Float[Array, "N S D"]) -> Float[Array, "N S D"]:
+        x = stream.astype(jnp.float32)
+        if self.bias is not None:
+            x = x - x.mean(axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt((x**2).mean(axis=-1, keepdims=True) + self.config.norm_epsilon)
+        x = x * (self.config.norm_offset + self.scale[...].astype(jnp.float32))
+        return (x if self.bias is None else x + self.bias[...].astype(jnp.float32)).astype(stream.dtype)
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each between norms, each added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        linear = lambda inputs, outputs, bias, gain=1.0: _linear(config, inputs, outputs, bias, gain, rngs)
+        size, writes = config.head_size, (2 * config.depth) ** -0.5
+        self.attention_norm, self.mlp_norm = Norm(config), Norm(config)
+        self.attention_post_norm = Norm(config) if config.post_norms else None
+        self.mlp_post_norm = Norm(config) if config.post_norms else None
+        self.query = linear(config.width, config.heads * size, config.qkv_bias)
+        self.key = linear(config.width, config.kv_heads * size, config.qkv_bias)
+        self.value = linear(config.width, config.kv_heads * size, config.qkv_bias)
+        self.output = linear(config.heads * size, config.width, config.output_bias, writes)
+        self.gate = linear(config.width, config.hidden, config.mlp_bias) if config.gated else None
+        self.up = linear(config.width, config.hidden, config.mlp_bias)
+        self.down = linear(config.hidden, config.width, config.mlp_bias, writes)
+
+    def __call__(
+        self, stream: Float[Array, "N S D"], place: Place, past: Past | None, local: Array, edits: Edits
+    ) -> tuple[Float[Array, "N S D"], Past, dict[str, Array]]:
+        """Run fresh positions.
+
+        Args:
+          stream: the residual stream before the block.
+          place: where they are.
+          past: keys and values before them.
+          local: whether this block is windowed.
+          edits: by tap.
+
+        Returns:
+          The stream after the block, the fresh keys and values, and every tap's value.
+        """
+        values: dict[str, Array] = {}
+
+        def tap(name: str, value: Array) -> Array:
+            values[name] = tapped(name, value, edits)
+            return values[name]
+
+        stream = tap("block_input", stream)
+        read = tap("attention_input", self.attention_norm(stream))
+        query, key, value = tap("query", self.query(read)), tap("key", self.key(read)), tap("value", self.value(read))
+        heads, fresh = self._attend(query, key, value, place, past, local)
+        written = tap("attention_output", self.output(tap("head_output", heads)))
+        if self.attention_post_norm is not None:
+            written = tap("attention_post_norm", self.attention_post_norm(written))
+        stream = stream + written
+        read = tap("mlp_input", self.mlp_norm(stream))
+        written = tap("mlp_output", self.down(self._hidden(read, tap)))
+        if self.mlp_post_norm is not None:
+            written = tap("mlp_post_norm", self.mlp_post_norm(written))
+        return tap("block_output", stream + written), fresh, values
+
+    def _hidden(self, read: Array, tap: Callable[[str, Array], Array]) -> Array:
+        phi = ACTIVATIONS[self.config.activation]
+        if self.gate is None:
+            return tap("mlp_hidden", phi(self.up(read)))
+        return tap("mlp_product", tap("mlp_hidden", phi(self.gate(read))) * self.up(read))
+
+    def _attend(
+        self, query: Array, key: Array, value: Array, place: Place, past: Past | None, local: Array
+    ) -> tuple[Float[Array, "N S O"], Past]:
+        config = self.config
+        split = lambda flat, count: flat.reshape(*flat.shape[:2], count, config.head_size)
+        query, key = split(query, config.heads), split(key, config.kv_heads)
+        if config.learned_positions is None:
+            angles = rope_angles(config, place.positions)
+            query, key = turned(query, angles), turned(key, angles)
+        fresh = Past(key, split(value, config.kv_heads))
+        seen = place.seen if place.near is None else jnp.where(local, place.near, place.seen)
+        grouped = query.reshape(*query.shape[:2], config.kv_heads, -1, config.head_size)
+        blocks = [fresh] if past is None else [past, fresh]
+        scores = jnp.concatenate([_scores(grouped, block.keys) for block in blocks], axis=-1) * config.score_scale
+        if config.attention_cap is not None:
+            scores = config.attention_cap * jnp.tanh(scores / config.attention_cap)
+        weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, _MASKED), axis=-1).astype(value.dtype)
+        ends = [0] if past is None else [past.keys.shape[1]]
+        parts = jnp.split(weights, ends, axis=-1)[1:] if past is None else jnp.split(weights, ends, axis=-1)
+        mixed = sum(
+            jnp.einsum("nkgst,ntkd->nskgd", part, block.values) for part, block in zip(parts, blocks, strict=True)
+        )
+        return jnp.asarray(mixed).reshape(*query.shape[:2], -1), fresh
+
+
+def _scores(query: Float[Array, "N S K G E"], keys: Float[Array, "N T K E"]) -> Float[Array, "N K G S T"]:
+    return jnp.einsum("nskgd,ntkd->nkgst", query, keys, preferred_element_type=jnp.float32)
+
+
+def rope_angles(config: DecoderConfig, positions: Int[Array, "N S"]) -> Float[Array, "N S 1 E"]:
+    """Return how far each pair of features is turned at each position, in radians."""
+    frequencies = config.rope_theta ** (-jnp.arange(0, config.head_size, 2) / config.head_size)
+    if config.rope_scaling is not None:
+        frequencies = _stretched(frequencies, config.rope_scaling)
+    return (positions[..., None] * frequencies)[:, :, None]
+
+
+def _stretched(frequencies: Array, scaling: RopeScaling) -> Array:
+    turns = scaling.context * frequencies / (2 * jnp.pi)
+    smooth = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+    return frequencies * (smooth + (1 - smooth) / scaling.factor)
+
+
+def turned(heads: Float[Array, "N S H E"], angles: Float[Array, "N S 1 M"]) -> Float[Array, "N S H E"]:
+    """Rotate feature i against feature i + E/2 (RoPE, as Hugging Face lays it out)."""
+    first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(heads.dtype)
+
+
+def _linear(config: DecoderConfig, inputs: int, outputs: int, bias: bool, gain: float, rngs: nnx.Rngs) -> nnx.Linear:
+    init = nnx.initializers.normal(gain * inputs**-0.5)
+    kind = config.precision
+    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, dtype=kind, param_dtype=kind, rngs=rngs)

@@ -1,0 +1,128 @@
+"""What a decoder-only transformer is made of: one set of switches covers GPT-2, Llama, Qwen2 and Gemma-2.
+
+    h <- h + post(W_O z + b_O),   z = heads' attention of norm(h)
+    h <- h + post(W_down (phi(g) u) + b_down),   g, u = norm(h) W_gate, norm(h) W_up        (without gate: phi(u))
+
+`post` is a norm in Gemma-2 and nothing elsewhere.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+
+NormKind = Literal["rms", "layer"]
+ActivationKind = Literal["gelu", "gelu_tanh", "silu"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretch of the slow rotations.
+
+    Attributes:
+      factor: slow rotations are this much slower.
+      low: rotations with fewer turns than this within `context` are slow.
+      high: rotations with more turns than this are as they were; between the two it is interpolated.
+      context: tokens of the original training.
+    """
+
+    factor: float
+    low: float
+    high: float
+    context: int
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and switches of a decoder; `check` refuses impossible ones.
+
+    Attributes:
+      vocabulary: tokens.
+      width: D of the residual stream.
+      depth: blocks L.
+      heads: query heads.
+      kv_heads: key and value heads; each serves `heads / kv_heads` query heads in a row.
+      head_size: width of a head, whatever `width / heads` is.
+      hidden: units of the MLP.
+      learned_positions: rows of a learned position table, or None for rotations (RoPE).
+      rope_theta: base of the rotations.
+      rope_scaling: Llama 3.1's stretch, or None.
+      norm: `rms`, or `layer` with a bias.
+      norm_offset: added to the norm's scale: 1 in Gemma-2.
+      norm_epsilon: added to the variance.
+      post_norms: norms after attention and MLP too (Gemma-2).
+      gated: the MLP has a gate.
+      activation: its nonlinearity.
+      qkv_bias: queries, keys and values have biases.
+      output_bias: the attention's output map has a bias.
+      mlp_bias: the MLP's maps have biases.
+      tied: logits are read with the embedding.
+      embedding_scale: factor on embeddings: sqrt(D) in Gemma-2, rounded to `dtype`.
+      query_scale: factor on query-key products; None for `head_size ** -0.5`.
+      attention_cap: c of c tanh(score / c), or None.
+      final_cap: the same for logits.
+      window: tokens a windowed block looks back on, its own included, or None.
+      windowed: which blocks are windowed, one flag each; empty for none.
+      dtype: of weights and activations; norms, softmax and logits are float32.
+    """
+
+    vocabulary: int
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    hidden: int
+    learned_positions: int | None = None
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm: NormKind = "rms"
+    norm_offset: float = 0.0
+    norm_epsilon: float = 1e-6
+    post_norms: bool = False
+    gated: bool = True
+    activation: ActivationKind = "silu"
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    tied: bool = True
+    embedding_scale: float = 1.0
+    query_scale: float | None = None
+    attention_cap: float | None = None
+    final_cap: float | None = None
+    window: int | None = None
+    windowed: tuple[bool, ...] = ()
+    dtype: Precision = "float32"
+
+    @property
+    def precision(self) -> jnp.dtype:
+        """The dtype of weights and activations."""
+        return jnp.dtype(self.dtype)
+
+    @property
+    def score_scale(self) -> float:
+        """The factor on query-key products."""
+        return self.head_size**-0.5 if self.query_scale is None else self.query_scale
+
+    def check(self) -> None:
+        """Refuse what cannot be built.
+
+        Raises:
+          ValueError: naming the field, what was got and what is valid.
+        """
+        sizes = ("vocabulary", "width", "depth", "heads", "kv_heads", "head_size", "hidden")
+        if wrong := {name: getattr(self, name) for name in sizes if getattr(self, name) < 1}:
+            raise ValueError(f"got sizes {wrong} of a decoder, expected each to be at least 1")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"got {self.heads} query heads for {self.kv_heads} key-value heads, expected a multiple")
+        if self.learned_positions is None and self.head_size % 2:
+            raise ValueError(f"got head_size {self.head_size}, expected an even number: rotations turn pairs")
+        for name, kinds in (("norm", NormKind), ("activation", ActivationKind), ("dtype", Precision)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(f"got {name} {getattr(self, name)!r}, expected one of {get_args(kinds)}")
+        if self.windowed and (len(self.windowed) != self.depth or not self.window or self.window < 1):
+            raise ValueError(
+                f"got {len(self.windowed)} window flags and a window of {self.window} for {self.depth} blocks, "
+                "expected a flag per block and a window of at least 1"
+            )
