@@ -15,7 +15,16 @@ from tqdm import tqdm
 from benchmarks.records import Row, write_csv
 
 Name = Literal[
-    "signatures", "calibration", "sinkhorn", "das", "addition", "rotations", "scaling", "reduction", "certification"
+    "signatures",
+    "calibration",
+    "sinkhorn",
+    "das",
+    "addition",
+    "rotations",
+    "scaling",
+    "reduction",
+    "certification",
+    "suffix",
 ]
 
 
@@ -33,7 +42,8 @@ class Options:
     rotations    parametrizations of the rotation, value and gradient;
     scaling      signatures of ever more sites, and their compile time;
     reduction    elimination path, affine maps, statistics and curvature of a 512-unit layer;
-    certification  confidence sequences over 10000 trials."""
+    certification  confidence sequences over 10000 trials;
+    suffix       4 layers of a transformer patched at the last token of 200 prompts, and 8 rotations trained there."""
     out: Path = Path("benchmarks/results.csv")
     """Where the rows go, as CSV; the file is replaced."""
     budget: float = 2.0

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import tyro
 
-from experiments import addition, certify, discovery, heq, reduction, reports
+from experiments import addition, certify, discovery, heq, mcqa, reduction, reports
 from experiments.addition_options import Addition
 from experiments.certify_options import Certify
 from experiments.config import HEQ, Figures, Tables
 from experiments.discovery_options import Discovery
+from experiments.mcqa_options import Mcqa
 from experiments.records import open_run
 from experiments.reduction_options import Reduction
 from experiments.running import Experiment, run_experiment
@@ -18,6 +19,7 @@ from experiments.running import Experiment, run_experiment
 Command = (
     Annotated[HEQ, tyro.conf.subcommand("heq")]
     | Annotated[Addition, tyro.conf.subcommand("addition")]
+    | Annotated[Mcqa, tyro.conf.subcommand("mcqa")]
     | Annotated[Reduction, tyro.conf.subcommand("reduction")]
     | Annotated[Certify, tyro.conf.subcommand("certify")]
     | Annotated[Discovery, tyro.conf.subcommand("discovery")]
@@ -35,6 +37,12 @@ def main() -> None:
                 _run(heq.EXPERIMENT, command)
             case Addition():
                 _run(addition.EXPERIMENT, command)
+            case Mcqa(retrain=True):
+                mcqa.retrain(command)
+            case Mcqa(explain=True):
+                mcqa.explain(command)
+            case Mcqa():
+                _run(mcqa.EXPERIMENT, command)
             case Reduction():
                 _run(reduction.EXPERIMENT, command)
             case Certify():
@@ -50,7 +58,7 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def _run(experiment: Experiment, config: HEQ | Addition | Reduction | Certify | Discovery) -> None:
+def _run(experiment: Experiment, config: HEQ | Addition | Mcqa | Reduction | Certify | Discovery) -> None:
     run = run_experiment(experiment, config)
     reports.show(run)
     _draw(run.path)

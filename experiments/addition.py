@@ -30,10 +30,10 @@ from abstraction.randomness import host_generator
 from abstraction.tasks import addition
 from abstraction.typing import Params
 from experiments.adders import BITS, gru, trained_adder
-from experiments.addition_methods import Report, Stages, run_method, subspace_search, weight_search
 from experiments.addition_options import ADDITION_METHODS, Addition, Honesty, quick
 from experiments.checks import check_addition
 from experiments.methods import Bench, Outcome, split_halves, tally_rows, test_outcome
+from experiments.progressive_methods import Options, Report, Stages, run_method, subspace_search, weight_search
 from experiments.records import Row, RunFolder, Unit
 from experiments.running import Experiment
 from experiments.timing import stopwatch
@@ -68,7 +68,7 @@ def run_seed(config: Addition, seed: int, run: RunFolder, report: Callable[[str]
     times = {"seconds": (drawing + recording).run, "seconds_compile": (drawing + recording).compile}
     rows += [Row(NAME, "banks", "mean", "test", name, seed, value) for name, value in times.items()]
     rows += _identity_rows(bench, seed)
-    stages, arrays = Stages(config, bench), {}
+    stages, arrays = Stages(config, bench, known_values(config)), {}
     for method in config.methods:
         say = lambda text, method=method: report(f"seed {seed}: {method}, {text}")
         say("running")
@@ -84,6 +84,17 @@ def run_seed(config: Addition, seed: int, run: RunFolder, report: Callable[[str]
         say = lambda text, method=method: report(f"seed {seed}: {method} where there is nothing to find, {text}")
         rows += honesty_rows(stages, problem, method, jax.random.fold_in(keys[method], 2), seed, say)
     return Unit(f"seed-{seed}", rows, details, arrays)
+
+
+def known_values(config: Addition) -> Callable[[PairBank, str], tuple[np.ndarray, np.ndarray]]:
+    """Return each carry's value on the bases of a bank, and what is known beside it."""
+
+    def known(bank: PairBank, name: str) -> tuple[np.ndarray, np.ndarray]:
+        values = addition.adder(config.backbone.bits).run(bank.base)
+        others = [np.asarray(values[other]) for other in addition.known_with(name)]
+        return np.asarray(values[name]), np.stack(others, axis=-1)
+
+    return known
 
 
 def make_bench(problem: Problem) -> Bench:
@@ -141,7 +152,7 @@ def honesty_rows(stages: Stages, problem: Problem, method: Honesty, key: Array, 
 
 
 def _search_at(
-    config: Addition, bench: Bench, method: Honesty, depths: np.ndarray, key: Array, report: Report
+    config: Options, bench: Bench, method: Honesty, depths: np.ndarray, key: Array, report: Report
 ) -> Outcome:
     tap = bench.model.taps[TAP]
     supports = [coordinate_support(tap, v, int(depth), range(tap.width), "full") for v, depth in enumerate(depths)]

@@ -9,8 +9,11 @@ from abstraction.tasks import addition
 from experiments.adders import load_adder
 from experiments.addition_options import Addition, StageOptions
 from experiments.config import HEQ, Backbone, DasOptions, EqualityBanks, PaperOptions, PlotOptions, parse_seeds
+from experiments.mcqa_options import Mcqa
 
+MOST_WIDTH = 2**20
 MOST_ROWS = 46341
+MOST_WIDTH = 2**20
 """Largest pool whose ordered pairs can be numbered by 32-bit integers."""
 
 Test = Callable[[Any], bool]
@@ -69,6 +72,29 @@ def check_addition(config: Addition) -> None:
     positive("--weights.learning-rates", config.weights.learning_rates)
     for flag in ("masks", "boundless", "weights"):
         _check_training(f"--{flag}.training", getattr(config, flag).training, pairs)
+
+
+def check_mcqa(config: Mcqa) -> None:
+    """Refuse options of the MCQA experiment that cannot work, as far as the network need not be loaded for it.
+
+    Raises:
+      ValueError: names the flag, what was got and what is valid.
+    """
+    distinct("--methods", config.methods)
+    at_least("--control-draws", config.control_draws, 1)
+    at_least("--control-shuffles", config.control_shuffles, 1)
+    above_zero("--network.gib", config.network.gib)
+    for name in ("fit", "calibration", "test"):
+        at_least(f"--banks.{name}", getattr(config.banks, name), 3)
+    require("--banks.spare", config.banks.spare, lambda spare: spare >= 1, "a number of at least 1")
+    width = MOST_WIDTH if config.network.model else 64
+    _check_stages(config.stages, width)
+    for flag, options in (("--das", config.das), ("--oblique", config.oblique), ("--das-v1", config.das_v1)):
+        _check_das(flag, options, width, config.banks.fit)
+    within("--masks.sparsities", config.masks.sparsities, lambda price: price >= 0, "numbers of at least 0")
+    positive("--weights.learning-rates", config.weights.learning_rates)
+    for flag in ("masks", "boundless", "weights"):
+        _check_training(f"--{flag}.training", getattr(config, flag).training, config.banks.fit)
 
 
 def _check_checkpoints(config: Addition) -> None:

@@ -43,12 +43,12 @@ from abstraction.tasks import addition, equality
 from experiments import heq
 from experiments.adders import gru, trained_adder
 from experiments.addition import Problem, make_bench
-from experiments.addition_methods import subspace_search
 from experiments.config import HEQ, DasOptions
 from experiments.config import METHODS as HEQ_METHODS
 from experiments.discovery_networks import TAP, Network, adder_networks, equality_networks
 from experiments.discovery_options import HARD, NAME, SURVIVES, Discovery, PlotGrid, check, quick
 from experiments.methods import Bench, Outcome, coupling_details, handle_mass, run_search, same_time, test_outcome
+from experiments.progressive_methods import subspace_search
 from experiments.records import Row, RunFolder, Unit
 from experiments.running import Experiment
 from experiments.timing import Time, stopwatch

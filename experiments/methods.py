@@ -21,7 +21,7 @@ import numpy as np
 
 from abstraction.causal import PairBank
 from abstraction.evaluation import CLASSES, Readout, Tally, Tests, binomial_interval, judge, judge_controls
-from abstraction.interventions import Handle, LocalHandle, Recording, SiteBank
+from abstraction.interventions import Handle, LocalHandle, Recording, SiteBank, at_one_depth
 from abstraction.localization import (
     Candidates,
     Choice,
@@ -41,7 +41,7 @@ from abstraction.localization import (
     measure_effects,
     orthogonality_error,
 )
-from abstraction.models import Model
+from abstraction.models import Model, Recordable
 from abstraction.typing import Params
 from experiments.records import Row
 from experiments.timing import Time, stopwatch
@@ -201,6 +201,8 @@ def test_outcome(
 ) -> tuple[list[Row], dict[str, Any], dict[str, np.ndarray]]:
     """Judge frozen handles and their controls once, and write everything down."""
     handles = outcome.choice.handles
+    if isinstance(bench.model, Recordable):
+        handles = at_one_depth(handles) if isinstance(handles, Handle) else handles
     with stopwatch() as testing:
         tallies = judge(bench.model, bench.params, handles, bench.tests, readout=bench.readout)
     controls = judge_controls(
@@ -252,11 +254,15 @@ def split_halves(bench: Bench, tallies: Mapping[str, Tally]) -> dict[str, Tally]
 
 
 def tally_rows(bench: Bench, tally: Tally, experiment: str, method: str, split: str, seed: int) -> list[Row]:
-    """Write IIA, its interval and the number of pairs, per variable and for all variables together.
+    """Write IIA, its interval and the number of pairs, per variable that has pairs and for these together.
 
     A split with sensitive and invariant pairs (calibration) is scored by the mean of the two halves, and its bounds
     are the means of their bounds; a test split holds one half, and its variables pool.
     """
+    there = np.flatnonzero(tally.pairs.sum(axis=-1) > 0)
+    tally, names = tally[there], [bench.variables[index] for index in there]
+    if not names:
+        return []
     low, high = np.nanmean([_bounds(tally.hits[:, half], tally.pairs[:, half]) for half in range(2)], axis=0)
     pairs = tally.pairs.sum(axis=-1)
     columns = {"iia": tally.combined, "iia_low": low, "iia_high": high, "pairs": pairs}
@@ -266,7 +272,7 @@ def tally_rows(bench: Bench, tally: Tally, experiment: str, method: str, split: 
     return [
         Row(experiment, method, variable, split, name, seed, float(value))
         for variable, values in (
-            *((v, {name: column[i] for name, column in columns.items()}) for i, v in enumerate(bench.variables)),
+            *((v, {name: column[i] for name, column in columns.items()}) for i, v in enumerate(names)),
             ("mean", pooled),
         )
         for name, value in values.items()

@@ -59,19 +59,30 @@ class Metrics:
     def rate(self, method: str, variable: str, split: str) -> Rate | None:
         """Return an accuracy with its interval: the wider of the pooled binomial one and Student's t over seeds.
 
-        A split reported with its two halves is their mean, and its binomial bounds are the means of theirs.
+        A split reported with its two halves is their mean, and its binomial bounds are the means of theirs. Where not
+        every variable has both halves, the bounds of the mean are the means of the variables'.
         """
         accuracy = self.values(method, variable, split, "iia")
         if not len(accuracy):
             return None
-        halves = (f"{split}-sensitive", f"{split}-invariant")
-        parts = [name for name in halves if len(self.values(method, variable, name, "iia"))]
-        bounds = [self._pooled(method, variable, name) for name in (parts if len(parts) == 2 else [split])]
-        low, high = (float(np.mean(ends)) for ends in zip(*bounds, strict=True))
+        owners = [v for v in self.variables if v != "mean" and len(self.values(method, v, split, "iia"))]
+        lopsided = len({tuple(self._parts(method, v, split)) for v in owners}) > 1
+        if variable == "mean" and lopsided:
+            low, high = np.mean([self._bounds(method, owner, split) for owner in owners], axis=0)
+        else:
+            low, high = self._bounds(method, variable, split)
         if len(accuracy) > 1:
             t_low, t_high = mean_interval(accuracy)
             low, high = min(low, t_low), max(high, t_high)
         return Rate(float(accuracy.mean()), max(float(low), 0.0), min(float(high), 1.0), float(accuracy.min()))
+
+    def _parts(self, method: str, variable: str, split: str) -> list[str]:
+        """Return the two halves of a split, or the split where it is not reported in halves."""
+        halves = [f"{split}-sensitive", f"{split}-invariant"]
+        return halves if all(len(self.values(method, variable, half, "iia")) for half in halves) else [split]
+
+    def _bounds(self, method: str, variable: str, split: str) -> np.ndarray:
+        return np.mean([self._pooled(method, variable, part) for part in self._parts(method, variable, split)], axis=0)
 
     def _pooled(self, method: str, variable: str, split: str) -> tuple[float, float]:
         accuracy, pairs = (self.values(method, variable, split, name) for name in ("iia", "pairs"))

@@ -25,7 +25,11 @@ RELEASED = "authors' pre-release run, seed 42"
 ADDERS = "authors' code executed, given adders 0-2, default arguments"
 NOTES = "authors' notes of April 2026, width 8"
 
+GEMMA = "authors' notes, Gemma-2-2B, 5 seeds, pooled pairs, substring scorer"
+
 REFERENCES: dict[tuple[str, str, str, str], Reference] = {
+    ("mcqa", "full-das-v1", "mean", "test"): Reference(0.896, GEMMA),
+    ("mcqa", "plot-das-v1", "mean", "test"): Reference(0.875, GEMMA),
     ("heq", "plot-ot-paper", "mean", "test"): Reference(0.9928, EXECUTED),
     ("heq", "plot-ot-paper", "mean", "test-invariant"): Reference(0.973, EXECUTED),
     ("heq", "das-paper", "mean", "test"): Reference(0.9950, EXECUTED),

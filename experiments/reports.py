@@ -12,6 +12,8 @@ from experiments import (
     discovery_figures,
     discovery_tables,
     figures,
+    mcqa_figures,
+    mcqa_tables,
     reduction_figures,
     reduction_tables,
     tables,
@@ -37,6 +39,7 @@ _LOCALIZATION = Report(tables.renderables, figures.draw)
 REPORTS: dict[str, Report] = {
     "heq": _LOCALIZATION,
     "addition": _LOCALIZATION,
+    "mcqa": Report(mcqa_tables.renderables, mcqa_figures.draw),
     "discovery": Report(discovery_tables.renderables, discovery_figures.draw),
     "certify": Report(certify_tables.renderables, certify_figures.draw),
     "reduction": Report(reduction_tables.renderables, reduction_figures.draw),

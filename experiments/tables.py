@@ -23,7 +23,7 @@ def renderables(units: Sequence[Unit], *, details: bool) -> list[Any]:
     parts += [_result_table(metrics, experiment, variable) for variable in variables]
     if any(metrics.rate(f"control-{HONESTY[0][0]}-{method}", "mean", "test") for method in metrics.methods):
         parts.append(_honesty_table(metrics))
-    return [*parts, *layout.notes, *_trouble(units), *(_settings(units) if details else ())]
+    return [*parts, *layout.notes, *trouble(units), *(settings_lines(units) if details else ())]
 
 
 def _result_table(metrics: Metrics, experiment: str, variable: str) -> Table:
@@ -45,7 +45,7 @@ def _cells(metrics: Metrics, experiment: str, method: str, variable: str) -> lis
     cells = [method]
     for place, split in enumerate(layout.splits):
         rate = metrics.rate(method, variable, split)
-        cells.append(_number(rate))
+        cells.append(number(rate))
         if place == 0:
             cells += [f"{rate.low:.4f} {rate.high:.4f}", f"{rate.worst:.4f}"] if rate else ["", ""]
         if split in layout.compared:
@@ -53,7 +53,7 @@ def _cells(metrics: Metrics, experiment: str, method: str, variable: str) -> lis
             cells.append(f"{known.value:.4f}" if known else "")
     controls = [metrics.rate(f"control-{kind}-{method}", variable, "test") for kind in ("random", "shuffled")]
     times = (metrics.mean(method, "mean", "test", name) for name in ("seconds", "seconds_compile"))
-    return [*cells, *(_number(rate, digits=3) for rate in controls), *map(_seconds, times)]
+    return [*cells, *(number(rate, digits=3) for rate in controls), *map(seconds, times)]
 
 
 def _honesty_table(metrics: Metrics) -> Table:
@@ -65,11 +65,11 @@ def _honesty_table(metrics: Metrics) -> Table:
     for method in metrics.methods:
         rates = [metrics.rate(f"control-{kind}-{method}", "mean", "test") for kind, _ in HONESTY]
         if any(rates):
-            table.add_row(method, *(_number(rate) for rate in (metrics.rate(method, "mean", "test"), *rates)))
+            table.add_row(method, *(number(rate) for rate in (metrics.rate(method, "mean", "test"), *rates)))
     return table
 
 
-def _trouble(units: Sequence[Unit]) -> list[str]:
+def trouble(units: Sequence[Unit]) -> list[str]:
     """Say aloud what did not work numerically."""
     notes = []
     trouble: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -97,7 +97,7 @@ def _problems(details: dict[str, Any]) -> dict[str, float]:
     return {problem: share for problem, share in shares.items() if share > (0.5 if "clamped" in problem else 0)}
 
 
-def _settings(units: Sequence[Unit]) -> list[str]:
+def settings_lines(units: Sequence[Unit]) -> list[str]:
     lines = []
     for unit in units:
         for method, details in unit.details.items():
@@ -124,9 +124,9 @@ def _informative(name: str, value: Any) -> bool:
     return name not in usual or abs(value - usual[name]) > 1e-3
 
 
-def _number(rate: Rate | None, digits: int = 4) -> str:
+def number(rate: Rate | None, digits: int = 4) -> str:
     return "" if rate is None else f"{rate.mean:.{digits}f}"
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.2f}"

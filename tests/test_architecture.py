@@ -18,7 +18,7 @@ HOMES = {
     "ott": "localization/couplings.py",
     "orbax": "training/checkpoints.py",
     "flax": "models/",
-    "safetensors": "reduction/plans.py",
+    "safetensors": ("reduction/plans.py", "models/decoder_files.py", "models/weights.py"),
 }
 FOLDERS = ("abstraction", "experiments", "benchmarks")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))

@@ -27,15 +27,21 @@ class Readout(Protocol):
 
 @dataclass(frozen=True)
 class Classes:
-    """The label is one of C classes: argmax of the logits, and cross-entropy."""
+    """The label is one of C classes: argmax of the logits, and cross-entropy.
+
+    Attributes:
+      count: outputs that are classes, the first so many; None for all.
+    """
+
+    count: int | None = None
 
     def decode(self, outputs: Float[Array, "N C"]) -> Int[Array, " N"]:
         """Read the class with the largest logit."""
-        return outputs.argmax(axis=-1)
+        return outputs[:, : self.count].argmax(axis=-1)
 
     def loss(self, outputs: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Array, " N"]:
         """Return the negative log-likelihood of the label."""
-        return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+        return optax.softmax_cross_entropy_with_integer_labels(outputs[:, : self.count], labels)
 
 
 @dataclass(frozen=True)

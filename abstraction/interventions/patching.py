@@ -50,11 +50,25 @@ def factual_outputs(model: Model, params: Params, inputs: Any) -> Outputs:
     return model.apply(params, inputs)[0]
 
 
-@partial(jax.jit, static_argnames=("model", "taps"))
 def record_pairs(
     model: Model, params: Params, base_inputs: Any, source_inputs: Any, *, taps: tuple[str, ...]
 ) -> Recording:
-    """Run base and source once each and keep the activations of `taps`."""
+    """Run base and source once each and keep the activations of `taps`.
+
+    Raises:
+      ValueError: an unknown tap, or inputs that the model cannot resume on.
+    """
+    if isinstance(model, Recordable):
+        # Here, where values are known: inside the program they are traced.
+        model.check(base_inputs)
+        model.check(source_inputs)
+    return _recorded_pairs(model, params, base_inputs, source_inputs, taps)
+
+
+@partial(jax.jit, static_argnames=("model", "taps"))
+def _recorded_pairs(
+    model: Model, params: Params, base_inputs: Any, source_inputs: Any, taps: tuple[str, ...]
+) -> Recording:
     if isinstance(model, Recordable):
         inputs, outputs, base = model.record(params, base_inputs, taps)
         return Recording(inputs, outputs, base, model.record(params, source_inputs, taps)[2])
@@ -76,6 +90,12 @@ def patched_outputs(model: Model, params: Params, recording: Recording, handle: 
     edit = Interchange(source[depth], jnp.asarray(handle.weight), handle.basis)
     states = recording.base[handle.tap]
     return model.resume(params, handle.tap, depth, edit(states[depth]), inputs=recording.inputs, states=states)
+
+
+@partial(jax.jit, static_argnames=("model",))
+def handle_outputs(model: Model, params: Params, recording: Recording, handles: Handle | LocalHandle) -> Array:
+    """Run the base inputs once for each of a few handles: outputs `[H, N, C]`."""
+    return map_handles(lambda handle: patched_outputs(model, params, recording, handle), handles, chunk=1)
 
 
 def map_handles(function: Callable[[AnyHandle], Array], handles: AnyHandle, *, chunk: int) -> Array:

@@ -3,6 +3,7 @@
 from abstraction.models.base import Model, Recordable
 from abstraction.models.decoder import Decoder
 from abstraction.models.decoder_config import DecoderConfig, RopeScaling
+from abstraction.models.decoder_files import read_decoder, save_decoder
 from abstraction.models.gru import GRU
 from abstraction.models.layers import (
     Activation,
@@ -21,6 +22,7 @@ from abstraction.models.sequential import Sequential
 from abstraction.models.taps import NO_EDITS, Edit, Edits, Tap
 from abstraction.models.token_views import Prompts, TokenView, prompts_at, window_of
 from abstraction.models.unrolling import stacked, unrolled
+from abstraction.models.weights import load_config, load_decoder
 from abstraction.models.wiring import Consumer, Passage, Reducible
 
 __all__ = [
@@ -52,7 +54,11 @@ __all__ = [
     "Tap",
     "TokenView",
     "at_positions",
+    "load_config",
+    "load_decoder",
     "prompts_at",
+    "read_decoder",
+    "save_decoder",
     "stacked",
     "unrolled",
     "window_of",

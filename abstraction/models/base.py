@@ -93,6 +93,14 @@ class Recordable(Protocol):
         """
         ...
 
+    def check(self, inputs: Any) -> None:
+        """Refuse a batch, whose values are known, that the model cannot resume on.
+
+        Raises:
+          ValueError: saying what was got and expected.
+        """
+        ...
+
     def from_depth(self, depth: int) -> Model:
         """Return the model without what comes before an edit at this depth; it resumes there or later."""
         ...

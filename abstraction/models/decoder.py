@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 from abstraction.models.decoder_blocks import Block, Norm, Past, Place
 from abstraction.models.decoder_config import DecoderConfig
 from abstraction.models.positions import last_token, picked, token_mask, token_positions
+from abstraction.models.skipping import run_if
 from abstraction.models.taps import NO_EDITS, Edits, Tap, check_taps, tapped
 from abstraction.typing import AnyArray, Outputs, Params
 
@@ -64,7 +65,7 @@ class Decoder:
         """The number of outputs C."""
         return len(self.answers) + self.rest if self.answers else self.config.vocabulary
 
-    @cached_property
+    @property
     def taps(self) -> Mapping[str, Tap]:
         """The activations there are; see the module."""
         c = self.config
@@ -122,7 +123,7 @@ class Decoder:
         edits: Edits = NO_EDITS,
         record: Sequence[str] = (),
         *,
-        at: Int[AnyArray, "N P"] | None = None,
+        at: Int[AnyArray, "N ..."] | None = None,
         cache: bool = False,
     ) -> Run:
         """Run the network and keep what is asked for.
@@ -132,7 +133,7 @@ class Decoder:
           tokens: padded with -1.
           edits: by tap.
           record: taps to keep.
-          at: positions at which to keep them, by default all.
+          at: positions at which to keep them, `[N]` or `[N, P]`, by default all.
           cache: keep keys and values.
 
         Raises:
@@ -193,19 +194,26 @@ class Decoder:
           stream: residual stream before block `start`.
           start: a value: one program serves every depth.
           place: where the positions are.
-          past: keys and values of earlier tokens, `[L, N, T, ...]`.
+          past: keys and values of earlier tokens, `[N, L, T, ...]`.
           first: no start is ever before this block; those are not compiled in.
         """
         graph, weights = nnx.split(network.blocks)
-        slices = (jnp.arange(self.config.depth), weights, self._windowed(), past)
-        slices = jax.tree.map(lambda leaf: leaf[first:], slices)
+        windowed = self._windowed()
 
-        def step(stream: Array, slices: tuple) -> tuple[Array, None]:
-            index, weights, local, past = slices
-            run = lambda stream: nnx.merge(graph, weights)(stream, place, past, local, NO_EDITS)[0]
-            return jax.lax.cond(index >= start, run, lambda stream: stream, stream), None
+        # A gradient keeps the streams between blocks and runs each block again: keeping what is inside would stack a
+        # copy of every block's weights.
+        @partial(jax.checkpoint, prevent_cse=False)
+        def step(stream: Array, index: Array) -> Array:
+            def run(stream: Array) -> Array:
+                # Blocks are taken out of the stack here, so that those that are skipped are not read.
+                block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], weights))
+                own = jax.tree.map(lambda leaf: leaf[:, index], past)
+                return block(stream, place, own, windowed[index], NO_EDITS)[0]
 
-        return jax.lax.scan(step, stream, slices)[0]
+            return run_if(index >= start, run, stream)
+
+        blocks = jnp.arange(first, self.config.depth)
+        return jax.lax.scan(lambda stream, index: (step(stream, index), None), stream, blocks)[0]
 
     def place(self, mask: Array, positions: Int[Array, "N S"], before: int) -> Place:
         """Say what fresh positions may look at: tokens up to themselves, those of a window where there is one.

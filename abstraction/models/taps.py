@@ -78,7 +78,7 @@ def tapped(name: str, activation: Array, edits: Edits) -> Array:
         return activation
     try:
         edited = edits[name](activation)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"got an edit that does not fit tap {name!r} of shape {activation.shape}: {error}") from error
     if edited.shape != activation.shape:
         raise ValueError(f"got shape {edited.shape} from the edit of {name!r}, expected {activation.shape}")

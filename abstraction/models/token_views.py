@@ -13,7 +13,6 @@ A view is a `Model` whose activations have no token axis, so everything that wor
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +98,7 @@ class TokenView:
     first: int = 0
     batch: int | None = None
 
-    @cached_property
+    @property
     def taps(self) -> Mapping[str, Tap]:
         """`block_output`, the residual stream after each block, and `logits`."""
         taps = self.decoder.taps
@@ -116,7 +115,8 @@ class TokenView:
           ValueError: an unknown tap, or a token before the window.
         """
         check_taps(self.taps, NO_EDITS, taps)
-        self._check_window(inputs)
+        if isinstance(inputs.position, np.ndarray):  # elsewhere traced; `record_pairs` has checked what it is given
+            self.check(inputs)
         batch = jnp.asarray(inputs.tokens), jnp.asarray(inputs.position)
         if self.batch is None or self.batch >= len(batch[0]):
             past, window, states, outputs = self._record(params, *batch)
@@ -168,8 +168,7 @@ class TokenView:
             rows = jnp.arange(tokens.shape[0])
             whole = jnp.asarray(inputs.window)[:, depth]
             stream = whole.at[rows, jnp.asarray(inputs.position) - before].set(activation.astype(whole.dtype))
-        past = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), inputs.past)
-        stream = self.decoder.continued(network, stream, depth + 1, place, past, first=self.first + 1)
+        stream = self.decoder.continued(network, stream, depth + 1, place, inputs.past, first=self.first + 1)
         return self.decoder.read(network, stream[:, -1])
 
     def from_depth(self, depth: int) -> "TokenView":
@@ -186,12 +185,18 @@ class TokenView:
         states = jnp.moveaxis(run.recorded[RESIDUAL], 0, 1)
         return past, states, jax.vmap(lambda state, at: state[:, at])(states, position - before), run.outputs
 
-    def _check_window(self, inputs: Prompts) -> None:
-        tokens, position = inputs.tokens, inputs.position
-        if not 1 <= self.window <= tokens.shape[1]:
-            raise ValueError(f"got a window of {self.window} tokens, expected 1 to {tokens.shape[1]}")
-        if isinstance(position, np.ndarray) and int(tokens.shape[1] - position.min()) > self.window:
+    def check(self, inputs: Prompts) -> None:
+        """Refuse a window that cannot be, or a token before it.
+
+        Raises:
+          ValueError: as said.
+        """
+        length = inputs.tokens.shape[1]
+        if not 1 <= self.window <= length:
+            raise ValueError(f"got a window of {self.window} tokens, expected 1 to {length}")
+        furthest = int(length - np.min(np.asarray(inputs.position)))
+        if furthest > self.window:
             raise ValueError(
-                f"got a token {int(tokens.shape[1] - position.min())} from the end, expected it within the window of "
-                f"{self.window}; `window_of` says how many are needed"
+                f"got a token {furthest} from the end, expected it within the window of {self.window}; `window_of` "
+                "says how many are needed"
             )

@@ -126,3 +126,10 @@ def test_a_calibration_by_bits_chooses_what_bits_say(plant):
     # alone, the heaviest site is a dead unit; with the second one the variable moves
     assert [setting["subset"] for setting in choice.settings] == [2, 2]
     np.testing.assert_array_equal(choice.tally.combined, 1.0)
+
+
+def test_outputs_beyond_the_classes_neither_win_nor_count_in_the_loss():
+    logits, labels = jnp.array([[0.1, 2.0, 9.0], [3.0, 1.0, 9.0]]), jnp.array([0, 0])
+    assert Classes().decode(logits).tolist() == [2, 2]
+    assert Classes(2).decode(logits).tolist() == [1, 0]
+    np.testing.assert_array_equal(Classes(2).loss(logits, labels), Classes().loss(logits[:, :2], labels))

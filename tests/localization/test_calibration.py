@@ -29,7 +29,7 @@ from abstraction.localization import (
     record_bank,
 )
 from abstraction.localization.calibration import select
-from abstraction.models import MLP
+from abstraction.models import MLP, Tap
 from abstraction.tasks import equality
 
 MODEL = MLP(16, 4, 2, 2)
@@ -267,3 +267,15 @@ def test_lists_of_unequal_length_are_chosen_from_one_variable_at_a_time(setup, r
         assert choice.settings[v]["name"] == winner
         np.testing.assert_array_equal(choice.handles.weight[v], weight[winner])
     assert (choice.candidates, choice.evaluated) == (4, 6)
+
+
+def test_alone_takes_the_kth_heaviest_site_by_itself():
+    tap = Tap("hidden", 4, 1)
+    sites = unit_sites(tap)
+    plan, cost = np.array([[0.1, 0.4, 0.2, 0.3], [0.4, 0.1, 0.3, 0.2]]), np.zeros((2, 4))
+    grid = handle_grid(plan, cost, sites, (), CutMenu((1, 2, 4), (1.0, 2.0), alone=True))
+    for variable, order in enumerate(([1, 3, 0], [0, 2, 1])):
+        for place, site in enumerate(order):
+            for strength in range(2):
+                expected = (strength + 1.0) * np.eye(4)[site]
+                np.testing.assert_array_equal(grid.weight[variable, place, strength, 0], expected)

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from planted import planted, planted_oblique
+from planted import planted, planted_adder, planted_oblique
 
-from abstraction.evaluation import judge
+from abstraction.evaluation import Bits, judge
 from abstraction.interventions import Basis, LocalHandle, random_frames, rotation_basis, take_pairs
 from abstraction.localization import (
     Boundless,
@@ -288,6 +288,26 @@ def test_idle_searches_that_fill_a_block_change_nothing(monkeypatch):
     alone = train()
     assert heard == [(3, 18), (3, 18)], "idle searches are not counted"
     for one, other in zip(jax.tree.leaves(filled), jax.tree.leaves(alone), strict=True):
+        assert one.shape == other.shape
+        # another batch size: float32 sums in another order
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_bands_of_depths_train_the_same_candidates_in_the_same_order():
+    adder = planted_adder()
+    tap = adder.model.taps["hidden"]
+    candidates = candidate_grid(
+        jax.random.key(0), tap, full_supports(tap, range(2)), ranks=(1, 2), learning_rates=(1e-2,)
+    )
+    together, banded = (
+        train_candidates(
+            jax.random.key(1), adder.model, adder.params, *adder.fit, candidates, Rotation(), tap="hidden",
+            config=SearchConfig(batch_size=16, max_epochs=2, bands=bands), readout=Bits(),
+        )
+        for bands in (1, 2)
+    )  # fmt: skip
+    assert len(set(np.asarray(candidates.depth).tolist())) > 1
+    for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(banded), strict=True):
         assert one.shape == other.shape
         # another batch size: float32 sums in another order
         np.testing.assert_allclose(one, other, atol=1e-4)

@@ -163,3 +163,39 @@ def test_unknown_options_are_refused(setup, unchecked):
         abstract_signatures(banks.fit, 3, mode="margin_delta")
     with pytest.raises(ValueError, match="got cost metric 'l3', expected one of"):
         transport_cost(np.ones((1, 2)), np.ones((1, 2)), metric="l3")
+
+
+def test_blocks_are_centred_and_normed_each_and_rounding_noise_is_not_blown_up(rng):
+    u, v = rng.standard_normal((2, 12)).astype(np.float32), rng.standard_normal((4, 12)).astype(np.float32)
+    v[1, :6] = 3.0
+    v[2] = 1e-7 * rng.standard_normal(12)
+
+    def normed(rows):
+        parts = rows.astype(float).reshape(-1, 2, 6)
+        parts = parts - parts.mean(-1, keepdims=True)
+        norms = np.linalg.norm(parts, axis=-1, keepdims=True)
+        return np.where(norms > 1e-5 * norms.max(), parts / np.maximum(norms, 1e-30), 0.0).reshape(-1, 12)
+
+    expected = ((normed(u)[:, None] - normed(v)[None]) ** 2).sum(-1)
+    cost = np.asarray(transport_cost(u, v, blocks=2))
+    np.testing.assert_allclose(cost, expected, rtol=1e-5, atol=1e-5)  # float32 sums
+    np.testing.assert_allclose(cost[:, 2], 2.0, rtol=1e-5)  # a site without effect is as far as the variable is long
+    assert cost.max() <= 8.0
+    np.testing.assert_allclose(transport_cost(u + 5, v * 7, blocks=2), cost, atol=1e-4)  # no zero and no scale
+    with pytest.raises(ValueError, match="got 5 blocks of signatures of length 12, expected a divisor"):
+        transport_cost(u, v, blocks=5)
+
+
+def test_outputs_beyond_the_classes_are_left_out(setup):
+    banks, params, _, _, recording = setup
+    families = np.arange(N) % 3
+    one = site_signatures(MODEL, params, recording, SITES, mode="logit_delta", families=families, classes=1)
+    both = site_signatures(MODEL, params, recording, SITES, mode="logit_delta", families=families)
+    expected = np.asarray(both).reshape(SITES.size, 3, 2)[..., 0]
+    np.testing.assert_allclose(one, expected, atol=1e-7)  # float32 sums in another order
+    found = measure_effects(
+        MODEL, params, recording, banks.fit, SITES, mode="logit_delta", families=families, classes=2, blocks=True
+    )
+    np.testing.assert_allclose(found.cost, transport_cost(found.abstract, found.neural, blocks=3), rtol=1e-6)
+    with pytest.raises(ValueError, match="got 3 classes, expected 1 to 2"):
+        site_signatures(MODEL, params, recording, SITES, classes=3)

@@ -11,9 +11,9 @@ import pytest
 from abstraction.interventions import Handle
 from abstraction.tasks import addition
 from experiments.adders import gru, trained_adder
-from experiments.addition import Problem, make_bench
-from experiments.addition_methods import Stages, run_method, search_supports
+from experiments.addition import Problem, known_values, make_bench
 from experiments.addition_options import ADDITION_METHODS, AdderBackbone, Addition, AdditionBanks, StageOptions, quick
+from experiments.progressive_methods import Stages, run_method, search_supports
 from experiments.records import RunFolder
 
 CONFIG = dataclasses.replace(
@@ -66,7 +66,7 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
 @pytest.fixture(scope="module")
 def stages(problem: Problem) -> Stages:
     bench = make_bench(problem)
-    return Stages(_short(CONFIG), dataclasses.replace(bench, tests=_Forbidden()))  # pyright: ignore[reportArgumentType]
+    return Stages(_short(CONFIG), dataclasses.replace(bench, tests=_Forbidden()), known_values(CONFIG))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("method", ADDITION_METHODS)

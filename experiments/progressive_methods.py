@@ -1,9 +1,10 @@
-"""The methods of the binary addition experiment, each on what the stages before it found.
+"""The methods of the coarse-to-fine experiments, each on what the stages before it found.
 
 Stage results are computed once and shared; every method is charged for the stages it builds on, as if it ran alone.
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,11 +13,13 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from abstraction.causal import PairBank
 from abstraction.evaluation import full_state_handles
 from abstraction.interventions import (
     Basis,
     Handle,
     SiteBank,
+    at_one_depth,
     band_sites,
     feature_ranks,
     group_sites,
@@ -32,6 +35,7 @@ from abstraction.localization import (
     Localization,
     Mask,
     Nearest,
+    Protocol,
     ReadWrite,
     Refinement,
     Rotation,
@@ -54,8 +58,7 @@ from abstraction.localization import (
     single_site_scores,
     stack_candidates,
 )
-from abstraction.tasks import addition
-from experiments.addition_options import Addition, AdditionMethod
+from experiments.addition_options import BoundlessOptions, MaskOptions, StageOptions, WeightOptions
 from experiments.config import DasOptions
 from experiments.methods import (
     Bench,
@@ -71,12 +74,40 @@ from experiments.timing import Time, stopwatch
 Report = Callable[[str], None]
 
 
+class Options(typing.Protocol):
+    """What methods read of an experiment's options."""
+
+    @property
+    def stages(self) -> StageOptions: ...
+    @property
+    def das(self) -> DasOptions: ...
+    @property
+    def das_v1(self) -> DasOptions: ...
+    @property
+    def oblique(self) -> DasOptions: ...
+    @property
+    def masks(self) -> MaskOptions: ...
+    @property
+    def boundless(self) -> BoundlessOptions: ...
+    @property
+    def weights(self) -> WeightOptions: ...
+
+
 @dataclasses.dataclass
 class Stages:
-    """Stage A and Stage B on one bench, by protocol and kind of site."""
+    """Stage A and Stage B on one bench, by protocol and kind of site.
 
-    config: Addition
+    Attributes:
+      config: the experiment's options.
+      bench: one network and its recorded banks.
+      known: `(bank, variable) -> ([N], [N, M])`, its value and what else is known on the bases; for `readwrite`.
+      protocols: by name.
+    """
+
+    config: Options
     bench: Bench
+    known: Callable[[PairBank, str], tuple[np.ndarray, np.ndarray]] | None = None
+    protocols: Mapping[str, Protocol] = dataclasses.field(default_factory=lambda: PROTOCOLS)
     _coarse: dict[str, tuple[Localization, Time]] = dataclasses.field(default_factory=dict)
     _fine: dict[tuple[str, str], tuple[Refinement, Time]] = dataclasses.field(default_factory=dict)
 
@@ -93,7 +124,7 @@ class Stages:
             bench = self.bench
             with stopwatch() as elapsed:
                 found = coarse_stage(
-                    bench.model, bench.params, *bench.fit, bench.model.taps[bench.sites.tap], PROTOCOLS[protocol],
+                    bench.model, bench.params, *bench.fit, bench.model.taps[bench.sites.tap], self.protocols[protocol],
                     bench.evidence, signature=bench.signature, readout=bench.readout,
                 )  # fmt: skip
             self._coarse[protocol] = found, elapsed
@@ -107,7 +138,7 @@ class Stages:
         """Run Stage B after Stage A; the time is that of both."""
         name = (protocol, kind if rule is None else type(rule).__name__)
         if name not in self._fine:
-            bench, chosen = self.bench, PROTOCOLS[protocol]
+            bench, chosen = self.bench, self.protocols[protocol]
             chosen = chosen if rule is None else dataclasses.replace(chosen, fine=rule)
             depths, before = self.depths(protocol), self.coarse(protocol)[1]
             with stopwatch() as elapsed:
@@ -127,7 +158,7 @@ class Stages:
         return {str(size): spans(tap, self.basis, size) for size in options.resolutions if size <= most}
 
 
-def run_method(stages: Stages, method: AdditionMethod, key: Array, report: Report) -> Outcome:
+def run_method(stages: Stages, method: str, key: Array, report: Report) -> Outcome:
     """Run one method; test pairs are not in reach."""
     config, bench = stages.config, stages.bench
     protocol = method.rsplit("-", 1)[-1] if method.endswith(("-v1", "-v4")) else "ours"
@@ -136,7 +167,8 @@ def run_method(stages: Stages, method: AdditionMethod, key: Array, report: Repor
         case "plot-stage-a":
             return _coarse_outcome(stages, protocol)
         case "plot-native" | "plot-pca":
-            return _fine_outcome(bench, *stages.fine(protocol, name.removeprefix("plot-")), PROTOCOLS[protocol].options)
+            options = stages.protocols[protocol].options
+            return _fine_outcome(bench, *stages.fine(protocol, name.removeprefix("plot-")), options)
         case "cosine" | "brute-force" | "row-argmin":
             return _fine_outcome(bench, *stages.fine("ours", "native", _other_rule(bench, stages, name)), {})
         case "plot-native-fitted" | "plot-pca-fitted":
@@ -170,7 +202,8 @@ def search_supports(stages: Stages, name: str, protocol: str) -> tuple[list[Supp
     if name == "plot-das":
         return full, stages.coarse(protocol)[1]
     if name == "plot-oblique-das":
-        starts = [readwrite_start(tap, v, found) for v, found in enumerate(fitted_directions(stages))]
+        found = fitted_directions(stages) if stages.known is not None else []
+        starts = [readwrite_start(tap, v, directions) for v, directions in enumerate(found)]
         return [*full, *starts], stages.coarse(protocol)[1]
     kind = name.split("-")[1]
     selected = _selected_supports(stages, protocol, kind)
@@ -192,7 +225,7 @@ def subspace_search(
     )  # fmt: skip
 
 
-def weight_search(config: Addition, bench: Bench, key: Array, supports: Sequence[Support], report: Report) -> Outcome:
+def weight_search(config: Options, bench: Bench, key: Array, supports: Sequence[Support], report: Report) -> Outcome:
     """Fit a weight per feature of every support."""
     options = config.weights
     rates = {"learning_rates": options.learning_rates}
@@ -231,19 +264,18 @@ def evidence_supports(stages: Stages, protocol: str, kind: str, shares: Sequence
 
 
 def fitted_directions(stages: Stages) -> list[ReadWrite]:
-    """Fit read and write directions of each carry on the factual runs of fit bases, where Stage A puts it."""
+    """Fit read and write directions of each variable on the factual runs of fit bases, where Stage A puts it.
+
+    Raises:
+      ValueError: the experiment does not say what is known of its variables.
+    """
     bench, tap = stages.bench, stages.bench.sites.tap
+    if stages.known is None:
+        raise ValueError("got a read/write method, expected an experiment whose variables have one number each")
     recording, bank = bench.fit
-    values = addition.adder(stages.config.backbone.bits).run(bank.base)
     states = np.asarray(recording.base[tap], np.float64)
     return [
-        readwrite_handles(
-            states[depth],
-            np.asarray(values[name]),
-            np.stack([np.asarray(values[other]) for other in addition.known_with(name)], axis=-1),
-            depth=depth,
-            tap=tap,
-        )
+        readwrite_handles(states[depth], *stages.known(bank, name), depth=depth, tap=tap)
         for name, depth in zip(bench.variables, stages.depths("ours").tolist(), strict=True)
     ]
 
@@ -292,7 +324,7 @@ def _full_state(bench: Bench) -> Outcome:
             bench.model,
             bench.params,
             bench.evidence,
-            Handle(np.tile(every.weight, (variables, 1, 1)), None, bench.sites.tap),
+            at_one_depth(Handle(np.tile(every.weight, (variables, 1, 1)), None, bench.sites.tap)),
             np.repeat(np.arange(variables), depths),
             [{"depth": depth} for depth in range(depths)] * variables,
             cost=np.tile(np.arange(depths, dtype=float), variables),
@@ -312,7 +344,9 @@ def _other_rule(bench: Bench, stages: Stages, name: str) -> Rule:
 
 def _coarse_outcome(stages: Stages, protocol: str) -> Outcome:
     found, elapsed = stages.coarse(protocol)
-    times = localization_times(stages.bench, found.grid, found.choice, elapsed, Time(), PROTOCOLS[protocol].options)
+    times = localization_times(
+        stages.bench, found.grid, found.choice, elapsed, Time(), stages.protocols[protocol].options
+    )
     arrays = localization_arrays(found.effects, found.plans, found.choice)
     return Outcome(found.choice, times, coupling_details(found.plans), arrays)
 

@@ -1,0 +1,140 @@
+"""The rivals of a decoder's suffix: Hugging Face's network under forward hooks, and under pyvene.
+
+An interchange at the last token after one block; logits are read at the last token alone, as generation does.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+try:
+    import pyvene
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+except ImportError as error:
+    raise ImportError(f"{error.name} is not installed; install it with: pip install -e '.[benchmarks]'") from error
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+Swap = Callable[[Tensor, Tensor], Tensor]
+"""Makes a patched state of base and source states, `[N, D]` each."""
+
+
+def llama(*, vocabulary: int, width: int, depth: int, heads: int, hidden: int, tokens: int) -> LlamaForCausalLM:
+    """Draw a network at random."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=hidden, num_hidden_layers=depth,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=tokens, initializer_range=0.05,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def last_logits(network: LlamaForCausalLM, tokens: Tensor) -> Tensor:
+    """Return the logits after each prompt, `[N, C]`."""
+    return network(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[:, -1]
+
+
+def last_states(network: LlamaForCausalLM, tokens: Tensor, batch: int) -> Tensor:
+    """Run the network once and keep the residual stream at the last token after every block, `[L, N, D]`."""
+    parts = []
+    for rows in tokens.split(batch):
+        kept: list[Tensor] = []
+        hooks = [
+            layer.register_forward_hook(lambda _module, _inputs, output, kept=kept: kept.append(_stream(output)[:, -1]))
+            for layer in network.model.layers
+        ]
+        network(input_ids=rows, use_cache=False, logits_to_keep=1)
+        for hook in hooks:
+            hook.remove()
+        parts.append(torch.stack(kept))
+    return torch.cat(parts, dim=1)
+
+
+@contextmanager
+def swapped(network: LlamaForCausalLM, depth: int, source: Tensor, swap: Swap) -> Iterator[None]:
+    """Replace the last token's residual stream after one block while the context is open."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        stream = _stream(output).clone()
+        stream[:, -1] = swap(stream[:, -1].clone(), source)
+        return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+    handle = network.model.layers[depth].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def hooked_sweep(network: LlamaForCausalLM, base: Tensor, source: Tensor, batch: int) -> Tensor:
+    """Run the sources once, then the patched base once for every layer: `[L, N, C]`."""
+    with torch.inference_mode():
+        states, layers = last_states(network, source, batch), []
+        for depth in range(len(network.model.layers)):
+            parts = []
+            for start in range(0, len(base), batch):
+                rows = slice(start, start + batch)
+                with swapped(network, depth, states[depth, rows], lambda _base, source: source):
+                    parts.append(last_logits(network, base[rows]))
+            layers.append(torch.cat(parts))
+        return torch.stack(layers)
+
+
+def pyvene_sweep(network: LlamaForCausalLM, base: Tensor, source: Tensor, batch: int) -> Tensor:
+    """Wrap the network once per layer and run source and patched base in every batch, as MIB's code does."""
+    with torch.no_grad():
+        return torch.stack([_pyvene(network, depth, base, source, batch) for depth in range(len(network.model.layers))])
+
+
+def _pyvene(network: LlamaForCausalLM, depth: int, base: Tensor, source: Tensor, batch: int) -> Tensor:
+    representation = pyvene.RepresentationConfig(
+        layer=depth,
+        component="block_output",
+        unit="pos",
+        max_number_of_units=1,
+        intervention=pyvene.VanillaIntervention(embed_dim=network.config.hidden_size),
+    )
+    config = pyvene.IntervenableConfig(model_type=type(network), representations=[representation])
+    wrapped = pyvene.IntervenableModel(config, network)
+    wrapped.disable_model_gradients()
+    parts = []
+    for start in range(0, len(base), batch):
+        rows = slice(start, start + batch)
+        last = [[[base.shape[1] - 1]] * len(base[rows])]
+        _, patched = wrapped(_inputs(base[rows]), [_inputs(source[rows])], {"sources->base": (last, last)})
+        parts.append(patched.logits[:, -1])
+    return torch.cat(parts)
+
+
+def train_rotation(
+    network: LlamaForCausalLM, depth: int, base: Tensor, source: Tensor, states: Tensor | None, labels: Tensor,
+    *, rank: int, steps: int, batch: int,
+) -> float:  # fmt: skip
+    """Train one subspace by hooks, and return the last loss.
+
+    `states` are the sources' at this depth, or None: then they are run in every batch, as intervention libraries do.
+    """
+    rotate = nn.Linear(network.config.hidden_size, rank, bias=False)
+    parametrizations.orthogonal(rotate)
+    optimizer, loss = torch.optim.Adam(rotate.parameters(), lr=1e-3), torch.zeros(())
+    for step in range(steps):
+        rows = torch.arange(step * batch, (step + 1) * batch) % len(base)
+        with torch.no_grad():
+            other = last_states(network, source[rows], batch)[depth] if states is None else states[rows]
+        weight = rotate.weight
+        with swapped(network, depth, other, lambda b, s, weight=weight: b + (s - b) @ weight.T @ weight):
+            loss = nn.functional.cross_entropy(last_logits(network, base[rows]), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def _inputs(tokens: Tensor) -> dict[str, Any]:
+    return {"input_ids": tokens, "use_cache": False, "logits_to_keep": 1}
+
+
+def _stream(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,213 @@
+"""The MCQA experiment end to end on the network that ships, in a small version of everything."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from abstraction.evaluation import CLASSES, Classes
+from abstraction.models import DecoderConfig
+from abstraction.models.costs import block_flops, forward_flops, read_flops
+from abstraction.tasks.mcqa import FAMILIES, VARIABLES
+from experiments import mcqa, mcqa_tables, reports
+from experiments.checks import check_mcqa
+from experiments.config import DasOptions
+from experiments.mcqa_bench import load_shape, load_subject, make_bench, make_questions
+from experiments.mcqa_explain import Shape, memory, stages, table
+from experiments.mcqa_options import MCQA_METHODS, POSITIONS, Mcqa, McqaBanks, Network, _budget, for_width, quick
+from experiments.metrics import Metrics
+from experiments.records import open_run
+from experiments.running import run_experiment
+
+METHODS = ("plot-stage-a", "plot-das", "full-state")
+CONFIG = Mcqa(
+    methods=METHODS,
+    banks=McqaBanks(fit=128, calibration=48, test=48, spare=1.3),
+    das=DasOptions((4, 32), (2e-2,), training=_budget(max_epochs=8)),
+    control_draws=2,
+    control_shuffles=1,
+)
+
+
+@pytest.fixture(scope="module", name="run")
+def _run(tmp_path_factory):
+    config = dataclasses.replace(CONFIG, out=tmp_path_factory.mktemp("mcqa") / "run")
+    return config, run_experiment(mcqa.EXPERIMENT, config)
+
+
+@pytest.fixture(scope="module", name="metrics")
+def _metrics(run):
+    return Metrics(row for unit in run[1].units() for row in unit.rows)
+
+
+def test_both_variables_are_found_where_they_are(run, metrics):
+    unit = run[1].units()[0]
+    for method in METHODS:
+        blocks = [mass.sum(axis=-1).argmax() for mass in unit.arrays[f"{method}/mass"]]
+        assert blocks == [2, 3], method
+    for variable in VARIABLES:
+        assert metrics.rate("plot-stage-a", variable, "test").mean >= 0.95
+    assert metrics.rate("plot-das", "answer_pointer", "test").mean >= 0.9
+    assert metrics.rate("control-random-plot-das", "answer_pointer", "test").mean <= 0.6
+    assert metrics.rate("control-shuffled-plot-stage-a", "answer", "test").mean <= 0.5
+
+
+def test_a_variable_without_invariant_pairs_has_no_row_for_them(metrics):
+    assert metrics.rate("plot-stage-a", "answer", "test-invariant") is None
+    assert metrics.rate("plot-stage-a", "answer_pointer", "test-invariant") is not None
+    identity = metrics.rate("control-identity", "mean", "test")
+    assert identity.mean == 0.25  # (0 + 1) / 2 for the pointer, 0 for the answer
+    assert identity.low <= identity.mean <= identity.high
+
+
+def test_the_sweep_covers_every_token_variable_and_block(run):
+    unit = run[1].units()[0]
+    sweep = unit.arrays["sweep"]
+    assert sweep.shape == (len(POSITIONS), 2, 4)
+    assert unit.details["positions"] == list(POSITIONS)
+    last = sweep[POSITIONS.index("last")]
+    assert last[0, 2] >= 0.95
+    assert last[1, 3] >= 0.95
+    assert last[1, :2].max() == 0, "no letter before the pointer"
+
+
+def test_scorers_agree_where_a_word_is_a_letter(metrics):
+    for method in METHODS:
+        strict = metrics.values(method, "mean", "test", "pooled_strict")
+        np.testing.assert_array_equal(metrics.values(method, "mean", "test", "pooled_decoded"), strict)
+        assert (metrics.values(method, "mean", "test", "pooled_letters") >= strict).all()
+
+
+def test_pooled_strict_is_the_iia_over_all_pairs(run, metrics):
+    for method in METHODS:
+        for variable in VARIABLES:
+            halves = [h for h in ("sensitive", "invariant") if metrics.rate(method, variable, f"test-{h}")]
+            hits, pairs = (
+                sum(float(metrics.values(method, variable, f"test-{h}", "pairs")[0]) * weight(h) for h in halves)
+                for weight in (
+                    lambda h, method=method, variable=variable: metrics.values(method, variable, f"test-{h}", "iia")[0],
+                    lambda h: 1.0,
+                )
+            )
+            assert metrics.values(method, variable, "test", "pooled_strict")[0] == pytest.approx(hits / pairs)
+
+
+def test_mib_files_name_their_site_and_average_their_families(run):
+    config, folder = run
+    unit = folder.units()[0]
+    for method in METHODS:
+        content = json.loads((config.out / "mib" / f"{method}-seed-0.json").read_text())
+        assert content["task_name"] == "4_answer_MCQA"
+        assert set(content["dataset"]) == {f"{family}_test" for family in FAMILIES}
+        scores = []
+        for dataset in content["dataset"].values():
+            for name, entry in dataset["model_unit"].items():
+                assert (
+                    name
+                    == f"[[AtomicModelUnit(id='ResidualStream(Layer-{entry['metadata']['layer']},Token-last_token)')]]"
+                )
+                scores += [entry[v]["average_score"] for v in VARIABLES if v in entry]
+        assert np.mean(scores) == pytest.approx(unit.arrays[f"{method}/hits"].mean())
+
+
+def test_a_complete_run_is_resumed_without_work_and_shown_from_its_records(run, capsys):
+    config, folder = run
+    before = (config.out / "units" / "seed-0.json").stat().st_mtime_ns
+    run_experiment(mcqa.EXPERIMENT, dataclasses.replace(config, resume=True))
+    assert (config.out / "units" / "seed-0.json").stat().st_mtime_ns == before
+    reports.show(open_run(config.out), details=True)
+    shown = capsys.readouterr().out
+    for text in (*METHODS, "control-identity", "embedded, 4 blocks of width 64", "by scorer", "whole residual stream"):
+        assert text in shown
+    files = reports.draw(folder)
+    assert {path.stem for path in files} >= {"accuracy", "sweep", "runtime", "coupling", "ranks", "layers"}
+
+
+def test_explain_counts_by_hand():
+    shape = load_shape(CONFIG)
+    assert (shape.tokens, shape.window) == (30, 1)
+    found = {stage.name: stage for stage in stages(CONFIG, shape)}
+    assert found["recording"].evaluations == 2 * (128 + 48 + 48)
+    decoder = shape.decoder
+    signature = found["stage A, signatures"]
+    blocks = sum(3 - depth for depth in range(4)) * block_flops(decoder, 1, 30)
+    assert signature.evaluations == 4 * 128
+    assert signature.flops == pytest.approx(128 * (blocks + 4 * read_flops(decoder, 106)))
+    assert signature.naive_forwards == 2 * 4 * 128
+    assert signature.naive_flops == 1024 * forward_flops(decoder, 30, outputs=106, every_token=True)
+    # 2 variables, 4 depths there are of 6; the authors evaluate them again for each of 4 eps and a tau
+    assert found["stage A, calibration"].evaluations == 2 * 4 * 48
+    assert found["stage A, calibration"].naive_forwards == 4 * 2 * (2 * 4 * 48)
+    search = found["plot-das, training"]
+    assert search.evaluations == 2 * 2 * 8 * (128 // 64) * 64
+    console = Console(width=160, record=True, file=io.StringIO())
+    for part in table(CONFIG, shape):
+        console.print(part)
+    assert "held at once" in console.export_text()
+    assert memory(CONFIG, shape)["weights"] == 4 * 177_984
+
+
+def test_a_large_network_gets_the_papers_grids_unless_flags_say_otherwise():
+    large = for_width(Mcqa(), 2304, 26)
+    assert large.das.ranks == (32, 64, 96, 128, 256, 512, 768, 1024, 1536, 2048, 2304)
+    assert set(large.stages.resolutions) == {128, 144, 192, 256, 288, 384, 576, 768}
+    assert large.das.training.bands == 6
+    own = for_width(Mcqa(das=dataclasses.replace(Mcqa().das, ranks=(7,))), 2304, 26)
+    assert own.das.ranks == (7,)
+    assert for_width(Mcqa(), 64, 4) == Mcqa()
+
+
+def test_explain_of_gemma_saves_a_hundredfold():
+    gemma = DecoderConfig(256_000, 2304, 26, 8, 4, 256, 9216, dtype="bfloat16")
+    every = stages(for_width(Mcqa(methods=("plot-das", "full-das")), 2304, 26), Shape(gemma, 100))
+    edits = [stage for stage in every if stage.naive_flops and stage.name != "factual filter"]
+    assert edits
+    assert min(stage.naive_flops / stage.flops for stage in edits) >= 100
+
+
+def test_scorers_are_readouts_of_the_same_outputs():
+    subject = load_subject(Network())
+    questions = make_questions(CONFIG.banks, subject, 1)
+    assert questions.accuracy >= 0.98
+    strict, letters = (
+        make_bench(subject, questions, dataclasses.replace(CONFIG, scorer=s)) for s in ("strict", "letters")
+    )
+    assert strict.readout == CLASSES
+    assert letters.readout == Classes(26)
+    np.testing.assert_array_equal(strict.fit[0].outputs, letters.fit[0].outputs)
+
+
+def test_quick_keeps_what_flags_chose():
+    small = quick(Mcqa(methods=MCQA_METHODS[:3], seeds="4,5"))
+    assert small.seeds == "4"
+    assert quick(Mcqa(control_draws=7)).control_draws == 7
+    check_mcqa(small)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": Network(gib=0.0)}, "--network.gib"),
+        ({"banks": McqaBanks(spare=0.5)}, "--banks.spare"),
+        ({"banks": McqaBanks(fit=2)}, "--banks.fit"),
+        ({"das": DasOptions((65,))}, "--das.ranks"),
+        ({"methods": ("plot-das", "plot-das")}, "--methods"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_mcqa(dataclasses.replace(Mcqa(), **changes))
+
+
+def test_retraining_needs_a_folder_and_networks_must_exist(tmp_path):
+    with pytest.raises(ValueError, match="got --retrain without --out"):
+        mcqa.retrain(Mcqa())
+    with pytest.raises((ValueError, ImportError)):
+        load_subject(Network(model=str(tmp_path)))
+
+
+def test_the_table_explains_itself():
+    assert all(len(line) <= 120 for line in mcqa_tables.NOTES)

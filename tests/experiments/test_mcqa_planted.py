@@ -1,0 +1,106 @@
+"""The planted MCQA network: it solves the task, and the pointer is in its directions and nowhere else."""
+
+import jax
+import numpy as np
+import pytest
+
+from abstraction.evaluation import tally_handles
+from abstraction.interventions import (
+    LocalHandle,
+    factual_outputs,
+    record_pairs,
+    rotation_basis,
+    state_sites,
+    unit_sites,
+)
+from abstraction.models import Decoder, TokenView, prompts_at
+from abstraction.tasks import mcqa
+from abstraction.tasks.prompts import WordTokenizer
+from abstraction.tasks.symbols import score, symbol_classes
+from experiments.mcqa_planted import Plant, planted_network
+
+POINTER, ANSWER = (mcqa.VARIABLES.index(name) for name in ("answer_pointer", "answer"))
+
+
+@pytest.fixture(scope="module")
+def network():
+    return planted_network(0)
+
+
+@pytest.fixture(scope="module")
+def recorded(network):
+    decoder, params, tokenizer, _ = network
+    family_bank = mcqa.make_banks(5, {"test": 300})["test"]
+    view, bank = TokenView(decoder), family_bank.bank
+    base, source = (prompts_at(mcqa.encode(setting, tokenizer).tokens) for setting in (bank.base, bank.source))
+    return view, record_pairs(view, params, base, source, taps=("block_output",)), bank
+
+
+def iia(network, recorded, handles, variable):
+    view, recording, bank = recorded
+    return tally_handles(view, network[1], recording, bank, handles, np.full(len(handles.weight), variable)).iia
+
+
+def at_pointer_block(plant, directions):
+    """Swap what is along these directions, wholly, at the pointer's block."""
+    weight = np.ones((1, directions.shape[1]), np.float32)
+    return LocalHandle(np.array([plant.pointer_block]), weight, rotation_basis(directions[None]), "block_output")
+
+
+def test_it_solves_the_task_over_the_whole_vocabulary(network):
+    decoder, params, tokenizer, _ = network
+    assert isinstance(tokenizer, WordTokenizer)
+    setting = mcqa.sample_settings(np.random.default_rng(9), 1000)
+    tokens = mcqa.encode(setting, tokenizer).tokens
+    logits = factual_outputs(Decoder(decoder.config), params, tokens)
+    labels = np.stack([setting[name] for name in mcqa.LABELS], axis=1)
+    found = score(logits, symbol_classes(tokenizer), tokenizer, mcqa.MODEL.run(setting)["answer"], labels)
+    assert found["strict"].mean() >= 0.99
+
+
+def test_it_solves_base_and_source_of_every_family(recorded, network):
+    _, recording, bank = recorded
+    assert (np.asarray(recording.outputs).argmax(axis=1) == bank.factual).mean() >= 0.99
+    assert isinstance(network[3], Plant)
+
+
+def test_the_pointer_comes_before_the_answer(network, recorded):
+    plant = network[3]
+    swaps = state_sites(recorded[0].taps["block_output"]).handles()
+    pointer, answer = (iia(network, recorded, swaps, variable) for variable in (POINTER, ANSWER))
+    assert pointer[plant.pointer_block].min() >= 0.99
+    assert answer[plant.symbol_block, 0] >= 0.99
+    # Where the letters are the base's, the two variables agree: a third of the pairs.
+    assert answer[plant.pointer_block, 0] <= 0.35
+    assert pointer[plant.symbol_block, 0] <= 0.51
+    assert pointer[: plant.pointer_block, 0].max() <= 0.01
+
+
+def test_the_planted_directions_are_the_pointer_and_their_complement_is_not(network, recorded):
+    plant = network[3]
+    basis = plant.pointer_basis
+    np.testing.assert_allclose(basis.T @ basis, np.eye(4), atol=1e-6)
+    complement = np.linalg.svd(basis, full_matrices=True)[0][:, 4:].astype(np.float32)
+    assert iia(network, recorded, at_pointer_block(plant, basis), POINTER)[0].min() >= 0.99
+    without = iia(network, recorded, at_pointer_block(plant, complement), POINTER)[0]
+    assert without[0] <= 0.01
+    assert without[1] >= 0.99
+
+
+def test_no_native_coordinate_is_the_pointer(network, recorded):
+    sites = unit_sites(recorded[0].taps["block_output"])
+    there = sites.take(sites.depth == network[3].pointer_block)
+    assert iia(network, recorded, there.handles(), POINTER)[:, 0].max() < 0.2
+
+
+def test_seeds_turn_the_stream_and_leave_the_outputs(network):
+    decoder, params, tokenizer, plant = network
+    _, other, _, turned = planted_network(1)
+    tokens = mcqa.encode(mcqa.sample_settings(np.random.default_rng(3), 50), tokenizer).tokens
+    assert np.abs(plant.pointer_basis.T @ turned.pointer_basis).max() < 0.6
+    # features of the nouns differ too, and reach the outputs through the norms alone
+    np.testing.assert_allclose(
+        *(factual_outputs(decoder, weights, tokens) for weights in (params, other)), atol=2e-2, rtol=0
+    )
+    again = planted_network(0)[1]
+    jax.tree.map(np.testing.assert_array_equal, params, again)

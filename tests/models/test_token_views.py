@@ -1,0 +1,290 @@
+"""An edit at one token costs the tokens after it, and gives what a full run gives."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from decoder_families import FAMILIES, drawn, padded
+
+from abstraction.interventions import (
+    Handle,
+    LocalHandle,
+    map_handles,
+    patched_outputs,
+    random_frames,
+    record_pairs,
+    state_sites,
+)
+from abstraction.interventions.bases import rotation_basis
+from abstraction.models import Decoder, TokenView, prompts_at, window_of
+
+N, T, SHORTEST, L = 6, 7, 5, 3
+TAP = "block_output"
+# Sums of 16 to 24 terms in another order, through 3 blocks whose norms divide by small numbers; logits are of order 1.
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def _pair(rng, position=None):
+    """Draw base and source prompts, looked at `position` tokens from the end, by default the last."""
+    tokens = padded(rng, N, T, SHORTEST), padded(rng, N, T, SHORTEST)[::-1].copy()
+    at = None if position is None else np.full(N, T - 1 - position)
+    return tuple(prompts_at(one, at) for one in tokens)
+
+
+def _states(width=16):
+    """Whole states at every depth, as handles resumed there and as handles of a full run."""
+    local = LocalHandle(np.arange(L), np.ones((L, width), np.float32), None, TAP)
+    full = Handle(np.eye(L, dtype=np.float32)[:, :, None] * np.ones(width, np.float32), None, TAP)
+    return local, full
+
+
+def _sweep(view, params, pair, handles, chunk=L):
+    recording = record_pairs(view, params, *pair, taps=(TAP,))
+    return _mapped(view, params, recording, handles, chunk)
+
+
+_mapped = jax.jit(
+    lambda view, params, recording, handles, chunk: map_handles(
+        lambda handle: patched_outputs(view, params, recording, handle), handles, chunk=chunk
+    ),
+    static_argnums=(0, 4),
+)
+
+
+_run = jax.jit(
+    lambda decoder, params, tokens, edits: decoder.apply(params, tokens, edits, ("block_input", "block_output")),
+    static_argnums=0,
+)
+
+
+@pytest.fixture(scope="module", params=FAMILIES, name="network")
+def _network(request):
+    decoder = Decoder(FAMILIES[request.param])
+    return decoder, drawn(decoder)
+
+
+@pytest.fixture(scope="module", name="gemma")
+def _gemma():
+    decoder = Decoder(FAMILIES["gemma2"])
+    return decoder, drawn(decoder)
+
+
+def test_a_cached_suffix_is_the_full_run_at_every_layer_and_token(network, rng):
+    decoder, params = network
+    (local, full), whole = _states(), TokenView(decoder, SHORTEST)
+    for window in (1, 3, SHORTEST):
+        view = TokenView(decoder, window)
+        for back in range(window):
+            pair = _pair(rng, back)
+            recording = record_pairs(view, params, *pair, taps=(TAP,))
+            cached = _mapped(view, params, recording, local, L)
+            np.testing.assert_allclose(cached, _sweep(whole, params, pair, full), **CLOSE)
+            moved = np.abs(cached - recording.outputs).max(axis=(1, 2)) > 1e-2
+            # nothing reads an earlier token after the last block, nor, in a windowed one, a token far back
+            near = back < (decoder.config.window or T)
+            assert moved.tolist() == [True, near, back == 0]
+        if window == 1:
+            np.testing.assert_allclose(cached[-1], decoder.apply(params, pair[1].tokens)[0], **CLOSE)
+
+
+def test_prompts_at_different_tokens_share_a_window(gemma, rng):
+    decoder, params = gemma
+    base, source = padded(rng, N, T, SHORTEST), padded(rng, N, T, SHORTEST)
+    at = [np.array([6, 4, 5, 6, 3, 3]), np.array([2, 4, 6, 5, 6, 6])]
+    pair = tuple(prompts_at(tokens, position) for tokens, position in zip((base, source), at, strict=True))
+    assert window_of(*pair) == 5
+    cached, run = (_sweep(TokenView(decoder, 5), params, pair, handles) for handles in _states())
+    np.testing.assert_allclose(cached, run, **CLOSE)
+    alone = tuple(prompts_at(tokens[2:3], position[2:3]) for tokens, position in zip((base, source), at, strict=True))
+    single = _sweep(TokenView(decoder, 2), params, alone, _states()[0])
+    np.testing.assert_allclose(single[:, 0], cached[:, 2], **CLOSE)
+
+
+def test_padding_on_either_side_and_of_any_length_changes_nothing(gemma, rng):
+    decoder, params = gemma
+    base, source = _pair(rng, 1)
+    expected = _sweep(TokenView(decoder, 2), params, (base, source), _states()[0])
+    pads = [np.full((N, count), -1, np.int32) for count in (2, 1)]
+    for left, right in (([pads[0]], []), ([pads[1]], [pads[1]]), ([], [pads[0]])):
+        pair = tuple(
+            prompts_at(
+                np.concatenate([*left, one.tokens, *right], axis=1), one.position + sum(p.shape[1] for p in left)
+            )
+            for one in (base, source)
+        )
+        np.testing.assert_allclose(_sweep(TokenView(decoder, 2), params, pair, _states()[0]), expected, **CLOSE)
+
+
+def test_batch_order_chunks_and_recording_in_parts_change_nothing(gemma, rng):
+    decoder, params = gemma
+    view, pair, local = TokenView(decoder, 2), _pair(rng, 1), _states()[0]
+    expected = _sweep(view, params, pair, local)
+    order = rng.permutation(N)
+    shuffled = jax.tree.map(lambda leaf: leaf[order], pair)
+    np.testing.assert_allclose(_sweep(view, params, shuffled, local), expected[:, order], **CLOSE)
+    for chunk in (1, 2):
+        np.testing.assert_allclose(_sweep(view, params, pair, local, chunk), expected, **CLOSE)
+    parts = record_pairs(dataclasses.replace(view, batch=4), params, *pair, taps=(TAP,))
+    jax.tree.map(
+        lambda part, whole: np.testing.assert_allclose(part, whole, **CLOSE),
+        jax.tree.leaves(parts),
+        jax.tree.leaves(record_pairs(view, params, *pair, taps=(TAP,))),
+    )
+
+
+def test_blocks_before_every_edit_need_not_be_compiled_in(gemma, rng):
+    decoder, params = gemma
+    view, pair, local = TokenView(decoder, 2), _pair(rng, 1), _states()[0]
+    expected = _sweep(view, params, pair, local)
+    for first in range(1, L):
+        deeper = jax.tree.map(lambda leaf, first=first: leaf[first:], local)
+        found = _sweep(dataclasses.replace(view, first=first), params, pair, deeper)
+        np.testing.assert_allclose(found, expected[first:], **CLOSE)
+
+
+def test_mapping_over_handles_is_a_loop_and_jit_is_eager(gemma, rng):
+    decoder, params = gemma
+    view, pair = TokenView(decoder, 2), _pair(rng, 1)
+    recording = record_pairs(view, params, *pair, taps=(TAP,))
+    frames = random_frames(jax.random.key(3), (5,), 16, 4)
+    handles = LocalHandle(
+        np.array([2, 0, 1, 0, 1]),
+        np.linspace(0.5, 1.5, 20, dtype=np.float32).reshape(5, 4),
+        rotation_basis(frames),
+        TAP,
+    )
+    run = lambda handle: patched_outputs(view, params, recording, handle)
+    mapped = jax.jit(jax.vmap(run))(handles)
+    for index in range(5):
+        alone = run(jax.tree.map(lambda leaf, index=index: jnp.asarray(leaf)[index], handles))
+        np.testing.assert_allclose(mapped[index], alone, **CLOSE)
+
+
+def test_a_scan_over_blocks_is_a_loop_over_decoders_of_one_block(network, rng):
+    decoder, params = network
+    tokens = padded(rng, N, T, SHORTEST)
+    whole, acts = _run(decoder, params, tokens, {})
+    for depth in range(L):
+        config = dataclasses.replace(decoder.config, depth=1, windowed=decoder.config.windowed[depth : depth + 1])
+        own = {**params, "blocks": jax.tree.map(lambda leaf, depth=depth: leaf[depth : depth + 1], params["blocks"])}
+        single = Decoder(config)
+        replace = {"block_input": _Constant(acts["block_input"][depth][None])}
+        outputs, one = _run(single, own, tokens, replace)
+        np.testing.assert_allclose(one["block_output"][0], acts["block_output"][depth], **CLOSE)
+    np.testing.assert_allclose(outputs, whole, **CLOSE)
+
+
+def test_gradients_through_the_suffix_are_those_of_the_full_run(gemma, rng):
+    decoder, params = gemma
+    view, pair = TokenView(decoder, 2), _pair(rng, 1)
+    recording = record_pairs(view, params, *pair, taps=(TAP,))
+    local, full = _states()
+    direction = jax.random.normal(jax.random.key(2), recording.outputs.shape)
+
+    def slope(weight, handles):
+        run = lambda handle: (patched_outputs(view, params, recording, handle) * direction).sum()
+        return jax.vmap(run)(dataclasses.replace(handles, weight=weight)).sum()
+
+    gradient = jax.jit(jax.grad(slope))
+    cached = gradient(jnp.asarray(local.weight) * 0.5, local)
+    run = gradient(jnp.asarray(full.weight) * 0.5, full)
+    assert np.abs(cached[0]).max() > 1e-2
+    # a gradient sums over pairs and outputs, some of which cancel
+    np.testing.assert_allclose(cached, run[np.arange(L), np.arange(L)], rtol=1e-4, atol=1e-4)
+
+
+def test_one_program_serves_all_layers_strengths_sources_and_positions(gemma, rng):
+    decoder, params = gemma
+    view, traces = TokenView(decoder, 3), []
+
+    @jax.jit
+    def run(params, recording, handle):
+        traces.append(1)
+        return patched_outputs(view, params, recording, handle)
+
+    for back, depth in ((0, 0), (2, 1), (1, 2)):
+        recording = record_pairs(view, params, *_pair(rng, back), taps=(TAP,))
+        run(params, recording, LocalHandle(jnp.int32(depth), rng.random(16, np.float32), None, TAP))
+    assert len(traces) == 1
+
+
+def test_answers_are_read_of_the_suffix_as_of_the_full_run(gemma, rng):
+    decoder, params = gemma
+    read = dataclasses.replace(decoder, answers=((1,), (4, 7), (2,)), rest=True)
+    pair = _pair(rng)
+    logits = _sweep(TokenView(decoder), params, pair, _states()[0])
+    others = [token for token in range(23) if token not in (1, 4, 7, 2)]
+    ways = [logits[..., [1]], logits[..., [4, 7]], logits[..., [2]], logits[..., others]]
+    expected = np.stack([way.max(axis=-1) for way in ways], axis=-1)
+    np.testing.assert_allclose(_sweep(TokenView(read), params, pair, _states()[0]), expected, **CLOSE)
+
+
+def test_bfloat16_runs_and_is_close(gemma, rng):
+    decoder, params = gemma
+    half = Decoder(dataclasses.replace(decoder.config, dtype="bfloat16"))
+    weights = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    pair = _pair(rng, 1)
+    exact = _sweep(TokenView(decoder, 2), params, pair, _states()[0])
+    cached, run = (_sweep(TokenView(half, 2), weights, pair, handles) for handles in _states())
+    assert cached.dtype == jnp.float32
+    # 8 bits of mantissa: 0.4% of each of the activations, a few of which make a logit
+    scale = np.abs(exact).max()
+    np.testing.assert_allclose(cached, run, atol=0.03 * scale)
+    np.testing.assert_allclose(cached, exact, atol=0.15 * scale)
+
+
+def test_prompts_refuse_what_is_no_prompt():
+    with pytest.raises(ValueError, match=r"got prompts \[1\] empty or with padding inside"):
+        prompts_at(np.array([[1, 2, 3], [-1, -1, -1]]))
+    with pytest.raises(ValueError, match=r"got prompts \[0\] empty or with padding inside"):
+        prompts_at(np.array([[1, -1, 3], [1, 2, 3]]))
+    for position in (0, 3, -1):
+        with pytest.raises(
+            ValueError, match=f"got position {position} in prompt 1, expected one of its tokens, 1 to 2"
+        ):
+            prompts_at(np.array([[1, 2, 3], [-1, 2, 3]]), np.array([0, position]))
+
+
+def test_prompts_are_moved_to_the_right():
+    prompts = prompts_at(np.array([[5, 6, -1, -1], [-1, 7, 8, -1], [1, 2, 3, 4]]), np.array([0, 2, 1]))
+    np.testing.assert_array_equal(prompts.tokens, [[-1, -1, 5, 6], [-1, -1, 7, 8], [1, 2, 3, 4]])
+    np.testing.assert_array_equal(prompts.position, [2, 3, 1])
+    assert window_of(prompts) == 3
+
+
+def test_views_refuse_what_they_cannot_run(gemma, rng):
+    decoder, params = gemma
+    base, _ = _pair(rng, 2)
+    with pytest.raises(ValueError, match="got a token 3 from the end, expected it within the window of 1"):
+        TokenView(decoder).record(params, base, ())
+    with pytest.raises(ValueError, match=f"got a window of {T + 1} tokens, expected 1 to {T}"):
+        TokenView(decoder, T + 1).record(params, base, ())
+    with pytest.raises(ValueError, match=r"got a record of \['query'\], expected tap names among"):
+        TokenView(decoder, 3).record(params, base, ("query",))
+    resume = lambda tap: TokenView(decoder, 3).resume(
+        params, tap, jnp.int32(0), jnp.zeros((N, 16)), inputs=base, states=jnp.zeros((L, N, 16))
+    )
+    with pytest.raises(ValueError, match="got prompts that have not been run"):
+        resume(TAP)
+    with pytest.raises(ValueError, match="got a resume from 'logits', expected 'block_output'"):
+        resume("logits")
+
+
+def test_sites_of_a_view_are_its_blocks(gemma):
+    view = TokenView(gemma[0])
+    assert state_sites(view.taps[TAP]).depth.tolist() == [0, 1, 2]
+
+
+class _Constant:
+    """Replace the activation."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, activation):
+        return self.value.astype(activation.dtype)
+
+
+jax.tree_util.register_pytree_node(_Constant, lambda edit: ((edit.value,), None), lambda _, leaves: _Constant(*leaves))

@@ -1,0 +1,492 @@
+"""Decoders against transformers: logits, every tap, and interchanges by raw PyTorch forward hooks.
+
+The oracle is the part above the line "Ours"; nothing of the library is in it. It edits example by example and position
+by position, in loops. Fixtures (peers.md 3.2): heads of 2 and learned positions in GPT-2; grouped queries and heads
+wider than D / H in Llama, once with stretched rotations and every bias; biases and a tied head in Qwen2; both caps in
+Gemma-2, and a window that prompts are longer than.
+"""
+
+from contextlib import ExitStack
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstraction.interventions.edits import Add, Interchange, Set
+from abstraction.models import Decoder, at_positions
+from abstraction.models.weights import load_decoder
+
+torch = pytest.importorskip("torch", reason="PyTorch is the oracle: pip install -e '.[parity]'")
+transformers = pytest.importorskip("transformers", reason="the networks are its: pip install -e '.[parity]'")
+
+pytestmark = pytest.mark.parity
+
+L, N, T, P = 4, 4, 9, 3
+# float32, other orders of summation through four blocks of weights near 0.3: transformers itself is up to 2e-5 from
+# its own float64, and we are no further.
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+# An effect that counts in one example, several times what is within tolerance; some example moves ten times as far.
+MOVED = 2e-3
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": L, "num_attention_heads": 4, "vocab_size": 50}
+SIZES |= {"num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+STRETCH = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+STRETCH |= {"original_max_position_embeddings": 32}
+CONFIGS = {
+    "gpt2": {
+        "n_embd": 24, "n_layer": L, "n_head": 12, "vocab_size": 10, "n_positions": 64, "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None,
+    },
+    "llama": SIZES | {"head_dim": 16},
+    "llama3": SIZES | {
+        "head_dim": 16, "rope_scaling": STRETCH, "rope_theta": 10000.0, "attention_bias": True, "mlp_bias": True,
+    },
+    "qwen2": SIZES | {"tie_word_embeddings": True},
+    "gemma2": SIZES | {
+        "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 24, "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0,
+    },
+}  # fmt: skip
+CLASSES = {"gpt2": "GPT2", "llama": "Llama", "llama3": "Llama", "qwen2": "Qwen2", "gemma2": "Gemma2"}
+
+
+@cache
+def network(kind, **changes):
+    """Draw a network of transformers; the same weights whatever is changed."""
+    config = getattr(transformers, CLASSES[kind] + "Config")(**CONFIGS[kind] | changes)
+    net = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    net = net.eval().requires_grad_(False)
+    noise = torch.Generator().manual_seed(0)
+    spread = 0.5 if kind == "gpt2" else 0.3  # One of its twelve small heads must matter.
+    for name, weight in net.named_parameters():  # Norms and biases too: at their initial values they hide mistakes.
+        centre = 1.0 if kind != "gemma2" and ("norm" in name or ".ln_" in name) else 0.0  # Gemma-2 stores scale - 1.
+        weight.copy_(centre + spread * torch.randn(weight.shape, generator=noise))
+    return net
+
+
+def places(net, kind):
+    """Return where each tap is in a block: module, side, and which third of its last axis."""
+    if kind == "gpt2":
+        named = lambda block: {
+            "block_input": (block, "in"), "block_output": (block, "out"), "attention_input": (block.ln_1, "out"),
+            "query": (block.attn.c_attn, "out", 0), "key": (block.attn.c_attn, "out", 1),
+            "value": (block.attn.c_attn, "out", 2), "head_output": (block.attn.c_proj, "in"),
+            "attention_output": (block.attn.c_proj, "out"), "mlp_input": (block.ln_2, "out"),
+            "mlp_hidden": (block.mlp.act, "out"), "mlp_output": (block.mlp.c_proj, "out"),
+        }  # fmt: skip
+        blocks, last = net.transformer.h, net.transformer.ln_f
+    else:
+        named = lambda block: {
+            "block_input": (block, "in"), "block_output": (block, "out"),
+            "attention_input": (block.input_layernorm, "out"), "query": (block.self_attn.q_proj, "out"),
+            "key": (block.self_attn.k_proj, "out"), "value": (block.self_attn.v_proj, "out"),
+            "head_output": (block.self_attn.o_proj, "in"), "attention_output": (block.self_attn.o_proj, "out"),
+            "mlp_hidden": (block.mlp.act_fn, "out"), "mlp_product": (block.mlp.down_proj, "in"),
+            "mlp_output": (block.mlp.down_proj, "out"),
+        } | ({
+            "attention_post_norm": (block.post_attention_layernorm, "out"),
+            "mlp_input": (block.pre_feedforward_layernorm, "out"),
+            "mlp_post_norm": (block.post_feedforward_layernorm, "out"),
+        } if kind == "gemma2" else {"mlp_input": (block.post_attention_layernorm, "out")})  # fmt: skip
+        blocks, last = net.model.layers, net.model.norm
+    found = {(tap, depth): place for depth, block in enumerate(blocks) for tap, place in named(block).items()}
+    return found | {("final_input", None): (last, "in")}
+
+
+def hook_run(net, kind, tokens, edits=None):
+    """Run with hooks at every tap; edits are functions of `[N, T, D]` tensors by (tap, depth).
+
+    Returns logits at all positions, and what every tap was, after its edit.
+    """
+    edits, seen = edits or {}, {}
+
+    def hook(place, part):
+        def run(value):
+            whole = value
+            if part is not None:
+                value = value.chunk(3, dim=-1)[part]
+            value = edits[place](value.clone()) if place in edits else value
+            seen[place] = value.numpy().copy()
+            if part is None:
+                return value
+            thirds = list(whole.chunk(3, dim=-1))
+            thirds[part] = value
+            return torch.cat(thirds, dim=-1)
+
+        return run
+
+    def before(run, module, args):
+        return (run(args[0]), *args[1:])
+
+    def after(run, module, args, output):
+        return (run(output[0]), *output[1:]) if isinstance(output, tuple) else run(output)
+
+    mask = tokens >= 0
+    padding = {}
+    if not mask.all():
+        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+        padding = {"attention_mask": torch.tensor(mask.astype(int)), "position_ids": torch.tensor(positions)}
+    with ExitStack() as stack, torch.no_grad():
+        for place, (module, side, *part) in places(net, kind).items():
+            run = hook(place, *(part or [None]))
+            if side == "in":
+                handle = module.register_forward_pre_hook(partial(before, run))
+            else:
+                handle = module.register_forward_hook(partial(after, run))
+            stack.callback(handle.remove)
+        logits = net(torch.tensor(np.maximum(tokens, 0)), use_cache=False, **padding).logits
+    return logits.numpy(), seen
+
+
+def replacing(positions, values, units=None):
+    """Replace units (by default all) at each example's positions; negative positions are none."""
+
+    def edit(value):
+        for n in range(len(value)):
+            for p, position in enumerate(positions[n]):
+                if position >= 0:
+                    chosen = list(range(value.shape[-1])) if units is None else units[n]
+                    value[n, position, chosen] = torch.tensor(np.asarray(values[n][p])[chosen])
+        return value
+
+    return edit
+
+
+def ends(tokens):
+    """Return the index of each prompt's last token."""
+    return np.array([max(index for index, token in enumerate(row) if token >= 0) for row in tokens])
+
+
+def padded(rng, vocabulary, lengths, side):
+    """Draw prompts of these lengths, padded with -1 on one side."""
+    tokens = np.full((len(lengths), T), -1)
+    for row, length in zip(tokens, lengths, strict=True):
+        row[T - length :] if side == "left" else row[:length]
+        where = slice(T - length, T) if side == "left" else slice(length)
+        row[where] = rng.integers(vocabulary, size=length)
+    return tokens
+
+
+# Ours.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Networks this small only wait for a second thread, on a busy machine seven times as long as they run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Case(NamedTuple):
+    kind: str
+    net: object
+    decoder: Decoder
+    params: object
+    base: np.ndarray
+    source: np.ndarray
+    clean: tuple  # of the base, by hooks
+    theirs: dict  # taps of the source, by hooks
+    ours: dict  # the same, recorded
+
+
+LENGTHS = {"none": [T] * N, "left": [5, 9, 6, 7], "right": [5, 9, 6, 7]}
+
+
+@pytest.fixture(scope="module", params=CONFIGS, name="case")
+def _case(request, tmp_path_factory):
+    kind, rng = request.param, np.random.default_rng(1)
+    net = network(kind)
+    folder = tmp_path_factory.mktemp(kind)
+    net.save_pretrained(folder)
+    decoder, params = load_decoder(folder)
+    base = padded(rng, decoder.config.vocabulary, [6, 9, 7, 8], "left")
+    source = padded(rng, decoder.config.vocabulary, [7, 6, 9, 8], "right")
+    clean, (_, theirs) = hook_run(net, kind, base), hook_run(net, kind, source)
+    return Case(kind, net, decoder, params, base, source, clean, theirs, _recorded(decoder, params, source)[1])
+
+
+@partial(jax.jit, static_argnames=("decoder", "record"))
+def _run(decoder, params, tokens, edits, record=(), at=None):
+    run = decoder.run(params, tokens, edits, record, at=at)
+    return run.outputs, run.recorded
+
+
+def _close(ours, theirs, place=""):
+    """Compare activations, which are far above 1 in some taps and cancel to nothing beside it in some units."""
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * max(1, np.abs(theirs).max()), err_msg=str(place))
+
+
+def _recorded(decoder, params, tokens):
+    """Run `[N, T]` or `[T N, T]` tokens, as so many that each network compiles once."""
+    outputs, values = _run(decoder, params, np.resize(tokens, (T * N, T)), {}, tuple(decoder.taps))
+    rows = {tap: np.asarray(value)[..., : len(tokens), :, :] for tap, value in values.items() if tap != "logits"}
+    return np.asarray(outputs)[: len(tokens)], rows | {"logits": np.asarray(values["logits"])[: len(tokens)]}
+
+
+def _patched(case, *changes):
+    """Run the base with interchanges, each (tap, depth, positions, values `[N, P, D]`, units per example or None).
+
+    Every tap has an edit, nearly all of weight 0: what is edited is a value, and each network compiles once.
+    """
+    edits = {}
+    for tap in case.decoder.taps.values():
+        if tap.name == "logits":
+            continue
+        depths = () if tap.depth is None else (L,)
+        weight, source = (np.zeros((*depths, N, P, tap.width), np.float32) for _ in range(2))
+        positions = np.full((*depths, N, P), -1)
+        for name, depth, where, values, units in changes:
+            if name == tap.name:
+                slot = () if depth is None else (depth,)
+                positions[slot], source[slot] = where, values
+                for n in range(N):
+                    weight[(*slot, n, slice(None), slice(None) if units is None else units[n])] = 1
+        edits[tap.name] = at_positions(Interchange(source, weight), positions)
+    outputs, values = _run(case.decoder, case.params, case.base, edits, tuple(case.decoder.taps))
+    return np.asarray(outputs), {name: np.asarray(value) for name, value in values.items()}
+
+
+def _at(values, positions):
+    """Take `[N, P, D]` at positions of `[N, T, D]`; whatever at negative ones."""
+    return np.stack([value[np.maximum(where, 0)] for value, where in zip(values, positions, strict=True)])
+
+
+def _check_patch(case, *changes, changed=(True,) * N):
+    """Compare one patched run; each change is (tap, depth, positions, from tap, from depth, from positions, units)."""
+    changed = np.array(changed)
+    edits, interchanges = {}, []
+    for tap, depth, positions, from_tap, from_depth, from_positions, units in changes:
+        edits[tap, depth] = replacing(positions, _at(case.theirs[from_tap, from_depth], from_positions), units)
+        recorded = case.ours[from_tap] if from_depth is None else case.ours[from_tap][from_depth]
+        interchanges.append((tap, depth, positions, _at(recorded, from_positions), units))
+    rows, last = np.arange(N), ends(case.base)
+    wanted, seen = hook_run(case.net, case.kind, case.base, edits)
+    moved = np.abs(wanted - case.clean[0])[rows, last].max(axis=1)
+    assert (moved > MOVED)[changed].all(), (changes[0][:2], moved)
+    assert moved.max() > 10 * MOVED, (changes[0][:2], moved)
+    assert not moved[np.logical_not(changed)].any(), (changes[0][:2], moved)
+    got, values = _patched(case, *interchanges)
+    np.testing.assert_allclose(got, wanted[rows, last], **CLOSE, err_msg=str(changes[0][:2]))
+    return values, seen
+
+
+def _positions(case):
+    """Return P positions of each base prompt and of its source prompt, the last token of both among them.
+
+    Both are in padded coordinates, of prompts padded on different sides: no two are equal.
+    """
+    base = np.stack([ends(case.base), ends(case.base) - 2, ends(case.base) - 4], axis=1)
+    source = np.stack([ends(case.source) - 1, ends(case.source), ends(case.source) - 3], axis=1)
+    source = np.where(source == base, source - 2, source)
+    assert (base != source).all()
+    assert all(
+        (tokens[np.arange(N)[:, None], at] >= 0).all() for tokens, at in ((case.base, base), (case.source, source))
+    )
+    return base, source
+
+
+def _only(column, positions):
+    return np.where(np.arange(P) == column, positions, -1)
+
+
+@pytest.mark.parametrize("side", LENGTHS)
+def test_logits_are_those_of_transformers_at_every_position(case, side, rng):
+    """P1: a prompt cut after each of its tokens has the logits of the whole prompt there."""
+    tokens = padded(rng, case.decoder.config.vocabulary, LENGTHS[side], side)
+    wanted, _ = hook_run(case.net, case.kind, tokens)
+    counts = np.cumsum(tokens >= 0, axis=1)
+    cut = np.stack([np.where(counts <= length, tokens, -1) for length in range(1, T + 1)])
+    got = _recorded(case.decoder, case.params, cut.reshape(T * N, T))[0].reshape(T, N, -1)
+    assert wanted[tokens >= 0].std() > 1
+    for n in range(N):
+        for index in np.flatnonzero(tokens[n] >= 0):
+            np.testing.assert_allclose(got[counts[n, index] - 1, n], wanted[n, index], **CLOSE)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_taps_are_what_hooks_see(case, side, rng):
+    """P2."""
+    tokens = padded(rng, case.decoder.config.vocabulary, LENGTHS[side], side)
+    logits, seen = hook_run(case.net, case.kind, tokens)
+    outputs, values = _recorded(case.decoder, case.params, tokens)
+    assert {tap for tap, _ in seen} == set(case.decoder.taps) - {"logits"}
+    for (tap, depth), value in seen.items():
+        recorded = values[tap] if depth is None else values[tap][depth]
+        _close(recorded[tokens >= 0], value[tokens >= 0], (tap, depth))
+    np.testing.assert_allclose(outputs, logits[np.arange(N), ends(tokens)], **CLOSE)
+    np.testing.assert_array_equal(values["logits"], outputs)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one position", "three positions"])
+def test_interchange_at_every_tap_is_what_hooks_do(case, many):
+    """P3: base and source at different positions, of prompts of different lengths."""
+    base, source = _positions(case)
+    for tap, depth in places(case.net, case.kind):
+        # Late in the network only what the last token reads matters, and it is among the three positions.
+        if depth is None or (depth >= 2) == many:
+            where = base if many else _only(0 if depth is None else 1, base)
+            _check_patch(case, (tap, depth, where, tap, depth, source, None))
+
+
+@pytest.mark.parametrize("tap", ["query", "head_output", "key", "value"])
+def test_interchange_of_heads_is_what_hooks_do(case, tap):
+    """P4: another head in every example; keys and values by key-value head."""
+    base, source = _positions(case)
+    size = case.decoder.config.head_size
+    heads = case.decoder.taps[tap].width // size
+    kv = getattr(case.net.config, "num_key_value_heads", case.net.config.num_attention_heads)
+    assert heads == (kv if tap in ("key", "value") else case.net.config.num_attention_heads)
+    units = [list(range(n % heads * size, (n % heads + 1) * size)) for n in range(N)]
+    values, seen = _check_patch(case, (tap, 1, base, tap, 1, source, units))
+    _close(values[tap][1][case.base >= 0], seen[tap, 1][case.base >= 0])
+
+
+def test_ragged_positions_are_what_loops_over_examples_do(case):
+    """P5: one, two and three positions in one batch, and none: that example stays as it is."""
+    base, source = _positions(case)
+    ragged = np.where(np.arange(P) < np.array([[1], [0], [3], [2]]), base, -1)
+    for tap, where in (("block_output", ragged), ("mlp_output", ragged[:, ::-1])):
+        _check_patch(case, (tap, 1, where, tap, 1, source, None), changed=(True, False, True, True))
+
+
+def test_zero_constant_and_added_vectors_are_what_hooks_do(case, rng):
+    """P6: zero at all positions; a vector in place of z, another added to the stream, at one position per example."""
+    taps, depth = case.decoder.taps, 1
+    vector = {tap: rng.standard_normal(taps[tap].width).astype(np.float32) for tap in ("head_output", "block_output")}
+    where = _positions(case)[0][:, 0] - np.array([0, 1, 2, 3])
+
+    def ours(active):
+        at = lambda tap, array: np.where(np.arange(L)[:, None] == depth, array, 0).astype(np.float32) * (tap == active)
+        one = lambda tap: np.ones(taps[tap].width)
+        edits = {
+            "mlp_output": Set(np.zeros((L, 1), np.float32), at("mlp_output", one("mlp_output"))),
+            "head_output": Set(np.tile(vector["head_output"], (L, 1)), at("head_output", one("head_output"))),
+            "block_output": Add(at("block_output", vector["block_output"])),
+        }
+        for tap in vector:
+            edits[tap] = at_positions(edits[tap], where, depth=L)
+        return _run(case.decoder, case.params, case.base, edits)[0]
+
+    def added(value):
+        for n in range(N):
+            value[n, where[n]] += torch.tensor(vector["block_output"])
+        return value
+
+    constant = [[vector["head_output"]]] * N
+    oracle = {"mlp_output": torch.zeros_like, "block_output": added}
+    oracle["head_output"] = replacing(where[:, None], constant)
+    rows, last = np.arange(N), ends(case.base)
+    for tap, edit in oracle.items():
+        wanted, _ = hook_run(case.net, case.kind, case.base, {(tap, depth): edit})
+        assert (np.abs(wanted - case.clean[0])[rows, last].max(axis=1) > MOVED).all(), tap
+        np.testing.assert_allclose(ours(tap), wanted[rows, last], **CLOSE, err_msg=tap)
+
+
+def test_recording_at_positions_gives_each_its_own_vector(case):
+    """P13."""
+    positions, _ = _positions(case)
+    _, seen = case.clean
+    names = tuple(name for name in case.decoder.taps if name != "logits")
+    _, values = _run(case.decoder, case.params, case.base, {}, names, at=positions)
+    for (tap, depth), value in seen.items():
+        recorded = values[tap] if depth is None else values[tap][depth]
+        assert recorded.shape == (N, P, case.decoder.taps[tap].width)
+        _close(recorded, _at(value, positions), (tap, depth))
+        assert np.abs(np.diff(_at(value, positions), axis=1)).max(axis=-1).min() > MOVED
+
+
+def test_recording_after_an_edit_upstream_sees_it(case):
+    """P14: everything downstream of two edits, themselves included, is what hooks see; upstream nothing moves."""
+    base, source = _positions(case)
+    changes = [(tap, depth, base, tap, depth, source, None) for tap, depth in (("mlp_output", 1), ("key", 2))]
+    (values, seen), (_, before) = _check_patch(case, *changes), case.clean
+    token = case.base >= 0
+    for (tap, depth), value in seen.items():
+        recorded = values[tap] if depth is None else values[tap][depth]
+        _close(recorded[token], value[token], (tap, depth))
+        moved = np.abs(value - before[tap, depth])[token].max()
+        if depth is None or depth >= 2 or (depth == 1 and tap in ("mlp_output", "mlp_post_norm", "block_output")):
+            assert moved > MOVED, (tap, depth)
+        else:
+            assert moved == 0, (tap, depth)
+
+
+CROSSED = [
+    ("block_input", 1, "block_output", 3),
+    ("mlp_output", 0, "attention_output", 2),
+    ("key", 0, "value", 2),
+    ("attention_input", 2, "mlp_input", 1),
+    ("block_output", 0, "final_input", None),
+]
+
+
+@pytest.mark.parametrize("sites", CROSSED, ids=lambda sites: f"{sites[0]} from {sites[2]}")
+def test_a_source_may_be_of_another_layer_and_component(case, sites):
+    """P19."""
+    base, source = _positions(case)
+    tap, depth, from_tap, from_depth = sites
+    _check_patch(case, (tap, depth, base, from_tap, from_depth, source, None))
+
+
+SWITCHES = {
+    "attention cap": ("gemma2", {"attn_logit_softcapping": None}),
+    "logit cap": ("gemma2", {"final_logit_softcapping": None}),
+    "window": ("gemma2", {"sliding_window": 5}),
+    "query scale": ("gemma2", {"query_pre_attn_scalar": 16}),
+    "stretched rotations": ("llama3", {"rope_scaling": None}),
+    "base of rotations": ("llama", {"rope_theta": 20000.0}),
+    "activation": ("gpt2", {"activation_function": "gelu"}),
+    "variance": ("qwen2", {"rms_norm_eps": 1e-3}),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES.values(), ids=SWITCHES)
+def test_the_fixtures_would_tell_a_switch_that_is_overlooked(switch, rng):
+    kind, changes = switch
+    tokens = rng.integers(CONFIGS[kind]["vocab_size"], size=(N, T))
+    logits, other = (hook_run(net, kind, tokens)[0] for net in (network(kind), network(kind, **changes)))
+    assert (np.abs(logits - other) / (CLOSE["atol"] + CLOSE["rtol"] * np.abs(logits))).max() > 3
+
+
+RARE = {
+    "gpt2": {"scale_attn_weights": False, "n_inner": 40, "tie_word_embeddings": False, "activation_function": "gelu"},
+    "gemma2": {
+        "attention_bias": True,
+        "final_logit_softcapping": None,
+        "layer_types": ["full_attention", "full_attention", "full_attention", "sliding_attention"],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", RARE)
+def test_rare_switches_are_those_of_transformers(kind, tmp_path, rng):
+    net = network.__wrapped__(kind, **RARE[kind])
+    net.save_pretrained(tmp_path)
+    decoder, params = load_decoder(tmp_path)
+    tokens = rng.integers(CONFIGS[kind]["vocab_size"], size=(N, T))
+    logits, _ = hook_run(net, kind, tokens)
+    np.testing.assert_allclose(_run(decoder, params, tokens, {})[0], logits[:, -1], **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
+def test_bfloat16_is_no_further_from_float32_than_in_transformers(kind, tmp_path, rng):
+    network(kind).save_pretrained(tmp_path)
+    decoder, params = load_decoder(tmp_path, dtype="bfloat16")
+    tokens = rng.integers(CONFIGS[kind]["vocab_size"], size=(32, T))
+    exact, _ = hook_run(network(kind), kind, tokens)
+    half = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        theirs = half(torch.tensor(tokens)).logits.float().numpy()
+    ours, _ = _run(decoder, params, jnp.asarray(tokens), {})
+    np.testing.assert_array_equal(
+        params["embedding"].astype(jnp.float32), half.get_input_embeddings().weight.float().detach()
+    )
+    error = lambda logits: np.sqrt(np.mean((np.asarray(logits) - exact[:, -1]) ** 2))
+    assert 0 < error(ours) < 1.2 * error(theirs[:, -1])
