@@ -18,6 +18,7 @@ reproduce: $(VENV)/.experiments
 	$(BIN)/python -m experiments heq --seeds 1:4 --out runs/reproduce/heq --resume
 	$(BIN)/python -m experiments addition --seeds 0:3 --out runs/reproduce/addition --resume \
 		$(if $(ADDERS),--backbone.checkpoints $(ADDERS))
+	$(BIN)/python -m experiments mcqa --out runs/reproduce/mcqa --resume
 	$(BIN)/python -m experiments reduction --out runs/reproduce/reduction --resume $(PUBLISHED)
 	$(BIN)/python -m experiments certify --out runs/reproduce/certify --resume $(PUBLISHED)
 	$(BIN)/python -m experiments discovery --seeds 1 --tasks heq --out runs/reproduce/discovery --resume
@@ -40,6 +41,7 @@ quick: $(VENV)/.experiments
 	rm -rf runs/quick
 	$(BIN)/python -m experiments heq --quick --out runs/quick/heq
 	$(BIN)/python -m experiments addition --quick --out runs/quick/addition
+	$(BIN)/python -m experiments mcqa --quick --out runs/quick/mcqa
 	$(BIN)/python -m experiments reduction --quick --out runs/quick/reduction
 	$(BIN)/python -m experiments certify --quick --out runs/quick/certify
 	$(BIN)/python -m experiments discovery --quick --out runs/quick/discovery

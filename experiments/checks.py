@@ -87,7 +87,7 @@ def check_mcqa(config: Mcqa) -> None:
     for name in ("fit", "calibration", "test"):
         at_least(f"--banks.{name}", getattr(config.banks, name), 3)
     require("--banks.spare", config.banks.spare, lambda spare: spare >= 1, "a number of at least 1")
-    width = MOST_WIDTH if config.network.model else 64
+    width = MOST_WIDTH if config.network.model else 64 if config.network.kind == "embedded" else 100
     _check_stages(config.stages, width)
     for flag, options in (("--das", config.das), ("--oblique", config.oblique), ("--das-v1", config.das_v1)):
         _check_das(flag, options, width, config.banks.fit)

@@ -19,6 +19,8 @@ from experiments.config import DasOptions
 from experiments.mcqa_options import MCQA_METHODS, PROTOCOLS, Mcqa
 
 VARIABLES = 2
+_MATRICES = 6
+"""Square matrices that a search holds: its start (to read and to write), what is trained, Adam's two, its gradient."""
 
 
 class Shape(NamedTuple):
@@ -91,10 +93,12 @@ def _search(shape: Shape, config: Mcqa, method: str, options: DasOptions, places
     training, pairs = options.training, config.banks.fit
     steps = training.max_epochs * (training.steps_per_epoch or pairs // training.batch_size)
     seen = count * steps * training.batch_size
+    at_once = -(-count // training.bands)
+    runs = suffix_bytes(shape.decoder, training.batch_size, shape.tokens, shape.window, outputs=_outputs(shape))
     # Forward, forward again (blocks are rematerialised) and twice as much backward.
     train = Stage(
-        f"{method}, training", seen, 4 * seen * _mean_suffix(shape), 2 * seen, 3 * 2 * seen * _naive(shape), count,
-        count * suffix_bytes(shape.decoder, training.batch_size, shape.tokens, shape.window, outputs=_outputs(shape)),
+        f"{method}, training", seen, 4 * seen * _mean_suffix(shape), 2 * seen, 3 * 2 * seen * _naive(shape), at_once,
+        at_once * (runs + _MATRICES * 4 * shape.decoder.width**2),
     )  # fmt: skip
     tried = count * len(options.strengths)
     return [train, _edits(shape, f"{method}, calibration", tried, config.banks.calibration, tried)]

@@ -16,6 +16,7 @@ from experiments.paper import reference
 from experiments.records import Unit
 
 _LINES = ("tab:blue", "tab:orange")
+_COLUMNS = 5
 
 
 def draw(units: Sequence[Unit], folder: Path) -> list[Path]:
@@ -29,9 +30,10 @@ def draw(units: Sequence[Unit], folder: Path) -> list[Path]:
     coarse = [method for method in timed if f"{method}/plan" in units[0].arrays and "stage-a" in method]
     if coarse:
         figures["coupling"] = coupling_figure(units, coarse)
-    if searches := [method for method in timed if f"{method}/candidates/rank" in units[0].arrays]:
-        figures["ranks"] = search_figure(units, searches, "rank", "directions swapped")
-        figures["layers"] = search_figure(units, searches, "depth", "block")
+    for name, axis, label in (("ranks", "rank", "directions swapped"), ("layers", "depth", "block")):
+        candidates = {method: units[0].arrays.get(f"{method}/candidates/{axis}") for method in timed}
+        if several := [m for m, values in candidates.items() if values is not None and len(np.unique(values)) > 1]:
+            figures[name] = search_figure(units, several, axis, label)
     return [save_figure(folder / f"{name}.png", figure) for name, figure in figures.items()]
 
 
@@ -87,8 +89,12 @@ def coupling_figure(units: Sequence[Unit], methods: Sequence[str]) -> Figure:
 
 def search_figure(units: Sequence[Unit], methods: Sequence[str], axis: str, label: str) -> Figure:
     """Draw the best calibration IIA of a search against the rank or the block of its candidates."""
-    figure, panels = plt.subplots(1, len(methods), figsize=(3.2 * len(methods), 3), squeeze=False, sharey=True)
-    for axes, method in zip(panels[0], methods, strict=True):
+    rows = -(-len(methods) // _COLUMNS)
+    columns = min(len(methods), _COLUMNS)
+    figure, panels = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.8 * rows), squeeze=False, sharey=True)
+    for axes in panels.ravel()[len(methods) :]:
+        axes.set_axis_off()
+    for axes, method in zip(panels.ravel(), methods, strict=False):
         for variable, (name, color) in enumerate(zip(VARIABLES, _LINES, strict=True)):
             places, best = _best(units[0], method, variable, axis)
             axes.plot(places, best, "o-", color=color, label=name, markersize=3)
@@ -97,8 +103,11 @@ def search_figure(units: Sequence[Unit], methods: Sequence[str], axis: str, labe
         axes.set_ylim(0.0, 1.02)
         if axis == "rank":
             axes.set_xscale("log", base=2)
+        else:
+            axes.set_xticks(range(units[0].arrays["sweep"].shape[-1]))
     panels[0, 0].set_ylabel("best calibration IIA")
     panels[0, 0].legend(fontsize=7)
+    figure.tight_layout()
     return figure
 
 

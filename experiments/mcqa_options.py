@@ -147,14 +147,13 @@ class Mcqa:
     )
     oblique: DasOptions = field(
         default_factory=lambda: DasOptions(
-            (1, 2, 3, 4, 8), (2e-2,), restarts=2, parametrization="oblique", training=_budget()
+            (2, 4, 8, 16, 32), (2e-2,), restarts=2, parametrization="oblique", training=_budget()
         )
     )
     das_v1: DasOptions = field(
         default_factory=lambda: DasOptions(
             (1, 2, 4, 8, 16, 32, 64),
             (1e-3,),
-            restarts=2,
             training=SearchConfig(batch_size=64, max_epochs=100, min_epochs=5, patience=1, margin=1e-3),
         )
     )
@@ -188,7 +187,7 @@ def quick(config: Mcqa) -> Mcqa:
 def for_width(config: Mcqa, width: int, depth: int) -> Mcqa:
     """Give a network of another size the paper's grids for it, on every axis that was not chosen by a flag."""
     usual = Mcqa()
-    if width <= 64:
+    if width <= 128:
         return config
     blocks = tuple(width // parts for parts in (3, 4, 6, 8, 9, 12, 16, 18))
     ranks = tuple(sorted({max(1, round(share * width)) for share in _SHARES}))

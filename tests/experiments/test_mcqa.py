@@ -26,7 +26,7 @@ METHODS = ("plot-stage-a", "plot-das", "full-state")
 CONFIG = Mcqa(
     methods=METHODS,
     banks=McqaBanks(fit=128, calibration=48, test=48, spare=1.3),
-    das=DasOptions((4, 32), (2e-2,), training=_budget(max_epochs=8)),
+    das=DasOptions((4, 32), (2e-2,), training=_budget(max_epochs=6)),
     control_draws=2,
     control_shuffles=1,
 )
@@ -51,7 +51,10 @@ def test_both_variables_are_found_where_they_are(run, metrics):
     for variable in VARIABLES:
         assert metrics.rate("plot-stage-a", variable, "test").mean >= 0.95
     assert metrics.rate("plot-das", "answer_pointer", "test").mean >= 0.9
-    assert metrics.rate("control-random-plot-das", "answer_pointer", "test").mean <= 0.6
+    found, random = (
+        metrics.rate(name, "answer_pointer", "test").mean for name in ("plot-das", "control-random-plot-das")
+    )
+    assert random <= found - 0.3
     assert metrics.rate("control-shuffled-plot-stage-a", "answer", "test").mean <= 0.5
 
 

@@ -70,6 +70,7 @@ def test_the_log_is_of_these_weights(network, log):
     assert log["history"][-1]["loss"] < log["history"][0]["loss"]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_writes_what_it_says(tmp_path):
     # Twice the same stage, so that one program serves both.
     recipe = Recipe(pairs=64, batch_size=16, stages=(Stage(1.0, 2, 2),) * 2, held_out=24)
