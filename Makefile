@@ -27,7 +27,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -m parity tests/parity
+	$(BIN)/python -m pytest -m "parity and not slow" tests/parity
 
 bench: $(VENV)/.benchmarks
 	$(BIN)/python -m benchmarks

@@ -11,7 +11,17 @@ CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
+OPTIMIZED = ("experiments", "parity", "reduction/test_published.py", "evaluation/test_sequences.py")
+"""Tests that run longer than they compile."""
+
 _hook = install_import_hook("abstraction", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_quickly(request: pytest.FixtureRequest):
+    """Most tests run a program once, on a few numbers: what costs time is XLA's work on it."""
+    path = request.path.relative_to(Path(__file__).parent).as_posix()
+    jax.config.update("jax_disable_most_optimizations", not path.startswith(OPTIMIZED))
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """Tiny decoders, one of every family, with parameters none of which is at its neutral value."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from abstraction.models import Decoder, DecoderConfig, RopeScaling
@@ -20,15 +23,13 @@ FAMILIES = {
 }  # fmt: skip
 
 
+@functools.cache
 def drawn(decoder: Decoder, seed: int = 0):
     """Draw parameters; biases and norms too, which start at 0 and 1."""
-    params = decoder.init(jax.random.key(seed))
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    moved = [
-        leaf + 0.2 * jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, moved)
+    leaves, structure = jax.tree.flatten(jax.jit(decoder.init)(jax.random.key(seed)))
+    draw = np.random.default_rng(seed + 1).standard_normal
+    moved = [np.asarray(leaf) + (0.2 * draw(leaf.shape)).astype(leaf.dtype) for leaf in leaves]
+    return jax.tree.map(jnp.asarray, jax.tree.unflatten(structure, moved))
 
 
 def padded(rng, prompts: int, tokens: int, shortest: int, vocabulary: int = SIZES["vocabulary"]):

@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from abstraction.causal import PairBank
-from abstraction.interventions import AnyHandle, Handle, random_frames, rotation_basis
+from abstraction.interventions import AnyHandle, Handle, LocalHandle, random_frames, rotation_basis
 from abstraction.models import Tap
 
 
-def identity_handle(tap: Tap) -> Handle:
-    """Make the handle that changes nothing."""
-    return Handle(np.zeros((tap.depth or 1, tap.width), np.float32), None, tap.name)
+def identity_handle(tap: Tap) -> LocalHandle:
+    """Make the handle that changes nothing, at the last depth, where that costs least."""
+    return LocalHandle(np.asarray((tap.depth or 1) - 1), np.zeros(tap.width, np.float32), None, tap.name)
 
 
 def full_state_handles(tap: Tap) -> Handle:

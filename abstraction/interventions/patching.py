@@ -114,10 +114,13 @@ def resume_chunk(recording: Recording, tap: str) -> int:
     """Return how many handles of one depth to patch at once.
 
     Under vmap a network that resumes in its middle computes every layer and drops some. One handle at a time it skips
-    them, which pays on a CPU as soon as one handle is work enough; an accelerator needs the batch.
+    them, which pays on a CPU as soon as one handle is work enough; an accelerator needs the batch. Work is counted in
+    numbers read per layer: those of the tap, and those of what the inputs keep (of prompts, the tokens around it).
     """
-    _, pairs, width = recording.source[tap].shape
-    return 1 if jax.default_backend() == "cpu" and pairs * width >= _WORK else handle_chunk(recording, tap)
+    depth, pairs, width = recording.source[tap].shape
+    kept = sum(leaf.size for leaf in jax.tree.leaves(recording.inputs)) // depth
+    enough = pairs * width + kept >= _WORK
+    return 1 if jax.default_backend() == "cpu" and enough else handle_chunk(recording, tap)
 
 
 def take_pairs(recording: Recording, rows: Int[AnyArray, " B"]) -> Recording:

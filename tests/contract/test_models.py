@@ -46,7 +46,7 @@ class Case(NamedTuple):
     resumes: tuple[str, ...]
     bypassed: frozenset[str] = frozenset()
     tokens: frozenset[str] = frozenset()
-    params: Callable[[Any], Any] = lambda model: model.init(jax.random.key(0))
+    params: Callable[[Any], Any] = lambda model: jax.jit(model.init)(jax.random.key(0))
 
 
 def _normal(*shape):
@@ -85,7 +85,7 @@ MODELS = {
     "token-view-window": _token_view("llama", 2),
 }
 # float32 sums in another order
-CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+CLOSE = {"rtol": 1e-5, "atol": 5e-6}  # float32 outputs of order 2, through up to three blocks, sums in another order
 
 
 @pytest.fixture(params=MODELS, name="case")

@@ -145,7 +145,7 @@ def test_explain_counts_by_hand():
     assert found["stage A, calibration"].evaluations == 2 * 4 * 48
     assert found["stage A, calibration"].naive_forwards == 4 * 2 * (2 * 4 * 48)
     search = found["plot-das, training"]
-    assert search.evaluations == 2 * 2 * 8 * (128 // 64) * 64
+    assert search.evaluations == 2 * 2 * 6 * (128 // 64) * 64
     console = Console(width=160, record=True, file=io.StringIO())
     for part in table(CONFIG, shape):
         console.print(part)

@@ -49,16 +49,14 @@ def test_toy_runs_by_hand():
 
 @pytest.mark.parametrize("config", [TOY, GPT2, GEMMA, dataclasses.replace(TOY, dtype="bfloat16")])
 def test_parameters_are_those_that_are_drawn(config):
-    params = Decoder(config).init(jax.random.key(0))
-    assert parameter_bytes(config) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert parameter_bytes(config) == _bytes(jax.eval_shape(Decoder(config).init, jax.random.key(0)))
 
 
 @pytest.mark.parametrize("window", [1, 3])
 @pytest.mark.parametrize("config", [TOY, dataclasses.replace(TOY, dtype="bfloat16")])
 def test_recordings_are_as_large_as_what_is_kept(config, window):
-    _, prompts, states = _recorded(TokenView(Decoder(config), window), prompts=5, tokens=7)
-    kept = sum(leaf.nbytes for leaf in jax.tree.leaves((prompts, states)))
-    assert recording_bytes(config, 5, 7, window) == kept
+    _, kept, _, states = _recorded(TokenView(Decoder(config), window), prompts=5, tokens=7)
+    assert recording_bytes(config, 5, 7, window) == _bytes((kept, states))
 
 
 def test_a_forward_costs_what_the_compiler_counts():
@@ -104,17 +102,28 @@ def test_impossible_edits_are_refused():
 
 
 def _recorded(view, *, prompts, tokens):
-    """Return drawn parameters, the prompts with what is kept of them, and the states."""
-    params = view.init(jax.random.key(0))
-    inputs, _, states = view.record(params, prompts_at(np.ones((prompts, tokens), np.int32)), ("block_output",))
-    return params, inputs, states["block_output"]
+    """Return the shapes of parameters, of what is kept of prompts, its structure, and the shapes of states."""
+    inputs, structure = prompts_at(np.ones((prompts, tokens), np.int32)), []
+
+    def record(params):
+        run, _, states = view.record(params, inputs, ("block_output",))
+        leaves, tree = jax.tree.flatten(run)
+        structure.append(tree)
+        return leaves, states["block_output"]
+
+    params = jax.eval_shape(view.init, jax.random.key(0))
+    leaves, states = jax.eval_shape(record, params)
+    return params, leaves, structure[0], states
+
+
+def _bytes(shapes):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def _compiled_suffix(window, handles):
     """Compile edits at several depths of eight prompts of 40 tokens."""
     view = TokenView(Decoder(TWO_BLOCKS), window)
-    params, prompts, states = _recorded(view, prompts=8, tokens=40)
-    leaves, structure = jax.tree.flatten(prompts)
+    params, leaves, structure, states = _recorded(view, prompts=8, tokens=40)
 
     def resume(params, leaves, states, depths):
         inputs = jax.tree.unflatten(structure, leaves)
