@@ -123,8 +123,8 @@ def test_das_finds_the_planted_directions(network, recorded):
     best = int(np.argmin(found.curve[-1]))
     handle = jax.tree.map(lambda leaf: np.asarray(leaf)[[best]], found.handles)
     assert iia(network, recorded, handle, POINTER).min() >= 0.95
-    # Of the four directions, one holds what is the same for every pointer: three matter. 300 pairs leave them blurred by
-    # what varies beside them; the cosines of random directions are below .5.
+    # Of the four directions, one holds what is the same for every pointer: three matter. 300 pairs leave them blurred
+    # by what varies beside them; the cosines of random directions are below .5.
     frame = handle.basis.encoder[0][:, :4]
     overlap = np.linalg.svd(frame.T @ plant.pointer_basis, compute_uv=False)
     assert (overlap[:3] > 0.7).all(), overlap

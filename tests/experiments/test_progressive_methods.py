@@ -69,7 +69,13 @@ def stages(problem: Problem) -> Stages:
     return Stages(_short(CONFIG), dataclasses.replace(bench, tests=_Forbidden()), known_values(CONFIG))  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("method", ADDITION_METHODS)
+FENCED = ("plot-stage-a", "plot-native", "plot-das", "plot-pca-fitted", "full-das", "dbm", "readwrite", "brute-force")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [name if name in FENCED else pytest.param(name, marks=pytest.mark.slow) for name in ADDITION_METHODS],
+)
 def test_a_method_chooses_one_handle_per_carry_without_the_test_pairs(stages: Stages, method):
     outcome = run_method(stages, method, jax.random.key(0), lambda _: None)
     assert len(outcome.choice.settings) == 2

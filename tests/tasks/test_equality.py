@@ -1,5 +1,6 @@
 """Hierarchical equality: data, encoding and banks (PLOT, first benchmark)."""
 
+import functools
 from typing import get_args
 
 import numpy as np
@@ -10,16 +11,15 @@ from abstraction.tasks import equality
 
 # Counts of the authors' code: fit pairs (of 1000) that change the output for WX and for YZ.
 ACTIVE_FIT = {1: (276, 226), 2: (183, 322), 3: (267, 235)}
+SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))]
+SMALL = {"size": 10, "fit_pool": 100, "calibration_pool": 200, "test_pool": 100}
+
+paper = functools.cache(equality.paper_banks)
 
 
-@pytest.fixture(scope="module", name="paper")
-def _paper():
-    return {seed: equality.paper_banks(seed) for seed in ACTIVE_FIT}
-
-
-@pytest.mark.parametrize("seed", ACTIVE_FIT)
-def test_paper_banks_have_the_authors_counts(paper, seed):
-    fit, calibration, tests = paper[seed]
+@pytest.mark.parametrize("seed", SEEDS)
+def test_paper_banks_have_the_authors_counts(seed):
+    fit, calibration, tests = paper(seed)
     assert tuple(fit.active.sum(axis=1)) == ACTIVE_FIT[seed]
     assert fit.active.any(axis=0).sum() == 500
     assert (calibration.active.sum(axis=1) == 500).all()
@@ -52,8 +52,8 @@ def _code(setting, row):
     return ((w * 100 + x) * 100 + y) * 100 + z
 
 
-def test_specific_pairs_change_for_the_other_variable_only(paper):
-    bank = paper[1].tests["test-specific"]
+def test_specific_pairs_change_for_the_other_variable_only():
+    bank = paper(1).tests["test-specific"]
     for v in range(2):
         chosen = bank.eligible[v]
         assert chosen.sum() == 1000
@@ -61,11 +61,12 @@ def test_specific_pairs_change_for_the_other_variable_only(paper):
         assert bank.active[1 - v, chosen].all()
 
 
-def test_banks_of_different_roles_share_no_pair(paper):
-    for fit, calibration, tests in paper.values():
-        for bank in tests.values():
-            assert shared_pairs(fit, bank) == 0
-            assert shared_pairs(calibration, bank) == 0
+@pytest.mark.parametrize("seed", SEEDS)
+def test_banks_of_different_roles_share_no_pair(seed):
+    fit, calibration, tests = paper(seed)
+    for bank in tests.values():
+        assert shared_pairs(fit, bank) == 0
+        assert shared_pairs(calibration, bank) == 0
 
 
 def test_independent_banks_hold_every_pattern_in_proportion():
@@ -133,8 +134,8 @@ def test_encoding_concatenates_the_vectors_of_w_x_y_z():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: equality.paper_banks(0, fit_pool=10), "impossible sampling policy"),
-        (lambda: equality.paper_banks(0, size=10, fit_pool=1), "got a pool of 1 rows"),
+        (lambda: equality.paper_banks(0, **SMALL | {"size": 1000, "fit_pool": 10}), "impossible sampling policy"),
+        (lambda: equality.paper_banks(0, **SMALL | {"fit_pool": 1}), "got a pool of 1 rows"),
         (lambda: equality.paper_banks(0, size=10, calibration="all"), "got calibration policy 'all'"),
         (lambda: equality.independent_banks(0, both=1.5), "got a share of 1.5"),
     ],

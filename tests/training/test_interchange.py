@@ -25,7 +25,7 @@ def _cross_entropy(outputs, labels):
     return CLASSES.loss(outputs, jnp.asarray(labels)).mean()
 
 
-@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("depth", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_the_loss_and_its_gradient_are_those_of_runs_with_an_edit(rng, depth):
     params, pairs = DECODER.init(jax.random.key(0)), _pairs(rng)
     last = np.full(5, 3)
