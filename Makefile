@@ -1,5 +1,6 @@
 # make reproduce   make the environment and reproduce the papers' tables that exist so far
 # make test        make the environment and pass the tests
+# make slow        the tests that are left out there because they take longer: some minutes
 # make parity      also install PyTorch and POT, and compare with them
 # make bench       measure against PyTorch side by side
 # make lint        ruff and pyright
@@ -12,7 +13,7 @@ ADDERS ?= $(wildcard ../shared/data)
 CLASSIFIER ?= $(wildcard ../shared/data/mnist_mlp_seed0.npz)
 PUBLISHED = $(if $(CLASSIFIER),--network.checkpoint $(CLASSIFIER))
 
-.PHONY: reproduce test parity bench lint quick clean
+.PHONY: reproduce test slow parity bench lint quick clean
 
 reproduce: $(VENV)/.experiments
 	$(BIN)/python -m experiments heq --seeds 1:4 --out runs/reproduce/heq --resume
@@ -25,6 +26,9 @@ reproduce: $(VENV)/.experiments
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+slow: $(VENV)/.parity
+	$(BIN)/python -m pytest -m slow -n auto --dist load
 
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest -m "parity and not slow" tests/parity

@@ -88,7 +88,13 @@ MODELS = {
 CLOSE = {"rtol": 1e-5, "atol": 5e-6}  # float32 outputs of order 2, through up to three blocks, sums in another order
 
 
-@pytest.fixture(params=MODELS, name="case")
+REPEATED = ("decoder-llama", "mlp-tanh")
+"""Whose laws the others cover."""
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name for name in MODELS], name="case"
+)
 def _case(request):
     return MODELS[request.param]
 

@@ -76,11 +76,13 @@ def finders(method: str) -> tuple[str, ...]:
     return ("plot", "das") if method == "dense" else ("plot", "das", "transferred")
 
 
+@pytest.mark.slow
 def test_every_number_is_written_once(unit: Unit, values: dict):
     assert len(values) == len(unit.rows)
     assert {row.experiment for row in unit.rows} == {"discovery"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "method"), PLACES)
 def test_every_handle_is_tested_beside_its_controls_and_intervals(values: dict, place: str, method: str):
     task = place.split("-")[0]
@@ -97,6 +99,7 @@ def test_every_handle_is_tested_beside_its_controls_and_intervals(values: dict, 
     assert (f"{method}/transferred", "mean", place, "kept_share") in values or method == "dense"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "method"), PLACES)
 def test_the_verdict_is_that_of_the_weakest_variable(values: dict, place: str, method: str):
     task = place.split("-")[0]
@@ -106,6 +109,7 @@ def test_the_verdict_is_that_of_the_weakest_variable(values: dict, place: str, m
     assert values[method, "network", place, "survives"] == float(min(das) >= 0.95)
 
 
+@pytest.mark.slow
 def test_fidelity_is_pooled_over_the_layers(values: dict):
     layers = [values["cmr-closed", "network", f"heq-keep5-hidden{depth}", "fidelity"] for depth in range(2)]
     assert values["cmr-closed", "network", "heq-keep5", "fidelity"] == pytest.approx(np.mean(layers), rel=1e-12)
@@ -113,6 +117,7 @@ def test_fidelity_is_pooled_over_the_layers(values: dict):
     assert ("dense", "network", "heq-keep8", "fidelity") not in values
 
 
+@pytest.mark.slow
 def test_the_kept_units_are_on_record(unit: Unit):
     kept = unit.arrays["heq-keep5/cmr-closed/kept"]
     assert kept.shape == (2, 5)
@@ -121,6 +126,7 @@ def test_the_kept_units_are_on_record(unit: Unit):
     assert (states == states[0]).all()
 
 
+@pytest.mark.slow
 def test_tables_and_figures_need_the_units_alone(folder: Path, unit: Unit, tmp_path: Path):
     copy = shutil.copytree(folder, tmp_path / "run")
     shutil.rmtree(copy / "networks")
@@ -136,6 +142,7 @@ def test_tables_and_figures_need_the_units_alone(folder: Path, unit: Unit, tmp_p
     assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == sorted(file.name for file in files)
 
 
+@pytest.mark.slow
 def test_resuming_a_complete_run_computes_nothing(folder: Path, tmp_path: Path):
     def fail(*_: object) -> Unit:
         raise AssertionError("a complete seed was computed again")
@@ -165,6 +172,7 @@ def recorded(values: dict, place: str, finder: str) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_an_mlp_reduced_to_its_full_width_has_the_dense_networks_numbers(folder: Path, values: dict):
     model, params = trained_mlp(folder)
     whole = discovery_networks.reduced_mlp(TINY, SEED, model, params, "cmr", 8, jax.random.key(0))
@@ -193,6 +201,7 @@ def test_an_mlp_reduced_to_its_full_width_has_the_dense_networks_numbers(folder:
         assert len(known) > 50
 
 
+@pytest.mark.slow
 def test_an_adder_folded_at_its_full_width_is_the_dense_network(folder: Path):
     model, saved = gru(TINY.adder), RunFolder(folder / "networks" / "addition")
     params = trained_adder(TINY.adder, SEED, saved, lambda text: None)[0]
@@ -217,6 +226,7 @@ def _every_sum() -> np.ndarray:
     return addition.encode(addition.every_input(3), 3)
 
 
+@pytest.mark.slow
 def test_a_transferred_handle_keeps_its_weights_on_the_units_that_are_left(folder: Path):
     model, params = trained_mlp(folder)
     whole = discovery_networks.reduced_mlp(TINY, SEED, model, params, "random", 2, jax.random.key(0))

@@ -144,6 +144,7 @@ def test_blocks_before_every_edit_need_not_be_compiled_in(gemma, rng):
         np.testing.assert_allclose(found, expected[first:], **CLOSE)
 
 
+@pytest.mark.slow
 def test_mapping_over_handles_is_a_loop_and_jit_is_eager(gemma, rng):
     decoder, params = gemma
     view, pair = TokenView(decoder, 2), _pair(rng, 1)

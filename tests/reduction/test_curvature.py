@@ -102,7 +102,9 @@ def test_a_discrepancy_that_reads_labels_asks_for_them():
         CE.compare(jnp.zeros((2, 3)), jnp.zeros((2, 3)), None)
 
 
-@pytest.mark.parametrize(("name", "discrepancy"), [("dense", KL), ("conv", CE), ("mlp", KL), ("gru", CE)])
+@pytest.mark.parametrize(
+    ("name", "discrepancy"), [("dense", KL), ("conv", CE), ("mlp", KL), pytest.param("gru", CE, marks=pytest.mark.slow)]
+)
 def test_gradient_and_diagonal_are_those_of_jax_example_by_example(name, discrepancy):
     model = MODELS[name]
     params, inputs, labels, other = _case(model)
@@ -188,7 +190,7 @@ def test_a_piecewise_linear_suffix_has_no_curvature_but_gauss_and_newtons():
     np.testing.assert_allclose(hessian_diagonal(*arguments), (gauss_newton_rows(*arguments) ** 2).sum(0), atol=1e-12)
 
 
-@pytest.mark.parametrize("function", ["gelu", "tanh"])
+@pytest.mark.parametrize("function", [pytest.param("gelu", marks=pytest.mark.slow), "tanh"])
 def test_a_smooth_suffix_has_more_unless_outputs_are_where_kl_is_least(function):
     model = _dense(function)
     params, inputs, labels, other = _case(model)
@@ -215,8 +217,13 @@ def _replaced_conv(params, inputs, eps, kappa):
     return hidden.reshape(len(inputs), -1) @ params["head"]["kernel"] + params["head"]["bias"]
 
 
-@pytest.mark.parametrize("discrepancy", [KL, CE], ids=lambda d: d.name)
-@pytest.mark.parametrize(("name", "replaced"), [("mlp", _replaced_mlp), ("conv", _replaced_conv)])
+@pytest.mark.parametrize(
+    ("name", "replaced", "discrepancy"),
+    [
+        ("mlp", _replaced_mlp, CE), pytest.param("mlp", _replaced_mlp, KL, marks=pytest.mark.slow),
+        ("conv", _replaced_conv, KL), pytest.param("conv", _replaced_conv, CE, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_the_replacement_hessian_is_that_of_the_network_with_moved_units(name, replaced, discrepancy):
     model = MODELS[name]
     params, inputs, labels, other = _case(model)

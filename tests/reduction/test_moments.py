@@ -138,6 +138,7 @@ def test_against_its_own_outputs_kl_has_no_gradient_and_against_others_it_has(rn
     _assert_equal(other, own, names=["hessian", "kappa_kappa", "mean"])
 
 
+@pytest.mark.slow
 def test_the_full_hessian_takes_the_place_of_the_units_diagonals():
     model, params, inputs, labels = _case("gru")
     options = {"discrepancy": CE, "labels": labels}

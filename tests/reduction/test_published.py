@@ -125,8 +125,9 @@ def test_the_authors_constants_collapse_and_say_so(data, params):
     ("name", "keep", "accuracy", "iia"),
     [
         ("cmr", 128, 0.980, 0.988), ("cmr", 64, 0.977, 0.978), ("cmr", 32, 0.972, 0.952), ("cmr", 16, 0.953, 0.890),
-        ("obs-affine", 64, 0.975, 0.970), ("obs-affine", 32, 0.970, 0.940), ("kl-const", 256, 0.975, 0.980),
-        ("vbp-bias", 128, 0.970, 0.960),
+        ("obs-affine", 64, 0.975, 0.970), pytest.param("obs-affine", 32, 0.970, 0.940, marks=pytest.mark.slow),
+        pytest.param("kl-const", 256, 0.975, 0.980, marks=pytest.mark.slow),
+        pytest.param("vbp-bias", 128, 0.970, 0.960, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_methods_reach_their_bars_on_the_authors_split(name, keep, accuracy, iia, data, params):
