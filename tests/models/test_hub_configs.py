@@ -1,0 +1,91 @@
+"""What the hub's configurations mean, and which are refused."""
+
+import pytest
+from hub_fields import GEMMA_2B, GPT2_SMALL, LLAMA_8B, QWEN_HALF_B
+
+from abstraction.models import Decoder, DecoderConfig, RopeScaling
+from abstraction.models.decoder_files import parameter_shapes
+from abstraction.models.hub_configs import config_from_hub
+
+# How many parameters their authors count.
+PUBLIC = [(GPT2_SMALL, 124_439_808), (LLAMA_8B, 8_030_261_248), (QWEN_HALF_B, 494_032_768), (GEMMA_2B, 2_614_341_888)]
+
+
+@pytest.mark.parametrize(("fields", "count"), PUBLIC, ids=["gpt2", "llama", "qwen2", "gemma2"])
+def test_public_networks_have_the_parameters_their_authors_count(fields, count):
+    shapes = parameter_shapes(Decoder(config_from_hub(fields)))
+    assert sum(leaf.size for leaf in shapes.values()) == count
+
+
+def test_configurations_are_translated_field_by_field():
+    assert config_from_hub(GPT2_SMALL) == DecoderConfig(
+        50257, 768, 12, 12, 12, 64, 3072, learned_positions=1024, norm="layer", norm_epsilon=1e-5, gated=False,
+        activation="gelu_tanh", qkv_bias=True, output_bias=True, mlp_bias=True,
+    )  # fmt: skip
+    assert config_from_hub(LLAMA_8B) == DecoderConfig(
+        128256, 4096, 32, 32, 8, 128, 14336, rope_theta=500_000.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
+        norm_epsilon=1e-5, tied=False, dtype="bfloat16",
+    )  # fmt: skip
+    assert config_from_hub(QWEN_HALF_B) == DecoderConfig(
+        151936, 896, 24, 14, 2, 64, 4864, rope_theta=1_000_000.0, qkv_bias=True, dtype="bfloat16"
+    )
+    assert config_from_hub(GEMMA_2B) == DecoderConfig(
+        256000, 2304, 26, 8, 4, 256, 9216, norm_offset=1.0, post_norms=True, activation="gelu_tanh",
+        embedding_scale=48.0, query_scale=1 / 16, attention_cap=50.0, final_cap=30.0, window=4096,
+        windowed=(True, False) * 13,
+    )  # fmt: skip
+
+
+def test_both_spellings_of_transformers_mean_the_same():
+    new = {name: value for name, value in LLAMA_8B.items() if name not in ("rope_theta", "rope_scaling", "torch_dtype")}
+    new |= {"rope_parameters": LLAMA_8B["rope_scaling"] | {"rope_theta": 500000.0}, "dtype": "bfloat16"}
+    assert config_from_hub(new) == config_from_hub(LLAMA_8B)
+    kinds = ["full_attention", "sliding_attention"] * 13
+    assert config_from_hub(GEMMA_2B | {"layer_types": kinds}).windowed == (False, True) * 13
+    unwindowed = config_from_hub(GEMMA_2B | {"layer_types": ["full_attention"] * 26})
+    assert (unwindowed.window, unwindowed.windowed) == (None, ())
+
+
+def test_switches_that_have_a_counterpart_are_used():
+    biased = config_from_hub(LLAMA_8B | {"attention_bias": True, "mlp_bias": True})
+    assert (biased.qkv_bias, biased.output_bias, biased.mlp_bias) == (True, True, True)
+    assert config_from_hub(GPT2_SMALL | {"scale_attn_weights": False}).score_scale == 1.0
+    assert config_from_hub(GPT2_SMALL | {"tie_word_embeddings": False}).tied is False
+    assert config_from_hub(GPT2_SMALL | {"n_inner": 100}).hidden == 100
+    assert config_from_hub(GEMMA_2B | {"query_pre_attn_scalar": 144}).score_scale == 1 / 12
+
+
+REFUSED = {
+    "architecture": (GPT2_SMALL, {"model_type": "mamba"}, "mamba.*gemma2.*gpt2.*llama.*qwen2"),
+    "unknown field": (LLAMA_8B, {"sparsity": 3}, "sparsity.*3"),
+    "quantized": (QWEN_HALF_B, {"quantization_config": {"bits": 4}}, "quantization_config"),
+    "missing field": (LLAMA_8B, {"hidden_size": ...}, "without field 'hidden_size'"),
+    "no architecture": (LLAMA_8B, {"model_type": ...}, "model_type ''"),
+    "scale per layer": (GPT2_SMALL, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    "cross attention": (GPT2_SMALL, {"add_cross_attention": True}, "add_cross_attention"),
+    "encoder": (GPT2_SMALL, {"is_encoder_decoder": True}, "is_encoder_decoder"),
+    "activation": (LLAMA_8B, {"hidden_act": "relu"}, "hidden_act 'relu'.*silu"),
+    "rope type": (LLAMA_8B, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "yarn"),
+    "rope field": (LLAMA_8B, {"rope_scaling": {"rope_type": "default", "beta_fast": 2}}, "beta_fast"),
+    "rope without factor": (LLAMA_8B, {"rope_scaling": {"rope_type": "llama3"}}, "without field 'factor'"),
+    "rope twice": (LLAMA_8B, {"rope_parameters": {"rope_theta": 1e4}}, "both rope_scaling"),
+    "two thetas": (QWEN_HALF_B, {"rope_parameters": {"rope_theta": 1e4}}, "10000.*to agree"),
+    "half rotated": (QWEN_HALF_B, {"rope_scaling": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    "window": (QWEN_HALF_B, {"use_sliding_window": True}, "use_sliding_window"),
+    "windows by type": (QWEN_HALF_B, {"layer_types": ["sliding_attention"] * 24}, "layer_types"),
+    "short layer types": (GEMMA_2B, {"layer_types": ["full_attention"]}, "each of 26 layers"),
+    "layer type": (GEMMA_2B, {"layer_types": ["chunked_attention"] * 26}, "chunked_attention"),
+    "bidirectional": (GEMMA_2B, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    "no window": (GEMMA_2B, {"sliding_window": None}, "window of None"),
+    "half precision": (LLAMA_8B, {"torch_dtype": "float16"}, "dtype 'float16'"),
+    "head width": (QWEN_HALF_B, {"num_attention_heads": 15}, "width 896 for 15 heads"),
+    "no layers": (QWEN_HALF_B, {"num_hidden_layers": 0}, "depth"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_configurations_without_a_counterpart_are_refused(case):
+    fields, change, message = case
+    fields = {name: value for name, value in (fields | change).items() if value is not ...}
+    with pytest.raises(ValueError, match=message):
+        config_from_hub(fields)
