@@ -1,5 +1,7 @@
 """Record once, patch many: against NumPy, and against itself."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,11 +10,13 @@ from oracles import mlp_layers, patched_mlp
 from abstraction.interventions import (
     Handle,
     LocalHandle,
+    handle_chunk,
     map_handles,
     patched_outputs,
     random_frames,
     record_pairs,
     reorder_sources,
+    resume_chunk,
     rotation_basis,
     stack_handles,
     take_handle,
@@ -32,6 +36,14 @@ def _setup():
     params = MODEL.init(jax.random.key(0))
     base, source = np.random.default_rng(0).standard_normal((2, N, 4)).astype(np.float32)
     return params, base, source, record_pairs(MODEL, params, base, source, taps=("hidden",))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator always takes the batch")
+def test_handles_run_one_by_one_where_what_is_kept_makes_each_work_enough(setup):
+    recording = setup[3]
+    assert resume_chunk(recording, "hidden") == handle_chunk(recording, "hidden") > 1
+    keeping = dataclasses.replace(recording, inputs=(recording.inputs, np.zeros((N, 3, 1000), np.float32)))
+    assert resume_chunk(keeping, "hidden") == 1
 
 
 def test_a_recording_holds_both_runs(setup):
