@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from abstraction.causal import PairBank
 from abstraction.interventions import (
@@ -30,7 +31,7 @@ from abstraction.models import Prompts, TokenView, prompts_at
 from abstraction.models.weights import load_decoder
 from abstraction.typing import Params
 from benchmarks.records import Row, compare, measure, require_agreement
-from benchmarks.torch_decoder import LlamaForCausalLM, hooked_sweep, last_states, llama, pyvene_sweep, train_rotation
+from benchmarks.torch_decoder import hooked_sweep, last_states, llama, pyvene_sweep, train_rotation
 
 PAIRS, TOKENS, BATCH, VOCABULARY, DEPTH = 200, 100, 50, 1000, 4
 TAP = "block_output"
