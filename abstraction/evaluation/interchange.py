@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.interventions import InOrder, Interchange, Set
-from abstraction.models import NO_EDITS, Edits, Model
+from abstraction.models import NO_EDITS, Edits, Model, Padded
 from abstraction.pytrees import pytree, static
 from abstraction.typing import AnyArray, Outputs, Params
 
@@ -196,7 +196,7 @@ def _run(view: View, inputs: Array, states: Array, trials: Trials, whole: bool) 
     if whole:
         outside = jnp.ones(states.shape[-1], bool).at[view.units].set(False)
         chosen = chosen | (outside & jnp.all(trials.masks, axis=-1, keepdims=True))
-    chosen = jnp.broadcast_to(chosen.reshape(len(base), *[1] * (base.ndim - 2), -1), base.shape)
+    chosen = positioned_masks(view, inputs, trials, chosen, base.shape)
     if recurs:
         # Later states depend on earlier ones, so kept coordinates come from the run itself and not from the record.
         edit = Interchange(jnp.moveaxis(source, 1, 0), jnp.moveaxis(chosen, 1, 0).astype(source.dtype))
@@ -205,6 +205,26 @@ def _run(view: View, inputs: Array, states: Array, trials: Trials, whole: bool) 
     own = view.edits.get(view.tap)
     edits = {**view.edits, view.tap: edit if own is None else InOrder((edit, own))}
     return view.model.apply(view.params, inputs[trials.base], edits)[0]
+
+
+def positioned_masks(
+    view: View, inputs: Array, trials: Trials, masks: Bool[Array, "T K"], shape: tuple[int, ...]
+) -> Bool[Array, "T ... K"]:
+    """Lay masks over all positions at which neither the base nor the source of a trial is padding.
+
+    Args:
+      view: the network and its tap.
+      inputs: evaluation inputs.
+      trials: which of them.
+      masks: of each trial.
+      shape: of the states that are interchanged, `[T, ..., K]`.
+    """
+    masks = masks.reshape(len(masks), *[1] * (len(shape) - 2), -1)
+    if isinstance(view.model, Padded):
+        there = view.model.present(inputs, view.tap)
+        both = (there[trials.base] & there[trials.source]).reshape(len(masks), *shape[1:-1], 1)
+        masks = masks & both
+    return jnp.broadcast_to(masks, shape)
 
 
 def _others(view: View) -> Edits:

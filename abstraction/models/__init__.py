@@ -1,9 +1,10 @@
 """The low-level side: networks whose activations can be recorded and edited. The only room that imports Flax."""
 
-from abstraction.models.base import Model, Recordable
+from abstraction.models.base import Model, Padded, Recordable
 from abstraction.models.decoder import Decoder
 from abstraction.models.decoder_config import DecoderConfig, RopeScaling
 from abstraction.models.decoder_files import read_decoder, save_decoder
+from abstraction.models.decoder_unrolled import UnrolledDecoder, stacked_decoder, unrolled_decoder
 from abstraction.models.gru import GRU
 from abstraction.models.layers import (
     Activation,
@@ -45,6 +46,7 @@ __all__ = [
     "Layer",
     "MaxPool",
     "Model",
+    "Padded",
     "Passage",
     "Prompts",
     "Recordable",
@@ -53,6 +55,7 @@ __all__ = [
     "Sequential",
     "Tap",
     "TokenView",
+    "UnrolledDecoder",
     "at_positions",
     "load_config",
     "load_decoder",
@@ -60,6 +63,8 @@ __all__ = [
     "read_decoder",
     "save_decoder",
     "stacked",
+    "stacked_decoder",
     "unrolled",
+    "unrolled_decoder",
     "window_of",
 ]

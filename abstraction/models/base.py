@@ -14,7 +14,9 @@ Laws, tested for every model in `tests/contract/`:
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Array, Int
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 from abstraction.models.taps import NO_EDITS, Edits, Tap
 from abstraction.typing import Outputs, Params
@@ -104,3 +106,19 @@ class Recordable(Protocol):
     def from_depth(self, depth: int) -> Model:
         """Return the model without what comes before an edit at this depth; it resumes there or later."""
         ...
+
+
+@runtime_checkable
+class Padded(Protocol):
+    """A model whose inputs may be padded: what is there is neither counted nor interchanged."""
+
+    def present(self, inputs: Any, tap: str) -> Bool[Array, "N P"]:
+        """Return at which of its P positions a tap holds no padding; P is 1 where it has none."""
+        ...
+
+
+def present(model: Model, inputs: Any, tap: str, positions: int) -> Bool[Array, "N P"]:
+    """Return at which of its positions a tap holds no padding: all of them, unless the model says otherwise."""
+    if isinstance(model, Padded):
+        return model.present(inputs, tap)
+    return jnp.ones((jax.tree.leaves(inputs)[0].shape[0], positions), bool)

@@ -22,14 +22,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from abstraction.models.decoder_blocks import Block, Norm, Past, Place
+from abstraction.models.decoder_blocks import Past, Place
 from abstraction.models.decoder_config import DecoderConfig
+from abstraction.models.decoder_network import Network, StackedNetwork
 from abstraction.models.positions import last_token, picked, token_mask, token_positions
 from abstraction.models.skipping import run_if
 from abstraction.models.taps import NO_EDITS, Edits, Tap, check_taps, tapped
 from abstraction.typing import AnyArray, Outputs, Params
 
-_RESUMES = {"block_input": 0, "block_output": 1}
+RESUMES = {"block_input": 0, "block_output": 1}
+"""Taps to resume from, and how many blocks later than theirs the next one is."""
 
 
 class Run(NamedTuple):
@@ -140,8 +142,7 @@ class Decoder:
           ValueError: at trace time, for an unknown tap, an edit that does not fit, or too many tokens.
         """
         check_taps(self.taps, edits, record)
-        network, tokens = self._network(params), self._checked(tokens)
-        place = self.place(token_mask(tokens), token_positions(tokens), 0)
+        network, (tokens, place) = self._network(params), self.placed(tokens)
         per_block = {name: edit for name, edit in edits.items() if self.taps[name].depth is not None}
         keep = (lambda value: value) if at is None else (lambda value: picked(value, at))
         graph, weights = nnx.split(network.blocks)
@@ -169,17 +170,16 @@ class Decoder:
         states: Float[Array, "L N T D"],
     ) -> Outputs:
         """Run from the residual stream before or after one block; see `Model.resume`."""
-        if tap not in _RESUMES:
-            raise ValueError(f"got a resume from {tap!r}, expected one of {sorted(_RESUMES)}")
-        tokens = self._checked(inputs)
-        place = self.place(token_mask(tokens), token_positions(tokens), 0)
+        if tap not in RESUMES:
+            raise ValueError(f"got a resume from {tap!r}, expected one of {sorted(RESUMES)}")
+        tokens, place = self.placed(inputs)
         network = self._network(params)
-        stream = self.continued(network, activation, depth + _RESUMES[tap], place, None)
+        stream = self.continued(network, activation, depth + RESUMES[tap], place, None)
         return self.read(network, picked(stream, last_token(tokens)))
 
     def continued(
         self,
-        network: "_Network",
+        network: StackedNetwork,
         stream: Float[Array, "N S D"],
         start: Int[Array, ""],
         place: Place,
@@ -215,6 +215,15 @@ class Decoder:
         blocks = jnp.arange(first, self.config.depth)
         return jax.lax.scan(lambda stream, index: (step(stream, index), None), stream, blocks)[0]
 
+    def placed(self, tokens: AnyArray) -> tuple[Int[Array, "N T"], Place]:
+        """Check whole prompts and say where their tokens are.
+
+        Raises:
+          ValueError: they are no integers `[N, T]`, or there are too many.
+        """
+        tokens = self._checked(tokens)
+        return tokens, self.place(token_mask(tokens), token_positions(tokens), 0)
+
     def place(self, mask: Array, positions: Int[Array, "N S"], before: int) -> Place:
         """Say what fresh positions may look at: tokens up to themselves, those of a window where there is one.
 
@@ -229,7 +238,7 @@ class Decoder:
         near = seen & (ends - starts < window) if window is not None and any(self.config.windowed) else None
         return Place(positions, seen, near)
 
-    def read(self, network: "_Network", stream: Float[Array, "N D"]) -> Outputs:
+    def read(self, network: Network, stream: Float[Array, "N D"]) -> Outputs:
         """Turn the residual stream at the last token into outputs, float32."""
         stream = network.final_norm(stream[:, None])[:, 0]
         if not self.answers:
@@ -244,7 +253,7 @@ class Decoder:
         others = logits.at[:, tokens].set(-jnp.inf).max(axis=-1, keepdims=True)
         return self._capped(jnp.concatenate([logits[:, ways].max(axis=-1), others], axis=1))
 
-    def network(self, params: Params) -> "_Network":
+    def network(self, params: Params) -> StackedNetwork:
         """Put parameters into the modules."""
         return self._network(params)
 
@@ -264,41 +273,14 @@ class Decoder:
             )
         return jnp.asarray(tokens)
 
-    def _network(self, params: Params) -> "_Network":
+    def _network(self, params: Params) -> StackedNetwork:
         return nnx.merge(self._graph, params)
 
     @cached_property
     def _graph(self) -> nnx.GraphDef:
-        return nnx.split(nnx.eval_shape(lambda: _Network(self.config, nnx.Rngs(0))))[0]
+        return nnx.split(nnx.eval_shape(lambda: StackedNetwork(self.config, nnx.Rngs(0))))[0]
 
 
 @partial(jax.jit, static_argnames=("config",))
 def _initial(config: DecoderConfig, key: Array) -> Params:
-    return nnx.to_pure_dict(nnx.split(_Network(config, nnx.Rngs(key)))[1])
-
-
-class _Network(nnx.Module):
-    """Parameters: `embedding` [V, D], `positions` or None, `blocks` stacked over depth, `final_norm`, `unembedding`."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.config = config
-        draw = lambda rows: nnx.Param(
-            (jax.random.normal(rngs.params(), (rows, config.width)) * config.width**-0.5).astype(config.precision)
-        )
-        self.embedding = draw(config.vocabulary)
-        self.positions = draw(config.learned_positions) if config.learned_positions else None
-        stack = nnx.split_rngs(splits=config.depth)(nnx.vmap(lambda rngs: Block(config, rngs)))
-        self.blocks = stack(rngs)
-        self.final_norm = Norm(config)
-        self.unembedding = None if config.tied else draw(config.vocabulary)
-
-    def embed(self, tokens: Int[Array, "N T"], positions: Int[Array, "N T"]) -> Float[Array, "N T D"]:
-        scale = jnp.asarray(self.config.embedding_scale, self.config.precision)
-        stream = self.embedding[...][jnp.maximum(tokens, 0)] * scale
-        return stream if self.positions is None else stream + self.positions[...][positions]
-
-    def logits(self, stream: Float[Array, "N D"], tokens: Int[np.ndarray, " A"] | None) -> Float[Array, "N A"]:
-        """Read the logits of some tokens, by default all."""
-        table = (self.embedding if self.unembedding is None else self.unembedding)[...]
-        table = table if tokens is None else table[tokens]
-        return jnp.einsum("nd,vd->nv", stream, table, preferred_element_type=jnp.float32)
+    return nnx.to_pure_dict(nnx.split(StackedNetwork(config, nnx.Rngs(key)))[1])

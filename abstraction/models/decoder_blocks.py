@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from abstraction.models.decoder_config import DecoderConfig, RopeScaling
+from abstraction.models.decoder_config import BlockShape, DecoderConfig, RopeScaling
 from abstraction.models.taps import Edits, tapped
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -64,23 +64,29 @@ class Norm(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP, each between norms, each added to the residual stream."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: DecoderConfig, shape: BlockShape, rngs: nnx.Rngs):
+        self.config, self.shape = config, shape
         linear = lambda inputs, outputs, bias, gain=1.0: _linear(config, inputs, outputs, bias, gain, rngs)
         size, writes = config.head_size, (2 * config.depth) ** -0.5
         self.attention_norm, self.mlp_norm = Norm(config), Norm(config)
         self.attention_post_norm = Norm(config) if config.post_norms else None
         self.mlp_post_norm = Norm(config) if config.post_norms else None
-        self.query = linear(config.width, config.heads * size, config.qkv_bias)
-        self.key = linear(config.width, config.kv_heads * size, config.qkv_bias)
-        self.value = linear(config.width, config.kv_heads * size, config.qkv_bias)
-        self.output = linear(config.heads * size, config.width, config.output_bias, writes)
-        self.gate = linear(config.width, config.hidden, config.mlp_bias) if config.gated else None
-        self.up = linear(config.width, config.hidden, config.mlp_bias)
-        self.down = linear(config.hidden, config.width, config.mlp_bias, writes)
+        self.query = linear(config.width, shape.heads * size, config.qkv_bias)
+        self.key = linear(config.width, shape.kv_heads * size, config.qkv_bias)
+        self.value = linear(config.width, shape.kv_heads * size, config.qkv_bias)
+        self.output = linear(shape.heads * size, config.width, shape.output_bias, writes)
+        self.gate = linear(config.width, shape.hidden, config.mlp_bias) if config.gated else None
+        self.up = linear(config.width, shape.hidden, config.mlp_bias)
+        self.down = linear(shape.hidden, config.width, shape.down_bias, writes)
 
     def __call__(
-        self, stream: Float[Array, "N S D"], place: Place, past: Past | None, local: Array, edits: Edits
+        self,
+        stream: Float[Array, "N S D"],
+        place: Place,
+        past: Past | None,
+        local: Array,
+        edits: Edits,
+        number: int | None = None,
     ) -> tuple[Float[Array, "N S D"], Past, dict[str, Array]]:
         """Run fresh positions.
 
@@ -90,6 +96,7 @@ class Block(nnx.Module):
           past: keys and values before them.
           local: whether this block is windowed.
           edits: by tap.
+          number: of the block, which ends the names of its taps; None where they have a depth axis instead.
 
         Returns:
           The stream after the block, the fresh keys and values, and every tap's value.
@@ -97,6 +104,7 @@ class Block(nnx.Module):
         values: dict[str, Array] = {}
 
         def tap(name: str, value: Array) -> Array:
+            name = name if number is None else f"{name}{number}"
             values[name] = tapped(name, value, edits)
             return values[name]
 
@@ -123,16 +131,19 @@ class Block(nnx.Module):
     def _attend(
         self, query: Array, key: Array, value: Array, place: Place, past: Past | None, local: Array
     ) -> tuple[Float[Array, "N S O"], Past]:
-        config = self.config
+        config, shape = self.config, self.shape
         split = lambda flat, count: flat.reshape(*flat.shape[:2], count, config.head_size)
-        query, key = split(query, config.heads), split(key, config.kv_heads)
+        query, key = split(query, shape.heads), split(key, shape.kv_heads)
         if config.learned_positions is None:
             angles = rope_angles(config, place.positions)
             query, key = turned(query, angles), turned(key, angles)
-        fresh = Past(key, split(value, config.kv_heads))
+        fresh = Past(key, split(value, shape.kv_heads))
         seen = place.seen if place.near is None else jnp.where(local, place.near, place.seen)
-        grouped = query.reshape(*query.shape[:2], config.kv_heads, -1, config.head_size)
-        blocks = [fresh] if past is None else [past, fresh]
+        blocks, sharing = [fresh] if past is None else [past, fresh], shape.kv_heads
+        if not shape.even:
+            groups, sharing = jnp.asarray(shape.groups), shape.heads
+            blocks = [Past(block.keys[:, :, groups], block.values[:, :, groups]) for block in blocks]
+        grouped = query.reshape(*query.shape[:2], sharing, -1, config.head_size)
         scores = jnp.concatenate([_scores(grouped, block.keys) for block in blocks], axis=-1) * config.score_scale
         if config.attention_cap is not None:
             scores = config.attention_cap * jnp.tanh(scores / config.attention_cap)

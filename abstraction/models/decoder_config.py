@@ -34,6 +34,43 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class BlockShape:
+    """What the blocks of one decoder may differ in, once units are removed.
+
+    Attributes:
+      groups: the key-value head that each query head reads.
+      hidden: units of the MLP.
+      output_bias: the attention's output map has a bias.
+      down_bias: the MLP's output map has one; its other maps have theirs by `mlp_bias`.
+    """
+
+    groups: tuple[int, ...]
+    hidden: int
+    output_bias: bool
+    down_bias: bool
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return len(self.groups)
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+        return max(self.groups) + 1
+
+    @property
+    def even(self) -> bool:
+        """Whether each key-value head serves equally many query heads in a row."""
+        return self.heads % self.kv_heads == 0 and self.groups == evenly(self.heads, self.kv_heads)
+
+
+def evenly(heads: int, kv_heads: int) -> tuple[int, ...]:
+    """Return the key-value head of each query head where each serves equally many in a row."""
+    return tuple(head * kv_heads // heads for head in range(heads))
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """Sizes and switches of a decoder; `check` refuses impossible ones.
 
@@ -104,6 +141,12 @@ class DecoderConfig:
     def score_scale(self) -> float:
         """The factor on query-key products."""
         return self.head_size**-0.5 if self.query_scale is None else self.query_scale
+
+    @property
+    def block(self) -> BlockShape:
+        """The shape of every block."""
+        groups = evenly(self.heads, self.kv_heads)
+        return BlockShape(groups, self.hidden, self.output_bias, self.mlp_bias)
 
     def check(self) -> None:
         """Refuse what cannot be built.

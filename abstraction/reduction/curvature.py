@@ -47,13 +47,18 @@ def suffix_at(model: Model, params: Params, inputs: AnyArray, tap: str) -> Suffi
     """Run the network once and return how its outputs depend on the tap.
 
     Raises:
-      ValueError: the tap is unknown.
+      ValueError: the tap is unknown, or has depth and positions both.
     """
     outputs, recorded = model.apply(params, inputs, record=(tap,))
     if outputs.ndim != 2:
         raise ValueError(f"got outputs of shape {outputs.shape}, expected [N, C]: one choice among C per example")
     activation = recorded[tap]
     recurs = model.taps[tap].depth is not None
+    if recurs and activation.ndim != 3:
+        raise ValueError(
+            f"got tap {tap!r} of shape {activation.shape}, with depth and positions, expected one without depth; "
+            "a decoder has them in the form of `unrolled_decoder`"
+        )
     laid_out = by_position(activation, recurs=recurs)
     shape = activation.shape
 

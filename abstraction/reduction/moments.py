@@ -1,6 +1,6 @@
 """What one streaming pass over calibration inputs keeps of a tap: moments and curvature, merged exactly.
 
-    mean, covariance      of the activation, over examples and positions
+    mean, covariance      of the activation, over examples and positions that are not padding
     G_e = -E[g a],  G_k = E[g]
     H_ee = E[a H a],  H_ek = -E[a H 1],  H_kk = E[1 H 1]        per unit, positions summed (spec B.3)
     hessian = E[sum over positions of J^T L L^T J]              D x D, what an affine fold's error is weighed with
@@ -23,9 +23,10 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from abstraction.models import Model
+from abstraction.models.base import present
 from abstraction.pytrees import leading_axis, pytree
 from abstraction.reduction.curvature import replacement_hessian, suffix_at
 from abstraction.reduction.discrepancies import KL, Discrepancy
@@ -41,7 +42,7 @@ class Statistics:
 
     Attributes:
       count: examples N, not positions.
-      positions: positions per example.
+      positions: positions per example, padding left out; where prompts differ in length, on average.
       mean: `[D]`.
       covariance: `[D, D]`, over examples and positions, divided by their number.
       gradient_eps: G_e, `[D]`.
@@ -155,21 +156,24 @@ def merge_statistics(first: Statistics, second: Statistics) -> Statistics:
     """Join the statistics of two disjoint sets of examples, exactly."""
     count = np.asarray(first.count + second.count)
     weight = second.count / count
-    average = lambda a, b: np.asarray((1 - weight) * a + weight * b)
+    average = lambda weight: lambda a, b: np.asarray((1 - weight) * a + weight * b)
+    joined = jax.tree.map(average(weight), first, second)
+    # States are counted position by position, and prompts may differ in length.
+    share = weight * second.positions / joined.positions
     difference = second.mean - first.mean
-    joined = jax.tree.map(average, first, second)
-    spread = weight * (1 - weight) * np.outer(difference, difference)
+    spread = share * (1 - share) * np.outer(difference, difference)
     return Statistics(
         **{name: getattr(joined, name) for name in _AVERAGED},
         count=count,
-        covariance=joined.covariance + spread,
+        mean=average(share)(first.mean, second.mean),
+        covariance=average(share)(first.covariance, second.covariance) + spread,
         low=np.minimum(first.low, second.low),
         high=np.maximum(first.high, second.high),
     )
 
 
 _AVERAGED = (
-    "positions", "mean", "gradient_eps", "gradient_kappa", "eps_eps", "eps_kappa", "kappa_kappa", "hessian",
+    "positions", "gradient_eps", "gradient_kappa", "eps_eps", "eps_kappa", "kappa_kappa", "hessian",
 )  # fmt: skip
 
 
@@ -206,8 +210,8 @@ def _local(
     inputs: Array,
     target: Outputs | None,
     labels: Array | None,
-) -> tuple[Array, Array, Array]:
-    """Return activation `[N, P, D]`, gradient `[N, P, D]` and curvature rows `[R, N, P, D]` of one batch."""
+) -> tuple[Array, Array, Array, Array]:
+    """Return activation and gradient `[N, P, D]`, curvature rows `[R, N, P, D]`, where there is no padding `[N, P]`."""
     suffix = suffix_at(model, params, inputs, tap)
     target = suffix.outputs if target is None else target
     if fisher:
@@ -219,34 +223,39 @@ def _local(
     gradient = discrepancy.gradient(suffix.outputs, target, labels)
     _, pullback = jax.vjp(suffix.run, jnp.zeros_like(suffix.activation))
     pulled = jax.vmap(lambda cotangent: pullback(cotangent)[0])(jnp.concatenate([gradient[None], factors]))
-    return suffix.activation, pulled[0], pulled[1:]
+    return suffix.activation, pulled[0], pulled[1:], present(model, inputs, tap, suffix.activation.shape[1])
 
 
 @jax.jit
 def _sums(
-    activation: Float[Array, "N P D"], gradient: Float[Array, "N P D"], rows: Float[Array, "R N P D"]
+    activation: Float[Array, "N P D"],
+    gradient: Float[Array, "N P D"],
+    rows: Float[Array, "R N P D"],
+    there: Bool[Array, "N P"],
 ) -> Statistics:
-    count, positions, width = activation.shape
+    count, _, width = activation.shape
     flat = rows.reshape(-1, width)
     hessian = jnp.matmul(flat.T, flat, precision=jax.lax.Precision.HIGHEST).astype(jnp.float64) / count
     activation, gradient, rows = (values.astype(jnp.float64) for values in (activation, gradient, rows))
-    states = activation.reshape(-1, width)
-    mean = states.mean(0)
+    states, counted = activation.reshape(-1, width), there.reshape(-1, 1)
+    total = counted.sum(dtype=jnp.float64)
+    mean = jnp.where(counted, states, 0).sum(0) / total
+    centred = jnp.where(counted, states - mean, 0)
     eps, kappa = -(rows * activation).sum(2), rows.sum(2)
     per_example = lambda values: values.sum((0, 1)) / count
     return Statistics(
         count=jnp.float64(count),
-        positions=jnp.float64(positions),
+        positions=total / count,
         mean=mean,
-        covariance=(states - mean).T @ (states - mean) / len(states),
+        covariance=centred.T @ centred / total,
         gradient_eps=per_example(-gradient * activation),
         gradient_kappa=per_example(gradient),
         eps_eps=per_example(eps**2),
         eps_kappa=per_example(eps * kappa),
         kappa_kappa=per_example(kappa**2),
         hessian=hessian,
-        low=states.min(0),
-        high=states.max(0),
+        low=jnp.where(counted, states, jnp.inf).min(0),
+        high=jnp.where(counted, states, -jnp.inf).max(0),
     )
 
 

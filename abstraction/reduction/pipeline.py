@@ -96,6 +96,7 @@ def reduce_network(
     keep: Mapping[str, int],
     method: Method = METHODS["cmr"],
     *,
+    groups: Mapping[str, Sequence[Sequence[int]]] | None = None,
     rounds: int = 1,
     round_to: int = 1,
     key: Array | None = None,
@@ -109,8 +110,9 @@ def reduce_network(
       model: the dense network.
       params: its weights.
       calibration: inputs, and labels where the method reads them.
-      keep: units to keep per tap.
+      keep: units, or groups, to keep per tap.
       method: how.
+      groups: by tap, units that stay or go together: `UnrolledDecoder.head_groups`.
       rounds: rounds in which units of a tap go, an equal share of what is left in each, ranked anew every time.
       round_to: keep a multiple of this many units.
       key: randomness of random choices and refits.
@@ -128,18 +130,19 @@ def reduce_network(
         )
     if backend == "patch" and rounds > 1:
         raise ValueError(f"got {rounds} rounds with a patch, expected 1: every round ranks a smaller network")
-    budget = {tap: check_keep(keep[tap], model.taps[tap].width, round_to=round_to) for tap in taps}
+    together, counts = _groups(model, taps, groups)
+    budget = {tap: check_keep(keep[tap], counts[tap], round_to=round_to) for tap in taps}
     if calibration.target is None:
         calibration = calibration._replace(target=factual_outputs(model, params, jnp.asarray(calibration.inputs)))
     dense = current = Reduced(model, params)
     bare, steps = dataclasses.replace(method, refit=None), []
     for index, tap in enumerate(taps):
         if progress is not None:
-            progress(f"{tap}: {model.taps[tap].width} to {budget[tap]} units")
-        left = _schedule(model.taps[tap].width, budget[tap], rounds)
+            progress(f"{tap}: {counts[tap]} to {budget[tap]} {'units' if together[tap] is None else 'groups'}")
+        left = _schedule(counts[tap], budget[tap], rounds)
         keys = [None if key is None else jax.random.fold_in(jax.random.fold_in(key, index), count) for count in left]
         network = dense if backend == "patch" else current
-        step = _reduce_tap(network, calibration, tap, left, bare, keys, backend, batch_size)
+        step = _reduce_tap(network, calibration, tap, together[tap], left, bare, keys, backend, batch_size)
         steps.append(step)
         current = step.network
     folds, scores, risks, notes, _ = (list(part) for part in zip(*steps, strict=True))
@@ -149,6 +152,17 @@ def reduce_network(
     else:
         edits = NO_EDITS
     return _refitted(Reduction(*current, edits, plan, None), model, params, method, calibration, key)
+
+
+def _groups(
+    model: Model, taps: Sequence[str], groups: Mapping[str, Sequence[Sequence[int]]] | None
+) -> tuple[dict[str, Sequence[Sequence[int]] | None], dict[str, int]]:
+    """Return the groups of every tap, None where units are their own, and how many groups or units there are."""
+    groups = groups or {}
+    if set(groups) - set(taps):
+        raise ValueError(f"got groups of {sorted(groups)}, expected taps that are reduced, {taps}")
+    counts = {tap: len(groups[tap]) if tap in groups else model.taps[tap].width for tap in taps}
+    return {tap: groups.get(tap) for tap in taps}, counts
 
 
 class _Step(NamedTuple):
@@ -165,6 +179,7 @@ def _reduce_tap(
     network: Reduced,
     calibration: Calibration,
     tap: str,
+    groups: Sequence[Sequence[int]] | None,
     schedule: Sequence[int],
     method: Method,
     keys: Sequence[Array | None],
@@ -174,10 +189,13 @@ def _reduce_tap(
     """Reduce one tap in rounds; the folds of the rounds become one."""
     done: _Step | None = None
     for keep, key in zip(schedule, keys, strict=True):
-        ranking = rank_units(network.model, network.params, calibration, tap, method, key=key, batch_size=batch_size)
+        ranking = rank_units(
+            network.model, network.params, calibration, tap, method, groups=groups, key=key, batch_size=batch_size
+        )
         reduction = replace_units(ranking, keep, backend=backend)
         (fold,), (risk,), (notes,) = reduction.plan.folds, reduction.plan.risks, reduction.plan.notes
         network = Reduced(reduction.model, reduction.params)  # pyright: ignore[reportArgumentType]
+        groups = None if groups is None else _renumbered(groups, fold)
         if done is None:
             done = _Step(fold, ranking.scores, risk or 0.0, notes, network)
         else:
@@ -186,6 +204,12 @@ def _reduce_tap(
     if done is None:
         raise ValueError("got an empty schedule, expected at least one round")
     return done
+
+
+def _renumbered(groups: Sequence[Sequence[int]], fold: Fold) -> list[list[int]]:
+    """Return the groups that a fold keeps, in the numbering of what is left."""
+    kept = np.asarray(fold.kept)
+    return [np.searchsorted(kept, group).tolist() for group in groups if np.isin(group, kept).all()]
 
 
 def compose_folds(first: Fold, second: Fold) -> Fold:

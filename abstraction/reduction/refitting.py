@@ -17,9 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from abstraction.evaluation.interchange import Trials, View, interchanged_outputs, recorded_states, view
+from abstraction.evaluation.interchange import (
+    Trials,
+    View,
+    interchanged_outputs,
+    positioned_masks,
+    recorded_states,
+    view,
+)
 from abstraction.interventions import Set
 from abstraction.models import Consumer, Model
 from abstraction.models.wiring import find_array, replace_array
@@ -78,11 +85,13 @@ def refit_readers(
     model, params = reduced
     start: dict[Any, AnyArray] = {}
     pulls: dict[Any, Array] = {}
+    trials = _trials(len(inputs), dense, law, generator)
     hybrids, targets = {}, {}
     for each in dense:
         if each.model.taps[each.tap].depth is not None:
             raise ValueError(f"got a refit at {each.tap!r}, which recurs; expected a tap without depth, or refit=None")
-        hybrids[each.tap], targets[each.tap] = _hybrids(each, reduced, inputs, law, generator)
+        hybrids[each.tap] = _hybrids(each, reduced, inputs, trials[each.tap])
+        targets[each.tap] = interchanged_outputs(each, inputs, trials[each.tap])
         if any(find_array(params, consumer.bias) is None for consumer in model.consumers(each.tap)):
             model, params = model.with_biases(params, each.tap)
         spread = np.asarray(hybrids[each.tap]).reshape(-1, len(each.units)).std(0)
@@ -95,26 +104,35 @@ def refit_readers(
     paths = tuple(start)
     weights = tuple(jnp.asarray(start[path]) for path in paths)
     pull = tuple(pulls[path] for path in paths)
-    example = jnp.asarray(inputs)[:1]
-    fitted = _descend(model, paths, params, weights, pull, example, hybrids, targets, jnp.int32(steps))
+    bases = {tap: drawn.base for tap, drawn in trials.items()}
+    fitted = _descend(
+        model, paths, params, weights, pull, jnp.asarray(inputs), bases, hybrids, targets, jnp.int32(steps)
+    )
     for path, value in zip(paths, fitted[0], strict=True):
         params = replace_array(params, path, value)
     return Refitted(Reduced(model, params), float(fitted[1]), float(fitted[2]), int(fitted[3]))
 
 
-def _hybrids(
-    dense: View, reduced: Reduced, inputs: AnyArray, law: Sequence[float], generator: np.random.Generator
-) -> tuple[Array, Outputs]:
-    """Return hybrid values of the reduced tap, and what the dense network answers under the same interchanges."""
-    count, units = len(inputs), len(dense.units)
-    sources = [(np.arange(count) + generator.integers(1, count, count)) % count for _ in law for _ in range(PASSES)]
-    masks = [generator.random((count, units)) < p for p in law for _ in range(PASSES)]
-    base = np.tile(np.arange(count), len(sources))
-    trials = Trials(base.astype(np.int32), np.concatenate(sources).astype(np.int32), np.concatenate(masks))
-    own = recorded_states(view(reduced.model, reduced.params, dense.tap, np.arange(units)), inputs)
-    mask = trials.masks.reshape(len(base), *[1] * (own.ndim - 2), units)
-    hybrids = jnp.where(mask, own[trials.source], own[trials.base])
-    return hybrids, interchanged_outputs(dense, inputs, trials)
+def _trials(
+    count: int, dense: Sequence[View], law: Sequence[float], generator: np.random.Generator
+) -> dict[str, Trials]:
+    """Draw interchanges at every tap: each input as a base, a few times for each probability."""
+    drawn = {}
+    for each in dense:
+        sources = [(np.arange(count) + generator.integers(1, count, count)) % count for _ in law for _ in range(PASSES)]
+        masks = [generator.random((count, len(each.units))) < p for p in law for _ in range(PASSES)]
+        base = np.tile(np.arange(count), len(sources)).astype(np.int32)
+        drawn[each.tap] = Trials(base, np.concatenate(sources).astype(np.int32), np.concatenate(masks))
+    return drawn
+
+
+def _hybrids(dense: View, reduced: Reduced, inputs: AnyArray, trials: Trials) -> Array:
+    """Return the values of a reduced tap with some units interchanged, `[T, ..., K]`."""
+    own = view(reduced.model, reduced.params, dense.tap, np.arange(len(dense.units)))
+    states = recorded_states(own, inputs)
+    base, source = states[trials.base], states[trials.source]
+    mask = positioned_masks(own, jnp.asarray(inputs), trials, jnp.asarray(trials.masks), base.shape)
+    return jnp.where(mask, source, base)
 
 
 def _per_input(consumer: Consumer, kernel: AnyArray, spread: Float[np.ndarray, " K"]) -> Array:
@@ -131,7 +149,8 @@ def _descend(
     params: Params,
     start: tuple[Array, ...],
     pull: tuple[Array, ...],
-    example: Array,
+    inputs: Array,
+    bases: dict[str, Int[Array, " T"]],
     hybrids: dict[str, Array],
     targets: dict[str, Outputs],
     steps: Array,
@@ -142,9 +161,8 @@ def _descend(
             changed = replace_array(changed, path, value)
         total = jnp.zeros((), start[0].dtype)
         for tap, values in hybrids.items():
-            # The tap is set, so what comes before it is never computed and any input will do.
-            repeated = jnp.broadcast_to(example, (len(values), *example.shape[1:]))
-            outputs = model.apply(changed, repeated, {tap: Set(values)})[0]
+            # What comes before the tap matters where something passes it by, a residual stream; else it is not run.
+            outputs = model.apply(changed, inputs[bases[tap]], {tap: Set(values)})[0]
             total += KL.compare(outputs, targets[tap], None).mean() / len(hybrids)
         return total
 

@@ -24,6 +24,7 @@ from abstraction.models import (
     Sequential,
     TokenView,
     prompts_at,
+    unrolled_decoder,
 )
 
 N, T = 6, 5
@@ -67,6 +68,18 @@ def _token_view(family, window):
     return Case(model, draw, ("block_output",), params=lambda view: drawn(view.decoder))
 
 
+def _unrolled(family, *drops):
+    """A decoder whose blocks differ: each drop keeps some units of a tap."""
+    decoder = Decoder(FAMILIES[family])
+    model, params = unrolled_decoder(decoder, drawn(decoder))
+    for tap, kept in drops:
+        model, params = model.narrowed(params, tap, np.array(kept))
+    tokens = frozenset(model.taps) - {"logits"}
+    resumes = tuple(name for name in model.taps if name.startswith("block_"))
+    draw = lambda rng: padded(rng, N, T, 3)
+    return Case(model, draw, resumes, tokens - {*resumes, "final_input"}, tokens, lambda _: params)
+
+
 MODELS = {
     "mlp": Case(MLP(5, 7, 3, 4), _normal(5), ("hidden", "preactivation")),
     "mlp-one-layer": Case(MLP(5, 7, 1, 4), _normal(5), ("hidden", "preactivation")),
@@ -81,6 +94,9 @@ MODELS = {
     "decoder-gpt2": _decoder("gpt2"),
     "decoder-llama": _decoder("llama", answers=((1,), (4, 7), (2,))),
     "decoder-gemma2": _decoder("gemma2"),
+    "unrolled": _unrolled(
+        "llama", ("head_output1", [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15]), ("mlp_product2", [1, 5])
+    ),
     "token-view": _token_view("gemma2", 1),
     "token-view-window": _token_view("llama", 2),
 }
