@@ -123,13 +123,7 @@ def reduce_network(
     Raises:
       ValueError: what `rank_units` and `replace_units` refuse.
     """
-    taps = [tap for tap in model.taps if tap in keep]
-    if len(taps) != len(keep) or not taps or rounds < 1:
-        raise ValueError(
-            f"got taps {sorted(keep)} in {rounds} rounds, expected some of {sorted(model.taps)} in at least 1 round"
-        )
-    if backend == "patch" and rounds > 1:
-        raise ValueError(f"got {rounds} rounds with a patch, expected 1: every round ranks a smaller network")
+    taps = _forward(model, keep, rounds, backend)
     together, counts = _groups(model, taps, groups)
     budget = {tap: check_keep(keep[tap], counts[tap], round_to=round_to) for tap in taps}
     if calibration.target is None:
@@ -152,6 +146,18 @@ def reduce_network(
     else:
         edits = NO_EDITS
     return _refitted(Reduction(*current, edits, plan, None), model, params, method, calibration, key)
+
+
+def _forward(model: Model, keep: Mapping[str, int], rounds: int, backend: Backend) -> list[str]:
+    """Return the taps to reduce in the order they run."""
+    taps = [tap for tap in model.taps if tap in keep]
+    if len(taps) != len(keep) or not taps or rounds < 1:
+        raise ValueError(
+            f"got taps {sorted(keep)} in {rounds} rounds, expected some of {sorted(model.taps)} in at least 1 round"
+        )
+    if backend == "patch" and rounds > 1:
+        raise ValueError(f"got {rounds} rounds with a patch, expected 1: every round ranks a smaller network")
+    return taps
 
 
 def _groups(
