@@ -45,8 +45,12 @@ from experiments.adders import gru, trained_adder
 from experiments.addition import Problem, make_bench
 from experiments.config import HEQ, DasOptions
 from experiments.config import METHODS as HEQ_METHODS
+from experiments.discovery_choice import carried, choice_bench, choice_found, choice_networks
 from experiments.discovery_networks import TAP, Network, adder_networks, equality_networks
 from experiments.discovery_options import HARD, NAME, SURVIVES, Discovery, PlotGrid, check, quick
+from experiments.mcqa import data_digest
+from experiments.mcqa_bench import load_subject, make_questions
+from experiments.mcqa_options import Network as McqaNetwork
 from experiments.methods import Bench, Outcome, coupling_details, handle_mass, run_search, same_time, test_outcome
 from experiments.progressive_methods import subspace_search
 from experiments.records import Row, RunFolder, Unit
@@ -71,7 +75,7 @@ def run_seed(config: Discovery, seed: int, run: RunFolder, report: Report) -> Un
         # Both tasks name their checkpoints by seed alone.
         folder = RunFolder(run.path / "networks" / task)
         tell = lambda text, task=task: report(f"seed {seed}, {task}: {text}")
-        whole.details["data"][task] = (_equality if task == "heq" else _addition)(config, seed, folder, tell, whole)
+        whole.details["data"][task] = _TASKS[task](config, seed, folder, tell, whole)
     return Unit(f"seed-{seed}", *whole)
 
 
@@ -172,6 +176,28 @@ def carries_found(bench: Bench, config: Discovery, key: Array, report: Report) -
     return {"plot": plot, "das": das._replace(times=times)}
 
 
+def _choice(config: Discovery, seed: int, folder: RunFolder, report: Report, whole: Part) -> str:
+    """Add multiple choice to the unit of a seed; return the digest of its data."""
+    del folder  # the network is not trained here
+    subject = load_subject(McqaNetwork())
+    questions = make_questions(config.choice_banks, subject, seed)
+    dense, (reducing, searching) = None, jax.random.split(jax.random.key(seed))
+    for network in choice_networks(config, seed, subject, reducing):
+        report(f"{network.place}, {network.method}")
+        bench = choice_bench(config, network, subject, questions)
+        search, control = network.keys(searching)
+        outcomes = choice_found(bench, config, search, report)
+        if dense is None:
+            dense = outcomes["das"].choice
+        else:
+            outcomes["transferred"] = carried(bench, dense)
+        _add(whole, network, study(config, network, bench, outcomes, seed, control))
+    return data_digest(questions)
+
+
+_TASKS = {"heq": _equality, "addition": _addition, "mcqa": _choice}
+
+
 def _local(choice: Choice) -> Choice:
     """Write handles of one depth as such: all methods of a width then share their programs."""
     return dataclasses.replace(choice, handles=at_one_depth(choice.handles))  # pyright: ignore[reportArgumentType]
@@ -262,7 +288,9 @@ def random_seeds(seed: int) -> dict[str, int]:
     own |= {"evaluation, balanced": 2802, "trials": 2803}
     adder = {"addition jax key": seed, "addition order of the bases (random.Random)": seed}
     equal = {f"heq {name}": value for name, value in heq.random_seeds(seed).items()}
-    return equal | adder | {f"heq {name}": seed + offset for name, offset in own.items()}
+    choice = {"mcqa jax key": seed, "mcqa pairs": seed, "mcqa calibration prompts": seed + 2901}
+    choice |= {"mcqa evaluation prompts": seed + 2902, "mcqa trials": seed + 2903}
+    return equal | adder | choice | {f"heq {name}": seed + offset for name, offset in own.items()}
 
 
 EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check, quick)

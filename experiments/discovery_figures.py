@@ -13,7 +13,7 @@ from experiments.figures import save_figure
 from experiments.metrics import Metrics, Rate
 from experiments.records import Unit
 
-_TITLES = {"plot": "PLOT, afresh", "das": "DAS, afresh", "transferred": "PLOT handle of the dense network"}
+_TITLES = {"plot": "PLOT, afresh", "das": "DAS, afresh", "transferred": "handle of the dense network"}
 
 
 def draw(units: Sequence[Unit], folder: Path) -> list[Path]:

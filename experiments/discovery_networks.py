@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 from abstraction.evaluation import CLASSES, Readout, accuracy, binomial_interval
 from abstraction.evaluation.interchange import View, bernoulli_trials, interchanged_outputs, view
 from abstraction.interventions import factual_outputs
-from abstraction.models import GRU, MLP, stacked, unrolled
+from abstraction.models import GRU, MLP, Decoder, stacked, unrolled
 from abstraction.randomness import host_generator
 from abstraction.reduction import (
     LOGIT,
@@ -52,7 +52,7 @@ class Network(NamedTuple):
     """A reduced network, or the dense one.
 
     Attributes:
-      task: `heq` or `addition`.
+      task: `heq`, `addition` or `mcqa`.
       method: how it was reduced.
       model: the smaller network.
       params: its weights.
@@ -62,7 +62,7 @@ class Network(NamedTuple):
 
     task: str
     method: str
-    model: MLP | GRU
+    model: MLP | GRU | Decoder
     params: Params
     kept: Int[np.ndarray, "L K"]
     known: Known

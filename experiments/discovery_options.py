@@ -8,19 +8,27 @@ from typing import Any, Literal, get_args
 from abstraction.localization import SearchConfig
 from experiments.addition_options import AdderBackbone, Addition, AdditionBanks
 from experiments.checks import check as check_equality
-from experiments.checks import check_addition
+from experiments.checks import check_addition, check_mcqa
 from experiments.config import HEQ, Backbone, DasOptions, EqualityBanks, parse_seeds, smaller
+from experiments.mcqa_options import Mcqa, McqaBanks
 
 NAME = "discovery"
 DENSE = "dense"
 SURVIVES = 0.95
 """The least IIA of DAS, over variables and both kinds of pairs, at which the variables are still there."""
-HARD = {"heq": ("sensitive", "specific"), "addition": ("sensitive", "invariant")}
+HARD = {
+    "heq": ("sensitive", "specific"),
+    "addition": ("sensitive", "invariant"),
+    "mcqa": ("sensitive", "invariant"),
+}
 """Pairs of a verdict: the output must change, or it must not although another variable differs."""
 
-Task = Literal["heq", "addition"]
+Task = Literal["heq", "addition", "mcqa"]
 Reducer = Literal["cmr", "cmr-closed", "vbp", "random"]
 Folder = Literal["obs-affine", "random-affine", "vbp-zero"]
+Closed = Literal["cmr-closed", "vbp", "random"]
+HIDDEN = 128
+"""Units in each MLP of the decoder that ships with the project."""
 _KEEPS = (16, 14, 12, 10, 8, 6, 4, 3, 2)
 
 
@@ -64,6 +72,22 @@ class Folds:
 
 
 @dataclass(frozen=True)
+class Units:
+    """How the decoder of multiple choice is reduced, the MLPs of all blocks to one width."""
+
+    keeps: tuple[int, ...] = (128, 64, 32, 16, 8, 4, 2)
+    """Units to keep per block; all of them is the dense network."""
+    methods: tuple[Closed, ...] = get_args(Closed)
+    """Exact elimination under interventions with affine folds, variance with means, and a random order with means."""
+    calibration: int = 200
+    """Prompts a reduction looks at."""
+    evaluation: int = 1000
+    """Prompts that accuracy is measured on, and that trials are drawn from."""
+    trials: int = 1024
+    """Interchanges per block that dense and reduced network are compared on."""
+
+
+@dataclass(frozen=True)
 class PlotGrid:
     """The grid of the transport method; smaller than that of `heq` and `addition`."""
 
@@ -92,7 +116,7 @@ class Discovery:
     seeds: str = "1:4"
     """Seeds, as start:stop (stop excluded) or a comma list."""
     tasks: tuple[Task, ...] = get_args(Task)
-    """Hierarchical equality (an MLP) and binary addition (a GRU)."""
+    """Hierarchical equality (an MLP), binary addition (a GRU) and multiple choice (a decoder that ships with this)."""
     quick: bool = False
     """A small version of everything that finishes in seconds: the first seed, short training, few widths."""
     out: Path | None = None
@@ -126,6 +150,11 @@ class Discovery:
             training=_search(batch_size=64, max_epochs=15, sensitive_weight=0.5),
         )
     )
+    choice: Units = field(default_factory=Units)
+    choice_banks: McqaBanks = field(default_factory=McqaBanks)
+    choice_das: DasOptions = field(
+        default_factory=lambda: DasOptions((2, 4, 8, 16, 32), (2e-2,), restarts=2, training=Mcqa().das.training)
+    )
 
 
 def quick(config: Discovery) -> Discovery:
@@ -142,6 +171,11 @@ def quick(config: Discovery) -> Discovery:
         das=_short(config.das, usual.das, (1, 4, 8), 5),
         carries=smaller(config.carries, usual.carries, keeps=(16, 8), methods=("obs-affine", "vbp-zero")),
         adder_das=_short(config.adder_das, usual.adder_das, (1, 2), 12),
+        choice=smaller(
+            config.choice, usual.choice, keeps=(128, 16), methods=("cmr-closed",), calibration=64, trials=256
+        ),
+        choice_banks=smaller(config.choice_banks, usual.choice_banks, fit=192, calibration=96, test=192),
+        choice_das=_short(config.choice_das, usual.choice_das, (8, 32), 12),
     )
 
 
@@ -180,6 +214,17 @@ def check(config: Discovery) -> None:
         others = {name: replace(getattr(Addition(), name), training=das.training) for name in _UNUSED}
         setup = Addition(seeds=config.seeds, oblique=das, das_v1=das, **options, **others)
         _checked(check_addition, setup, {"backbone": "adder", "banks": "adder-banks", "das": "adder-das"})
+
+    if "mcqa" in config.tasks:
+        distinct("--choice.keeps", config.choice.keeps)
+        distinct("--choice.methods", config.choice.methods)
+        least, most = min(config.choice.keeps), max(config.choice.keeps)
+        require("--choice.keeps", config.choice.keeps, 1 <= least <= most <= HIDDEN, f"1 to {HIDDEN} units")
+        for name in ("calibration", "evaluation", "trials"):
+            value = getattr(config.choice, name)
+            require(f"--choice.{name}", value, value >= 2, "at least 2")
+        setup = Mcqa(banks=config.choice_banks, das=config.choice_das)
+        _checked(check_mcqa, setup, {"banks": "choice-banks", "das": "choice-das"})
 
 
 _UNUSED = ("masks", "boundless", "weights")

@@ -15,12 +15,14 @@ FINDERS = ("plot", "das", "transferred")
 TITLES = {
     "heq": "hierarchical equality: WX and YZ in reduced MLPs (units kept in each hidden layer)",
     "addition": "binary addition: the carries in reduced GRUs (units of the state kept)",
+    "mcqa": "multiple choice: answer pointer and answer in reduced decoders (units kept in each MLP)",
 }
 NOTES = (
-    "plot, das: searched afresh in the reduced network, das with rotations (heq) and invertible maps (addition), whose",
+    "plot, das: searched afresh in the reduced network, das with rotations (heq, mcqa) or invertible maps (addition):",
     "one set of directions need not both read and write. transferred: the dense network's PLOT handle, cut to the",
-    "units kept, with the share of its weight that is left. sensitive: the output must change. specific: it must not,",
-    "although another variable changes. combined: mean of sensitive and invariant; doing nothing scores .5. random,",
+    "units kept, with the share of its weight that is left; of mcqa, whose stream keeps its width, its DAS handle.",
+    "sensitive: the output must change. specific: it must not, although another variable changes. combined: mean of",
+    "sensitive and invariant; doing nothing scores .5 (mcqa: .25, where answer has no invariant pairs). random,",
     "shuffled: same weights on random directions, and with another pair's source, on the pairs of the first accuracy.",
     "fidelity: both networks give the same answer when kept units are interchanged with p = .1. verdict: in how many",
     f"seeds DAS has IIA >= {SURVIVES} for every variable, on pairs that must change and on those that must not;",

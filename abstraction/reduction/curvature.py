@@ -28,6 +28,9 @@ from abstraction.models import Model
 from abstraction.reduction.discrepancies import Discrepancy
 from abstraction.typing import AnyArray, Outputs, Params
 
+_AT_ONCE = {True: 2**22, False: 2**28}
+"""Numbers of the tap that are differentiated at once: on a CPU, and elsewhere."""
+
 
 class Suffix(NamedTuple):
     """The network seen from one tap.
@@ -89,7 +92,7 @@ def tap_gradient(
 ) -> Float[Array, "N P D"]:
     """Return g per example; zero everywhere for `kl` and `logit` against the network's own outputs."""
     suffix = suffix_at(model, params, inputs, tap)
-    return _pull(suffix, discrepancy.gradient(suffix.outputs, target, labels)[None])[0]
+    return pull(suffix, discrepancy.gradient(suffix.outputs, target, labels)[None])[0]
 
 
 @partial(jax.jit, static_argnames=("model", "tap", "discrepancy"))
@@ -124,7 +127,7 @@ def gauss_newton_product(
     _, pushed = jax.jvp(suffix.run, (jnp.zeros_like(suffix.activation),), (vector,))
     factor = discrepancy.factor(suffix.outputs, target, labels)
     cotangent = jnp.einsum("ncr,ndr,nd->nc", factor, factor, pushed)
-    return _pull(suffix, cotangent[None])[0]
+    return pull(suffix, cotangent[None])[0]
 
 
 @partial(jax.jit, static_argnames=("model", "tap", "discrepancy"))
@@ -139,7 +142,7 @@ def gauss_newton_rows(
 ) -> Float[Array, "R N P D"]:
     """Return the rows of L^T J; their squares summed over R are the diagonal of the GGN. R vjps, one a class."""
     suffix = suffix_at(model, params, inputs, tap)
-    return _pull(suffix, jnp.moveaxis(discrepancy.factor(suffix.outputs, target, labels), -1, 0))
+    return pull(suffix, jnp.moveaxis(discrepancy.factor(suffix.outputs, target, labels), -1, 0))
 
 
 @partial(jax.jit, static_argnames=("model", "tap", "discrepancy", "chunk"))
@@ -203,7 +206,7 @@ def fisher_diagonal(
 
     def draw(key: Array) -> Float[Array, "N P D"]:
         drawn = jax.nn.one_hot(jax.random.categorical(key, suffix.outputs), p.shape[-1], dtype=p.dtype)
-        return _pull(suffix, (p - drawn)[None])[0] ** 2
+        return pull(suffix, (p - drawn)[None])[0] ** 2
 
     return jax.lax.map(draw, jax.random.split(key, draws), batch_size=min(chunk, draws)).mean(0)
 
@@ -261,10 +264,18 @@ def replacement_hessian(
     return jax.grad(mean_loss)(origin), jax.lax.map(column, basis, batch_size=min(chunk, 2 * width))
 
 
-def _pull(suffix: Suffix, cotangents: Float[Array, "R N C"]) -> Float[Array, "R N P D"]:
-    """Apply J^T to several cotangents, one forward run for all."""
+def pull(suffix: Suffix, cotangents: Float[Array, "R N C"]) -> Float[Array, "R N P D"]:
+    """Apply J^T to several cotangents, one forward run for all.
+
+    As many go at once as fit the cache of a CPU, or some of the memory of an accelerator: all at once would write R
+    copies of every activation.
+    """
     _, pullback = jax.vjp(suffix.run, jnp.zeros_like(suffix.activation))
-    return jax.vmap(lambda cotangent: pullback(cotangent)[0])(cotangents)
+    one = lambda cotangent: pullback(cotangent)[0]
+    together = max(1, _AT_ONCE[jax.default_backend() == "cpu"] // suffix.activation.size)
+    if together >= len(cotangents):
+        return jax.vmap(one)(cotangents)
+    return jax.lax.map(one, cotangents, batch_size=together if together > 1 else None)
 
 
 def _product(

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float
 from abstraction.models import Model
 from abstraction.models.base import present
 from abstraction.pytrees import leading_axis, pytree
-from abstraction.reduction.curvature import replacement_hessian, suffix_at
+from abstraction.reduction.curvature import pull, replacement_hessian, suffix_at
 from abstraction.reduction.discrepancies import KL, Discrepancy
 from abstraction.typing import AnyArray, Outputs, Params
 
@@ -221,8 +221,7 @@ def _local(
     else:
         factors = jnp.moveaxis(discrepancy.factor(suffix.outputs, target, labels), -1, 0)
     gradient = discrepancy.gradient(suffix.outputs, target, labels)
-    _, pullback = jax.vjp(suffix.run, jnp.zeros_like(suffix.activation))
-    pulled = jax.vmap(lambda cotangent: pullback(cotangent)[0])(jnp.concatenate([gradient[None], factors]))
+    pulled = pull(suffix, jnp.concatenate([gradient[None], factors]))
     return suffix.activation, pulled[0], pulled[1:], present(model, inputs, tap, suffix.activation.shape[1])
 
 

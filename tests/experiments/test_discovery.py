@@ -15,13 +15,15 @@ from abstraction.interventions import LocalHandle, factual_outputs
 from abstraction.models import GRU, MLP
 from abstraction.reduction import LOGIT, collect_statistics
 from abstraction.tasks import addition, equality
-from experiments import discovery, discovery_figures, discovery_networks, discovery_tables, heq
+from experiments import discovery, discovery_choice, discovery_figures, discovery_networks, discovery_tables, heq
 from experiments.adders import gru, trained_adder
 from experiments.addition import Problem, make_bench
 from experiments.addition_options import AdderBackbone, AdditionBanks
 from experiments.config import HEQ, Backbone, DasOptions
 from experiments.config import METHODS as HEQ_METHODS
-from experiments.discovery_options import Discovery, EqualityPairs, Folds, PlotGrid, Reductions, check, quick
+from experiments.discovery_options import Discovery, EqualityPairs, Folds, PlotGrid, Reductions, Units, check, quick
+from experiments.mcqa_bench import load_subject, make_questions
+from experiments.mcqa_options import McqaBanks, Network
 from experiments.records import Row, RunFolder, Unit, open_run
 from experiments.running import run_experiment
 
@@ -41,11 +43,18 @@ TINY = Discovery(
     adder=AdderBackbone(bits=3, width=8, epochs=60),
     adder_banks=AdditionBanks(fit=24, calibration=16, test=16),
     adder_das=DasOptions((1, 4), (2e-2,), training=SEARCH),
+    choice=Units((128, 16), ("vbp",), 40, 100, 64),
+    choice_banks=McqaBanks(fit=48, calibration=48, test=96),
+    choice_das=DasOptions((8,), (2e-2,), training=SEARCH),
 )
 PLACES = (("heq-keep8", "dense"), ("heq-keep5", "cmr-closed"))
 PLACES += (("addition-keep8", "dense"), ("addition-keep5", "obs-affine"))
-VARIABLES = {"heq": ("wx", "yz"), "addition": ("c1", "c2")}
-SPLITS = {"heq": ("-sensitive", "-invariant", "-specific"), "addition": ("", "-sensitive", "-invariant")}
+PLACES += (("mcqa-keep128", "dense"), ("mcqa-keep16", "vbp"))
+VARIABLES = {"heq": ("wx", "yz"), "addition": ("c1", "c2"), "mcqa": ("answer_pointer", "answer")}
+HALVES = ("", "-sensitive", "-invariant")
+SPLITS = {"heq": ("-sensitive", "-invariant", "-specific"), "addition": HALVES, "mcqa": HALVES}
+NONE = {("mcqa", "answer", "-invariant")}
+"""Every pair changes the answer."""
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +100,8 @@ def test_every_handle_is_tested_beside_its_controls_and_intervals(values: dict, 
         for name in names:
             for split in SPLITS[task]:
                 for variable in (*VARIABLES[task], "mean"):
+                    if (task, variable, split) in NONE:
+                        continue
                     low, mean, high = (
                         values[name, variable, place + split, f"iia{end}"] for end in ("_low", "", "_high")
                     )
@@ -104,7 +115,8 @@ def test_every_handle_is_tested_beside_its_controls_and_intervals(values: dict, 
 def test_the_verdict_is_that_of_the_weakest_variable(values: dict, place: str, method: str):
     task = place.split("-")[0]
     other = "-specific" if task == "heq" else "-invariant"
-    das = [values[f"{method}/das", v, place + split, "iia"] for v in VARIABLES[task] for split in ("-sensitive", other)]
+    scored = [(v, split) for v in VARIABLES[task] for split in ("-sensitive", other) if (task, v, split) not in NONE]
+    das = [values[f"{method}/das", variable, place + split, "iia"] for variable, split in scored]
     assert values[method, "network", place, "weakest"] == min(das)
     assert values[method, "network", place, "survives"] == float(min(das) >= 0.95)
 
@@ -124,6 +136,7 @@ def test_the_kept_units_are_on_record(unit: Unit):
     assert (np.diff(kept) > 0).all()
     states = unit.arrays["addition-keep5/obs-affine/kept"]
     assert (states == states[0]).all()
+    assert unit.arrays["mcqa-keep16/vbp/kept"].shape == (4, 16)
 
 
 @pytest.mark.slow
@@ -133,12 +146,21 @@ def test_tables_and_figures_need_the_units_alone(folder: Path, unit: Unit, tmp_p
     (copy / "metrics.csv").unlink()
     units = open_run(copy).units()
     text = printed(units, details=True)
-    for words in ("cmr-closed", "obs-affine", "heq, transferred", "addition, das", "variable wx", "variable c2"):
+    for words in (
+        "cmr-closed",
+        "obs-affine",
+        "heq, transferred",
+        "addition, das",
+        "variable wx",
+        "variable c2",
+        "mcqa, das",
+        "variable answer_pointer",
+    ):
         assert words in text, words
     assert text == printed([unit], details=True)
     assert "variable wx" not in printed(units)
     files = discovery_figures.draw(units, tmp_path / "figures")
-    assert [file.name for file in files] == ["discovery-heq.png", "discovery-addition.png"]
+    assert [file.name for file in files] == [f"discovery-{task}.png" for task in ("heq", "addition", "mcqa")]
     assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == sorted(file.name for file in files)
 
 
@@ -220,6 +242,29 @@ def test_an_adder_folded_at_its_full_width_is_the_dense_network(folder: Path):
     same = discovery.transferred(bench, mass, whole.kept)
     assert same.details["kept_share"] == [1.0, 1.0]
     assert same.choice.tally.hits.tolist() == outcome.choice.tally.hits.tolist()
+
+
+@pytest.mark.slow
+def test_a_decoder_reduced_to_its_full_width_is_the_dense_network(values: dict):
+    subject = load_subject(Network())
+    whole = discovery_choice.reduced_decoder(TINY, SEED, subject, "vbp", 128, jax.random.key(0))
+    assert whole.model == subject.decoder
+    assert whole.known["", "fidelity"] == 1.0
+    assert whole.known["", "accuracy"] == values["dense", "network", "mcqa-keep128", "accuracy"]
+    jax.tree.map(np.testing.assert_array_equal, whole.params, subject.params)
+
+
+@pytest.mark.slow
+def test_a_carried_handle_is_the_dense_networks(values: dict):
+    """In the dense network itself it scores what it scored when it was found."""
+    subject = load_subject(Network())
+    questions = make_questions(TINY.choice_banks, subject, SEED)
+    network = next(discovery_choice.choice_networks(TINY, SEED, subject, jax.random.key(0)))
+    bench = discovery_choice.choice_bench(TINY, network, subject, questions)
+    choice = discovery_choice.choice_found(bench, TINY, jax.random.key(2), lambda text: None)["das"].choice
+    outcome = discovery_choice.carried(bench, choice)
+    assert outcome.choice.tally.hits.tolist() == choice.tally.hits.tolist()
+    assert outcome.details["kept_share"] == [1.0, 1.0]
 
 
 def _every_sum() -> np.ndarray:
@@ -319,6 +364,11 @@ def _with(part: str, **changes: object) -> Discovery:
         (_with("adder", bits=1), "--adder.bits"),
         (_with("adder", checkpoints=Path("nowhere")), "--adder.checkpoints"),
         (_with("adder_banks", test=0), "--adder-banks.test"),
+        (_with("choice", keeps=(129, 8)), "--choice.keeps"),
+        (_with("choice", methods=()), "--choice.methods"),
+        (_with("choice", trials=0), "--choice.trials"),
+        (_with("choice_banks", test=0), "--choice-banks.test"),
+        (_with("choice_das", ranks=(65,)), "--choice-das.ranks"),
     ],
 )
 def test_options_that_cannot_work_are_refused_in_one_line(config: Discovery, message: str, tmp_path: Path):

@@ -14,6 +14,7 @@ from abstraction.reduction.curvature import (
     hessian_vector_product,
     hutchinson_diagonal,
     last_layer_curvature,
+    pull,
     replacement_hessian,
     suffix_at,
     tap_gradient,
@@ -245,3 +246,17 @@ def test_an_unknown_tap_is_refused():
     params, inputs, labels, other = _case(MODELS["dense"])
     with pytest.raises(ValueError, match="expected tap names among"):
         tap_gradient(MODELS["dense"], params, inputs, "nowhere", CE, other, labels)
+
+
+@pytest.mark.parametrize("together", [1, 2, 10])
+def test_how_many_cotangents_are_pulled_back_at_once_does_not_matter(together, monkeypatch, rng):
+    model = MODELS["dense"]
+    params, inputs, *_ = _case(model)
+    suffix = suffix_at(model, params, inputs, "hidden")
+    cotangents = jnp.asarray(rng.standard_normal((5, COUNT, CLASSES)))
+    jacobian = jax.jacobian(lambda offset: suffix.run(offset).sum(0))(jnp.zeros(suffix.activation.shape))
+    monkeypatch.setattr(
+        "abstraction.reduction.curvature._AT_ONCE", dict.fromkeys((True, False), together * COUNT * WIDTH)
+    )
+    expected = np.einsum("rnc,cnpd->rnpd", cotangents, jacobian)
+    np.testing.assert_allclose(pull(suffix, cotangents), expected, rtol=1e-12, atol=1e-14)

@@ -1,0 +1,111 @@
+"""Discovery on multiple choice: a decoder whose MLPs are reduced in every block, and its two variables searched again.
+
+The residual stream keeps its width, so the search is that of the experiment `mcqa`, and a handle of the dense network
+fits every reduced one as it is. Pairs are those whose prompts the dense network answers.
+"""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from abstraction.evaluation import CLASSES, accuracy
+from abstraction.evaluation.interchange import view
+from abstraction.interventions import factual_outputs
+from abstraction.localization import Choice, calibrate_candidates
+from abstraction.models import Decoder, UnrolledDecoder, stacked_decoder, unrolled_decoder
+from abstraction.reduction import METHODS, Calibration, Reduced, reduce_network
+from abstraction.tasks import mcqa
+from abstraction.typing import Params
+from experiments.discovery_networks import Known, Network, Views, fidelities
+from experiments.discovery_options import DENSE, Discovery
+from experiments.mcqa_bench import Questions, Subject, make_bench
+from experiments.mcqa_options import PROTOCOLS, Mcqa
+from experiments.methods import Bench, Outcome, same_time
+from experiments.progressive_methods import Stages, run_method
+from experiments.timing import Time
+
+UNITS = "mlp_product"
+
+
+def choice_networks(config: Discovery, seed: int, subject: Subject, key: Array) -> Iterator[Network]:
+    """Yield the dense decoder, then every reduced one."""
+    width, depth = subject.decoder.config.hidden, subject.decoder.config.depth
+    everything, known = np.tile(np.arange(width), (depth, 1)), _behaviour(config, seed, subject, {})
+    yield Network("mcqa", DENSE, subject.decoder, subject.params, everything, known)
+    for keep in [keep for keep in config.choice.keeps if keep < width]:
+        for method in config.choice.methods:
+            yield reduced_decoder(config, seed, subject, method, keep, jax.random.fold_in(key, keep))
+
+
+def reduced_decoder(config: Discovery, seed: int, subject: Subject, method: str, keep: int, key: Array) -> Network:
+    """Reduce the MLPs of all blocks to one width, each on the network reduced so far."""
+    dense = Reduced(*unrolled_decoder(subject.decoder, subject.params))
+    taps = [f"{UNITS}{block}" for block in range(subject.decoder.config.depth)]
+    calibration = Calibration(_prompts(subject, seed + 2901, config.choice.calibration)[0])
+    found = reduce_network(*dense, calibration, dict.fromkeys(taps, keep), METHODS[method], key=key)
+    kept = np.stack([np.asarray(fold.kept) for fold in found.plan.folds])
+    everything = np.arange(subject.decoder.config.hidden)
+    views = {
+        tap: (view(*dense, tap, everything), found.view(tap), units) for tap, units in zip(taps, kept, strict=True)
+    }
+    smaller = stacked_decoder(_unrolled(found.model), found.params)
+    return Network("mcqa", method, *smaller, kept, _behaviour(config, seed, _as(subject, *smaller), views))
+
+
+def choice_bench(config: Discovery, network: Network, subject: Subject, questions: Questions) -> Bench:
+    """Record all banks in one network."""
+    if not isinstance(network.model, Decoder):
+        raise ValueError(f"got a network of {type(network.model).__name__}, expected a decoder")
+    return make_bench(_as(subject, network.model, network.params), questions, _options(config))
+
+
+def choice_found(bench: Bench, config: Discovery, key: Array, report: Callable[[str], None]) -> dict[str, Outcome]:
+    """Run PLOT coarse to fine on coordinates, and DAS at the blocks that Stage A chose."""
+    stages = Stages(_options(config), bench, protocols=PROTOCOLS)
+    return {
+        "plot": run_method(stages, "plot-native", key, report),
+        "das": run_method(stages, "plot-das", key, lambda text: report(f"DAS, {text}")),
+    }
+
+
+def carried(bench: Bench, dense: Choice) -> Outcome:
+    """Take the handles of the dense network as they are; nothing is chosen anew."""
+    owner = np.arange(len(bench.variables))
+    choice = calibrate_candidates(
+        bench.model, bench.params, bench.evidence, dense.handles, owner, [{"kept_share": 1.0} for _ in owner],
+        cost=np.zeros(len(owner)), readout=bench.readout,
+    )  # fmt: skip
+    return Outcome(choice, same_time(Time()), {"kept_share": [1.0 for _ in owner]}, {})
+
+
+def _behaviour(config: Discovery, seed: int, subject: Subject, views: Views) -> Known:
+    """Ask a network questions that nothing was chosen by."""
+    tokens, answers = _prompts(subject, seed + 2902, config.choice.evaluation)
+    known = {("", "accuracy"): accuracy(_answers(subject.decoder, subject.params, tokens), answers)}
+    return known | fidelities(views, tokens, CLASSES, seed + 2903, config.choice.trials)
+
+
+def _answers(decoder: Decoder, params: Params, tokens: np.ndarray) -> np.ndarray:
+    return np.asarray(factual_outputs(decoder, params, tokens)).argmax(axis=-1)
+
+
+def _prompts(subject: Subject, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw questions; return their tokens, and the right answers."""
+    settings = mcqa.sample_settings(np.random.default_rng(seed), count)
+    return np.asarray(mcqa.encode(settings, subject.tokenizer).tokens), np.asarray(mcqa.MODEL.run(settings)["answer"])
+
+
+def _options(config: Discovery) -> Mcqa:
+    return Mcqa(banks=config.choice_banks, das=config.choice_das)
+
+
+def _as(subject: Subject, decoder: Decoder, params: Params) -> Subject:
+    return subject._replace(decoder=decoder, params=params)
+
+
+def _unrolled(model: object) -> UnrolledDecoder:
+    if not isinstance(model, UnrolledDecoder):
+        raise ValueError(f"got a {type(model).__name__}, expected a decoder block by block")
+    return model
