@@ -13,6 +13,7 @@ from experiments.figures import save_figure
 from experiments.metrics import Metrics, Rate
 from experiments.records import Unit
 
+_FACTUAL = {"heq": "worst cell", "addition": "sums exact", "mcqa": "answers right"}
 _TITLES = {"plot": "PLOT, afresh", "das": "DAS, afresh", "transferred": "handle of the dense network"}
 
 
@@ -32,7 +33,7 @@ def survival_figure(metrics: Metrics, task: str) -> Figure:
         curves(axes, metrics, task, f"/{finder}", "mean", split)
         axes.set_title(_TITLES[finder])
     curves(panels[-2], metrics, task, "", "network", "").set_title("fidelity to the dense network")
-    factual_curves(panels[-1], metrics, task).set_title("worst cell" if task == "heq" else "sums exact")
+    factual_curves(panels[-1], metrics, task).set_title(_FACTUAL[task])
     panels[0].set_ylabel("IIA, sensitive pairs" if task == "heq" else "IIA, combined")
     for axes in panels:
         axes.set_xlabel("units kept")

@@ -110,7 +110,7 @@ def _search(**changes: int | float | None) -> SearchConfig:
 class Discovery:
     """Discovery: reduce trained networks, and see whether the causal variables are still in what is left.
 
-    Writes a run folder and prints its tables. Two minutes per seed on two cores, and three to compile.
+    Writes a run folder and prints its tables. Eight minutes per seed on two cores.
     """
 
     seeds: str = "1:4"

@@ -65,7 +65,7 @@ def refit_readers(
     ridge: float = 1e-3,
     steps: int = 50,
 ) -> Refitted:
-    """Refit what reads the reduced taps, all of it together.
+    """Refit what reads the reduced taps, all of it together; so are all pairs, in memory and in every step.
 
     Args:
       kind: `bias` or `head` (kernel and bias).
