@@ -223,7 +223,9 @@ def check(config: Discovery) -> None:
         for name in ("calibration", "evaluation", "trials"):
             value = getattr(config.choice, name)
             require(f"--choice.{name}", value, value >= 2, "at least 2")
-        setup = Mcqa(banks=config.choice_banks, das=config.choice_das)
+        das = config.choice_das
+        others = {name: replace(getattr(Mcqa(), name), training=das.training) for name in _UNUSED}
+        setup = Mcqa(banks=config.choice_banks, das=das, oblique=das, das_v1=das, **others)
         _checked(check_mcqa, setup, {"banks": "choice-banks", "das": "choice-das"})
 
 

@@ -44,7 +44,7 @@ TINY = Discovery(
     adder_banks=AdditionBanks(fit=24, calibration=16, test=16),
     adder_das=DasOptions((1, 4), (2e-2,), training=SEARCH),
     choice=Units((128, 16), ("vbp",), 40, 100, 64),
-    choice_banks=McqaBanks(fit=48, calibration=48, test=96),
+    choice_banks=McqaBanks(fit=96, calibration=48, test=96),
     choice_das=DasOptions((8,), (2e-2,), training=SEARCH),
 )
 PLACES = (("heq-keep8", "dense"), ("heq-keep5", "cmr-closed"))
