@@ -222,8 +222,8 @@ def positioned_masks(
     masks = masks.reshape(len(masks), *[1] * (len(shape) - 2), -1)
     if isinstance(view.model, Padded):
         there = view.model.present(inputs, view.tap)
-        both = (there[trials.base] & there[trials.source]).reshape(len(masks), *shape[1:-1], 1)
-        masks = masks & both
+        both = there[trials.base] & there[trials.source]
+        masks = masks & (both if len(shape) == 2 else both.reshape(len(masks), *[1] * (len(shape) - 3), -1, 1))
     return jnp.broadcast_to(masks, shape)
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.models.decoder_blocks import Past, Place
 from abstraction.models.decoder_config import DecoderConfig
@@ -176,6 +176,10 @@ class Decoder:
         network = self._network(params)
         stream = self.continued(network, activation, depth + RESUMES[tap], place, None)
         return self.read(network, picked(stream, last_token(tokens)))
+
+    def present(self, inputs: Int[AnyArray, "N T"], tap: str) -> Bool[Array, "N P"]:
+        """Return where a tap holds no padding, at every depth; see `abstraction.models.Padded`."""
+        return jnp.ones((len(inputs), 1), bool) if tap == "logits" else token_mask(jnp.asarray(inputs))
 
     def continued(
         self,

@@ -25,7 +25,7 @@ from abstraction.models.decoder import RESUMES, Decoder
 from abstraction.models.decoder_blocks import Place
 from abstraction.models.decoder_config import BlockShape
 from abstraction.models.decoder_network import UnrolledNetwork
-from abstraction.models.positions import last_token, picked, token_mask
+from abstraction.models.positions import last_token, picked
 from abstraction.models.taps import NO_EDITS, Edits, Tap, check_taps, tapped
 from abstraction.models.wiring import Consumer, take_units
 from abstraction.typing import AnyArray, Outputs, Params
@@ -92,7 +92,7 @@ class UnrolledDecoder:
 
     def present(self, inputs: Int[AnyArray, "N T"], tap: str) -> Bool[Array, "N P"]:
         """Return where a tap holds no padding; see `abstraction.models.Padded`."""
-        return jnp.ones((len(inputs), 1), bool) if tap == "logits" else token_mask(jnp.asarray(inputs))
+        return self.decoder.present(inputs, tap)
 
     def consumers(self, tap: str) -> tuple[Consumer, ...]:
         """Return what reads the units of a tap; see `Reducible.consumers`."""

@@ -10,7 +10,7 @@ import pytest
 from decoder_families import FAMILIES, drawn, padded
 
 from abstraction.evaluation import bernoulli_trials, interchanged_outputs, view
-from abstraction.interventions import Set
+from abstraction.interventions import Interchange, Set
 from abstraction.models import NO_EDITS, Decoder, stacked_decoder, unrolled_decoder
 from abstraction.reduction import (
     METHODS,
@@ -137,6 +137,19 @@ def test_padding_is_not_interchanged(llama, tokens):
             if tokens[base, position] >= 0 and tokens[source, position] >= 0:
                 hybrid[position, mask] = states[source, position, mask]
         expected.append(_apply(model, params, tokens[[base]], {"mlp_product1": Set(jnp.asarray(hybrid[None]))})[0][0])
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+def test_neither_is_it_where_blocks_are_stacked(llama, tokens):
+    """Units are then interchanged in all blocks at once; one mask for all of them."""
+    decoder, stacked = stacked_decoder(*llama)
+    trials = bernoulli_trials(np.random.default_rng(0), examples=N, units=24, probability=0.5, trials=20)
+    found = interchanged_outputs(view(decoder, stacked, "mlp_product", np.arange(24)), tokens, trials)
+    sources = _apply(decoder, stacked, tokens[trials.source], record=("mlp_product",))[1]["mlp_product"]
+    both = (tokens[trials.base] >= 0) & (tokens[trials.source] >= 0)
+    weight = (both[..., None] & trials.masks[:, None]).astype(np.float32)
+    edit = Interchange(sources, jnp.broadcast_to(weight, sources.shape))
+    expected = _apply(decoder, stacked, tokens[trials.base], {"mlp_product": edit})[0]
     np.testing.assert_allclose(found, expected, **CLOSE)
 
 
