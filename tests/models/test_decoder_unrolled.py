@@ -22,7 +22,14 @@ def _apply(model, params, tokens, edits=NO_EDITS, record=()):
     return model.apply(params, tokens, edits, record)
 
 
-@pytest.fixture(params=FAMILIES, name="family")
+REPEATED = "qwen2"
+"""Whose laws those of Llama cover."""
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow) if name == REPEATED else name for name in FAMILIES],
+    name="family",
+)
 def _family(request):
     return request.param
 

@@ -66,7 +66,7 @@ def _fold(model, rng, tap, replaced, kind):
     return affine_fold(tap, kept, replaced, rng.normal(size=len(replaced)), coefficients)
 
 
-@pytest.mark.parametrize("kind", ["constant", "affine"])
+@pytest.mark.parametrize("kind", [pytest.param("constant", marks=pytest.mark.slow), "affine"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_compiled_decoder_is_the_patched_one(family, kind, rng, tokens):
     model, params = _network(family)
@@ -96,7 +96,7 @@ def test_half_a_head_is_refused_and_can_be_patched(llama, rng):
     assert set(patch(model, plan)) == {"head_output1"}
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", [pytest.param("left", marks=pytest.mark.slow), "right"])
 def test_padding_is_not_counted(llama, tokens, side):
     """The statistics of padded prompts are those of the same prompts, length by length and without padding."""
     model, params = llama
