@@ -46,7 +46,7 @@ from experiments.adders import gru, trained_adder
 from experiments.addition import Problem, make_bench
 from experiments.config import HEQ, DasOptions
 from experiments.config import METHODS as HEQ_METHODS
-from experiments.discovery_choice import carried, choice_bench, choice_found, choice_networks
+from experiments.discovery_choice import carried, choice_bench, choice_found, choice_networks, choice_prompts
 from experiments.discovery_networks import TAP, Network, adder_networks, equality_networks
 from experiments.discovery_options import HARD, NAME, SURVIVES, Discovery, PlotGrid, check, quick
 from experiments.mcqa import data_digest
@@ -183,7 +183,8 @@ def _choice(config: Discovery, seed: int, folder: RunFolder, report: Report, who
     subject = load_subject(McqaNetwork())
     questions = make_questions(config.choice_banks, subject, seed)
     dense, (reducing, searching) = None, jax.random.split(jax.random.key(seed))
-    for network in choice_networks(config, seed, subject, reducing):
+    prompts = choice_prompts(config, seed, subject, questions)
+    for network in choice_networks(config, seed, subject, prompts, reducing):
         report(f"{network.place}, {network.method}")
         bench = choice_bench(config, network, subject, questions)
         search, control = network.keys(searching)

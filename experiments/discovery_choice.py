@@ -5,19 +5,20 @@ fits every reduced one as it is. Pairs are those whose prompts the dense network
 """
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int
 
 from abstraction.evaluation import CLASSES, accuracy
 from abstraction.evaluation.interchange import view
 from abstraction.interventions import factual_outputs
 from abstraction.localization import Choice, calibrate_candidates
 from abstraction.models import Decoder, UnrolledDecoder, stacked_decoder, unrolled_decoder
-from abstraction.reduction import METHODS, Calibration, Reduced, reduce_network
+from abstraction.reduction import METHODS, Calibration, Reduced, bill, reduce_network
 from abstraction.tasks import mcqa
-from abstraction.typing import Params
+from abstraction.typing import Params, Setting
 from experiments.discovery_networks import Known, Network, Views, fidelities
 from experiments.discovery_options import DENSE, Discovery
 from experiments.mcqa_bench import Questions, Subject, make_bench
@@ -29,29 +30,66 @@ from experiments.timing import Time
 UNITS = "mlp_product"
 
 
-def choice_networks(config: Discovery, seed: int, subject: Subject, key: Array) -> Iterator[Network]:
+class Samples(NamedTuple):
+    """What networks are reduced and measured on, tokens `[N, T]`.
+
+    Attributes:
+      calibration: what a reduction looks at; no prompt of a test pair.
+      evaluation: what accuracy and fidelity are measured on; no prompt of the calibration.
+      answers: of the evaluation, `[N]`.
+    """
+
+    calibration: np.ndarray
+    evaluation: np.ndarray
+    answers: np.ndarray
+
+
+def choice_prompts(config: Discovery, seed: int, subject: Subject, questions: Questions) -> Samples:
+    """Draw prompts for reductions, and others to measure them on."""
+    test = questions.banks["test"].bank
+    tested = [_written(subject, questions, side) for side in (test.base, test.source)]
+    draw = lambda seed, count: mcqa.sample_settings(np.random.default_rng(seed), count)
+    calibration = _written(subject, questions, draw(seed + 2901, config.choice.calibration))
+    calibration = calibration[apart(calibration, *tested)]
+    settings = draw(seed + 2902, config.choice.evaluation)
+    evaluation = _written(subject, questions, settings)
+    new = apart(evaluation, calibration)
+    return Samples(calibration, evaluation[new], np.asarray(mcqa.MODEL.run(settings)["answer"])[new])
+
+
+def apart(tokens: Int[np.ndarray, "N T"], *taken: Int[np.ndarray, "M T"]) -> Bool[np.ndarray, " N"]:
+    """Tell which prompts are in none of the others."""
+    known = {row.tobytes() for others in taken for row in others}
+    return np.array([row.tobytes() not in known for row in tokens])
+
+
+def choice_networks(config: Discovery, seed: int, subject: Subject, samples: Samples, key: Array) -> Iterator[Network]:
     """Yield the dense decoder, then every reduced one."""
     width, depth = subject.decoder.config.hidden, subject.decoder.config.depth
-    everything, known = np.tile(np.arange(width), (depth, 1)), _behaviour(config, seed, subject, {})
+    everything, known = np.tile(np.arange(width), (depth, 1)), _behaviour(config, seed, subject, samples, {})
     yield Network("mcqa", DENSE, subject.decoder, subject.params, everything, known)
     for keep in [keep for keep in config.choice.keeps if keep < width]:
         for method in config.choice.methods:
-            yield reduced_decoder(config, seed, subject, method, keep, jax.random.fold_in(key, keep))
+            yield reduced_decoder(config, seed, subject, samples, method, keep, jax.random.fold_in(key, keep))
 
 
-def reduced_decoder(config: Discovery, seed: int, subject: Subject, method: str, keep: int, key: Array) -> Network:
+def reduced_decoder(
+    config: Discovery, seed: int, subject: Subject, samples: Samples, method: str, keep: int, key: Array
+) -> Network:
     """Reduce the MLPs of all blocks to one width, each on the network reduced so far."""
     dense = Reduced(*unrolled_decoder(subject.decoder, subject.params))
     taps = [f"{UNITS}{block}" for block in range(subject.decoder.config.depth)]
-    calibration = Calibration(_prompts(subject, seed + 2901, config.choice.calibration)[0])
-    found = reduce_network(*dense, calibration, dict.fromkeys(taps, keep), METHODS[method], key=key)
+    found = reduce_network(
+        *dense, Calibration(samples.calibration), dict.fromkeys(taps, keep), METHODS[method], key=key
+    )
     kept = np.stack([np.asarray(fold.kept) for fold in found.plan.folds])
     everything = np.arange(subject.decoder.config.hidden)
     views = {
         tap: (view(*dense, tap, everything), found.view(tap), units) for tap, units in zip(taps, kept, strict=True)
     }
     smaller = stacked_decoder(_unrolled(found.model), found.params)
-    return Network("mcqa", method, *smaller, kept, _behaviour(config, seed, _as(subject, *smaller), views))
+    known = _behaviour(config, seed, _as(subject, *smaller), samples, views)
+    return Network("mcqa", method, *smaller, kept, known)
 
 
 def choice_bench(config: Discovery, network: Network, subject: Subject, questions: Questions) -> Bench:
@@ -80,21 +118,19 @@ def carried(bench: Bench, dense: Choice) -> Outcome:
     return Outcome(choice, same_time(Time()), {"kept_share": [1.0 for _ in owner]}, {})
 
 
-def _behaviour(config: Discovery, seed: int, subject: Subject, views: Views) -> Known:
-    """Ask a network questions that nothing was chosen by."""
-    tokens, answers = _prompts(subject, seed + 2902, config.choice.evaluation)
-    known = {("", "accuracy"): accuracy(_answers(subject.decoder, subject.params, tokens), answers)}
+def _behaviour(config: Discovery, seed: int, subject: Subject, samples: Samples, views: Views) -> Known:
+    """Bill a network, and ask it questions that nothing was chosen by."""
+    tokens = samples.evaluation
+    cost = bill(subject.decoder, subject.params, tokens.shape[1:], dtype=tokens.dtype)
+    answered = np.asarray(factual_outputs(subject.decoder, subject.params, tokens)).argmax(axis=-1)
+    known = {("", "accuracy"): accuracy(answered, samples.answers)}
+    known |= {("", name): float(value) for name, value in cost._asdict().items()}
     return known | fidelities(views, tokens, CLASSES, seed + 2903, config.choice.trials)
 
 
-def _answers(decoder: Decoder, params: Params, tokens: np.ndarray) -> np.ndarray:
-    return np.asarray(factual_outputs(decoder, params, tokens)).argmax(axis=-1)
-
-
-def _prompts(subject: Subject, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw questions; return their tokens, and the right answers."""
-    settings = mcqa.sample_settings(np.random.default_rng(seed), count)
-    return np.asarray(mcqa.encode(settings, subject.tokenizer).tokens), np.asarray(mcqa.MODEL.run(settings)["answer"])
+def _written(subject: Subject, questions: Questions, setting: Setting) -> Int[np.ndarray, "N T"]:
+    encoded = mcqa.encode(setting, subject.tokenizer, questions.lexicon, length=questions.length)
+    return np.asarray(encoded.tokens)
 
 
 def _options(config: Discovery) -> Mcqa:

@@ -22,7 +22,7 @@ NOTES = (
     "one set of directions need not both read and write. transferred: the dense network's PLOT handle, cut to the",
     "units kept, with the share of its weight that is left; of mcqa, whose stream keeps its width, its DAS handle.",
     "sensitive: the output must change. specific: it must not, although another variable changes. combined: mean of",
-    "sensitive and invariant; doing nothing scores .5 (mcqa: .25, where answer has no invariant pairs). random,",
+    "sensitive and invariant; doing nothing at most .5 (mcqa: .25, where answer has no invariant pairs). random,",
     "shuffled: same weights on random directions, and with another pair's source, on the pairs of the first accuracy.",
     "fidelity: both networks give the same answer when kept units are interchanged with p = .1. verdict: in how many",
     f"seeds DAS has IIA >= {SURVIVES} for every variable, on pairs that must change and on those that must not;",

@@ -150,7 +150,6 @@ def padded(rng, vocabulary, lengths, side):
     """Draw prompts of these lengths, padded with -1 on one side."""
     tokens = np.full((len(lengths), T), -1)
     for row, length in zip(tokens, lengths, strict=True):
-        row[T - length :] if side == "left" else row[:length]
         where = slice(T - length, T) if side == "left" else slice(length)
         row[where] = rng.integers(vocabulary, size=length)
     return tokens

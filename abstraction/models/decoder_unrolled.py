@@ -8,6 +8,8 @@ those of `Decoder` block by block, without a depth axis: `mlp_product0`, `head_o
 
 Both readers are affine, so constants and affine maps of kept units fold exactly, whatever norms come after. A key-value
 head goes with the last query head that reads it.
+
+Source: CMR, arXiv 2602.24266, folding into affine consumers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -189,8 +191,12 @@ class UnrolledDecoder:
 def unrolled_decoder(decoder: Decoder, params: Params) -> tuple[UnrolledDecoder, Params]:
     """Write a decoder whose blocks are stacked as one whose blocks may differ: the form to reduce.
 
+    Args:
+      decoder: of L blocks.
+      params: its weights; each leaf of `blocks` leads with L.
+
     Returns:
-      The same function; params `block0`, `block1`, ... stand in place of `blocks`.
+      The same function; params `block0`, `block1`, ..., without that axis, stand in place of `blocks`.
     """
     depth = decoder.config.depth
     apart = {f"block{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(depth)}

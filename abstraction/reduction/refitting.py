@@ -29,6 +29,7 @@ from abstraction.evaluation.interchange import (
 )
 from abstraction.interventions import Set
 from abstraction.models import Consumer, Model
+from abstraction.models.base import present
 from abstraction.models.wiring import find_array, replace_array
 from abstraction.reduction.discrepancies import KL
 from abstraction.reduction.folding import Reduced
@@ -94,7 +95,7 @@ def refit_readers(
         targets[each.tap] = interchanged_outputs(each, inputs, trials[each.tap])
         if any(find_array(params, consumer.bias) is None for consumer in model.consumers(each.tap)):
             model, params = model.with_biases(params, each.tap)
-        spread = np.asarray(hybrids[each.tap]).reshape(-1, len(each.units)).std(0)
+        spread = _spread(each, inputs, trials[each.tap], hybrids[each.tap])
         for consumer in model.consumers(each.tap):
             start[consumer.bias] = find_array(params, consumer.bias)
             pulls[consumer.bias] = jnp.zeros(())
@@ -133,6 +134,13 @@ def _hybrids(dense: View, reduced: Reduced, inputs: AnyArray, trials: Trials) ->
     base, source = states[trials.base], states[trials.source]
     mask = positioned_masks(own, jnp.asarray(inputs), trials, jnp.asarray(trials.masks), base.shape)
     return jnp.where(mask, source, base)
+
+
+def _spread(dense: View, inputs: AnyArray, trials: Trials, values: Array) -> Float[np.ndarray, " K"]:
+    """Return the standard deviation of each unit, padding left out."""
+    flat = np.asarray(values).reshape(len(values), -1, values.shape[-1])
+    there = np.asarray(present(dense.model, jnp.asarray(inputs), dense.tap, flat.shape[1]))
+    return flat[there[trials.base]].std(0)
 
 
 def _per_input(consumer: Consumer, kernel: AnyArray, spread: Float[np.ndarray, " K"]) -> Array:

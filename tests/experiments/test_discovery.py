@@ -15,15 +15,23 @@ from abstraction.interventions import LocalHandle, factual_outputs
 from abstraction.models import GRU, MLP
 from abstraction.reduction import LOGIT, collect_statistics
 from abstraction.tasks import addition, equality
-from experiments import discovery, discovery_choice, discovery_figures, discovery_networks, discovery_tables, heq
+from experiments import discovery, discovery_figures, discovery_networks, discovery_tables, heq
 from experiments.adders import gru, trained_adder
 from experiments.addition import Problem, make_bench
 from experiments.addition_options import AdderBackbone, AdditionBanks
 from experiments.config import HEQ, Backbone, DasOptions
 from experiments.config import METHODS as HEQ_METHODS
-from experiments.discovery_options import Discovery, EqualityPairs, Folds, PlotGrid, Reductions, Units, check, quick
-from experiments.mcqa_bench import load_subject, make_questions
-from experiments.mcqa_options import McqaBanks, Network
+from experiments.discovery_options import (
+    Discovery,
+    EqualityPairs,
+    Folds,
+    PlotGrid,
+    Reductions,
+    Units,
+    check,
+    quick,
+)
+from experiments.mcqa_options import McqaBanks
 from experiments.records import Row, RunFolder, Unit, open_run
 from experiments.running import run_experiment
 
@@ -242,29 +250,6 @@ def test_an_adder_folded_at_its_full_width_is_the_dense_network(folder: Path):
     same = discovery.transferred(bench, mass, whole.kept)
     assert same.details["kept_share"] == [1.0, 1.0]
     assert same.choice.tally.hits.tolist() == outcome.choice.tally.hits.tolist()
-
-
-@pytest.mark.slow
-def test_a_decoder_reduced_to_its_full_width_is_the_dense_network(values: dict):
-    subject = load_subject(Network())
-    whole = discovery_choice.reduced_decoder(TINY, SEED, subject, "vbp", 128, jax.random.key(0))
-    assert whole.model == subject.decoder
-    assert whole.known["", "fidelity"] == 1.0
-    assert whole.known["", "accuracy"] == values["dense", "network", "mcqa-keep128", "accuracy"]
-    jax.tree.map(np.testing.assert_array_equal, whole.params, subject.params)
-
-
-@pytest.mark.slow
-def test_a_carried_handle_is_the_dense_networks(values: dict):
-    """In the dense network itself it scores what it scored when it was found."""
-    subject = load_subject(Network())
-    questions = make_questions(TINY.choice_banks, subject, SEED)
-    network = next(discovery_choice.choice_networks(TINY, SEED, subject, jax.random.key(0)))
-    bench = discovery_choice.choice_bench(TINY, network, subject, questions)
-    choice = discovery_choice.choice_found(bench, TINY, jax.random.key(2), lambda text: None)["das"].choice
-    outcome = discovery_choice.carried(bench, choice)
-    assert outcome.choice.tally.hits.tolist() == choice.tally.hits.tolist()
-    assert outcome.details["kept_share"] == [1.0, 1.0]
 
 
 def _every_sum() -> np.ndarray:
