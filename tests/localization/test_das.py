@@ -184,11 +184,15 @@ def test_a_stopped_candidate_no_longer_moves(plant):
 
 def test_a_candidate_does_not_depend_on_its_neighbours(plant):
     # the starts are drawn for the whole batch, the first rows of a longer batch being those of a shorter one
-    alone = _train(plant, _grid(plant, 1, ranks=(2,), learning_rates=(1e-2,)))
-    both = _train(plant, _grid(plant, 1, ranks=(2, 3), learning_rates=(1e-2,)))
-    assert int(both.candidates.rank[0]) == 2
-    # batched linear algebra in float32 over 40 epochs
-    np.testing.assert_allclose(_projectors(both)[0], _projectors(alone)[0], atol=1e-2)
+    config, rate = SearchConfig(max_epochs=1, batch_size=64), {"learning_rates": (1e-3,)}
+    start = np.asarray(_grid(plant, 1, ranks=(2,), **rate).encoder)[0, :, :2]
+    alone, both = (_projectors(_train(plant, _grid(plant, 1, ranks=ranks, **rate), config)) for ranks in ((2,), (2, 3)))
+    moved = np.abs(alone[0] - start @ start.T).max()
+    assert moved > 0.01
+    # Adam blows rounding of zero gradients up to whole steps along directions that leave the projector alone, and that
+    # meets it in second order of the four small steps: 1e-6 of the weights makes a four-hundredth of the way
+    np.testing.assert_allclose(both[0], alone[0], atol=moved / 100)
+    assert np.abs(both[1] - alone[0]).max() > 0.1, "the neighbour is another search"
 
 
 def test_a_key_gives_the_same_rotations_and_another_key_does_not(plant):

@@ -75,11 +75,22 @@ def test_a_suffix_costs_what_the_compiler_counts(window):
     assert counted == pytest.approx(expected, rel=0.06)
 
 
+def test_a_toy_working_set_by_hand():
+    # a token of the residual stream and its copy 2*4*4, then the largest of scores with their softmax 2*4*2*T, gate and
+    # hidden units 2*4*5, logits 4*C
+    sizes = {"tokens": 2, "outputs": 7}
+    assert suffix_bytes(TOY, 3, handles=5, **sizes) == 3 * 5 * (32 + 40)
+    assert suffix_bytes(TOY, 3, handles=5, **sizes | {"outputs": 11}) == 3 * 5 * (32 + 44)
+    assert suffix_bytes(TOY, 3, handles=5, **sizes | {"tokens": 7}) == 3 * 5 * (32 + 112)
+    assert suffix_bytes(TOY, 3, window=2, handles=5, **sizes) == 3 * 5 * (64 + 80)
+    assert suffix_bytes(dataclasses.replace(TOY, gated=False), 3, handles=5, **sizes) == 3 * 5 * (32 + 32)
+
+
 @pytest.mark.parametrize("window", [1, 4])
-def test_the_working_set_grows_with_handles_as_in_the_compiled_program(window):
+def test_the_compiled_working_set_grows_with_handles_no_faster_than_its_estimate(window):
     few, many = (_compiled_suffix(window, handles).memory_analysis().temp_size_in_bytes for handles in (8, 24))
-    # copying weights or keys for every handle would be ten times as much
-    assert many - few == pytest.approx(suffix_bytes(TWO_BLOCKS, 8, 40, window, 16, outputs=500), rel=0.4)
+    # a compiler that fuses more needs less; copying weights or keys for every handle would be ten times as much
+    assert 0 < many - few < 1.5 * suffix_bytes(TWO_BLOCKS, 8, 40, window, 16, outputs=500)
 
 
 @pytest.mark.parametrize("outputs", [ANSWERS, GEMMA_2_2B.vocabulary])
