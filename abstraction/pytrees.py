@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 
 _T = TypeVar("_T")
 
@@ -41,7 +42,7 @@ def leading_axis(tree: Any) -> int:
       ValueError: the tree has no array, a leaf is a scalar, or leaves disagree.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    lengths = {jax.tree_util.keystr(path): (leaf.shape[0] if leaf.ndim else None) for path, leaf in leaves}
+    lengths = {jax.tree_util.keystr(path): next(iter(jnp.shape(leaf)), None) for path, leaf in leaves}
     if not lengths or None in lengths.values() or len(set(lengths.values())) != 1:
         raise ValueError(
             f"got leading axes {lengths or 'of an empty tree'}, expected arrays that share one leading axis"

@@ -17,31 +17,28 @@ import optax
 import torch
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import Bits
-from abstraction.interventions import Recording
+from abstraction.evaluation import Bits, Recorded, record
 from abstraction.localization import (
     AlignmentSearch,
-    Candidates,
     Rotation,
+    Search,
     SearchConfig,
-    Searched,
     alignment_search,
     candidate_grid,
     full_supports,
-    gather_evidence,
-    record_bank,
-    train_candidates,
 )
-from abstraction.models import GRU
+from abstraction.localization.searching import Searched, train_candidates
+from abstraction.localization.supports import Candidates
+from abstraction.models import GRU, Network
 from abstraction.tasks import addition
-from abstraction.training import fit
+from abstraction.training import Schedule, fit
 from abstraction.typing import Params
 from benchmarks.records import Row, compare, measure, require_agreement
 from benchmarks.torch_addition import (
     Run,
-    Search,
     TorchGRU,
     TorchPairs,
+    TorchSearch,
     leading_columns,
     pair_by_pair,
     pair_loss,
@@ -87,13 +84,13 @@ class AdditionLoss:
 class Problem(NamedTuple):
     """A trained adder, its banks and the searches: ours, and the same in PyTorch."""
 
-    params: Params
+    adder: Network
     banks: addition.Banks
     candidates: Candidates
     network: TorchGRU
     fit: TorchPairs
     calibration: TorchPairs
-    searches: list[Search]
+    searches: list[TorchSearch]
 
     @property
     def timed(self) -> list[int]:
@@ -127,7 +124,7 @@ def addition_problem(seed: int = 0) -> Problem:
     data = {"inputs": addition.encode(settings), "labels": settings["a"] + settings["b"]}
     init_key, order_key = jax.random.split(jax.random.key(seed))
     start = MODEL.init(init_key)
-    params = fit(order_key, AdditionLoss(MODEL), start, optax.adam(2e-2), data, batch_size=64, epochs=30).params
+    params = fit(order_key, AdditionLoss(MODEL), start, optax.adam(2e-2), data, Schedule(64, 30)).params
     wrong = int((READOUT.decode(MODEL.apply(params, data["inputs"])[0]) != data["labels"]).sum())
     if wrong:
         raise RuntimeError(f"the adder gets {wrong} of {len(data['labels'])} sums wrong, expected none")
@@ -138,37 +135,31 @@ def addition_problem(seed: int = 0) -> Problem:
     columns = (candidates.depth, candidates.rank, candidates.variable)
     rates = np.asarray(candidates.learning_rate).astype(float).round(6)
     searches = [
-        Search(int(step), int(rank), int(variable), float(rate), tensor(encoder))
+        TorchSearch(int(step), int(rank), int(variable), float(rate), tensor(encoder))
         for step, rank, variable, rate, encoder in zip(*columns, rates, candidates.encoder, strict=True)
     ]
     network = torch_gru(params)
     fit_pairs, calibration_pairs = (torch_pairs(network, bank) for bank in (banks.fit, banks.calibration))
-    return Problem(params, banks, candidates, network, fit_pairs, calibration_pairs, searches)
+    return Problem(Network(MODEL, params), banks, candidates, network, fit_pairs, calibration_pairs, searches)
 
 
 def train_ours(
     problem: Problem, batch_size: int = BATCH, epochs: int = EPOCHS, steps: int = STEPS_PER_EPOCH
 ) -> Searched:
     """Train all searches at once, none of them stopping early."""
-    bank = problem.banks.fit
-    return train_candidates(
-        ORDER_KEY, MODEL, problem.params, _record(problem, bank), bank, problem.candidates, Rotation(),
-        tap=TAP, config=_config(batch_size, epochs, steps), readout=READOUT,
-    )  # fmt: skip
+    fit_pairs, config = _record(problem, problem.banks.fit), _config(batch_size, epochs, steps)
+    return train_candidates(ORDER_KEY, problem.adder, fit_pairs, problem.candidates, Rotation(), config)
 
 
 def search_ours(problem: Problem) -> AlignmentSearch:
     """Train all searches at once, evaluate them at every strength and choose."""
-    bank, calibration = problem.banks.fit, problem.banks.calibration
-    evidence = gather_evidence([(_record(problem, calibration), calibration)])
-    return alignment_search(
-        ORDER_KEY, MODEL, problem.params, _record(problem, bank), bank, problem.candidates, evidence,
-        tap=TAP, config=_config(BATCH, EPOCHS, STEPS_PER_EPOCH), strengths=STRENGTHS, readout=READOUT,
-    )  # fmt: skip
+    fit_pairs, evidence = (_record(problem, bank) for bank in (problem.banks.fit, problem.banks.calibration))
+    search = Search(Rotation(), _config(BATCH, EPOCHS, STEPS_PER_EPOCH), STRENGTHS, controls=None)
+    return alignment_search(ORDER_KEY, problem.adder, fit_pairs, problem.candidates, search, evidence=evidence)
 
 
-def _record(problem: Problem, bank: PairBank) -> Recording:
-    return record_bank(MODEL, problem.params, addition.encode, bank, tap=TAP)
+def _record(problem: Problem, bank: PairBank) -> Recorded:
+    return record(problem.adder, addition.encode, bank, tap=TAP, readout=READOUT)
 
 
 def _config(batch_size: int, epochs: int, steps: int) -> SearchConfig:
@@ -222,7 +213,7 @@ def require_equal_losses(problem: Problem) -> None:
 
 def require_equal_scores(problem: Problem) -> None:
     """Compare the accuracies of our trained rotations at all strengths on the calibration pairs."""
-    searched, choice = search_ours(problem)
+    searched, choice, _ = search_ours(problem)
     variable = np.asarray(problem.candidates.variable)
     ours = np.empty((len(variable), len(STRENGTHS)))
     for v in range(len(choice.scores)):

@@ -10,19 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from abstraction.causal import PairBank
 from abstraction.interventions import Handle, SiteBank, unit_sites
-from abstraction.localization import (
-    Choice,
-    CutMenu,
-    Effects,
-    Plans,
-    ReferenceTransport,
-    calibrate,
-    gather_evidence,
-    handle_grid,
-    measure_effects,
-)
-from benchmarks.problem import TAP, Pairs, Problem, equality_problem
+from abstraction.localization import Choice, CutMenu, Effects, ReferenceTransport, Selection, measure_effects
+from abstraction.localization.calibration import calibrate
+from abstraction.localization.cutting import handle_grid
+from abstraction.localization.rules import Plans
+from benchmarks.problem import TAP, Problem, equality_problem
 from benchmarks.records import Row, compare, measure, require_agreement
 from benchmarks.torch_oracle import (
     DepthEdit,
@@ -43,14 +37,14 @@ MENU = CutMenu(tuple(range(1, 21)), tuple(float(r) for r in range(1, 81)), per_s
 def run(budget: float) -> list[Row]:
     """Time the choice, and the evaluation of the same handles in PyTorch."""
     problem = equality_problem(PAIRS)
-    sites = unit_sites(problem.model.taps[TAP])
-    effects = measure_effects(problem.model, problem.params, problem.record(problem.fit), problem.fit.bank, sites)
+    sites = unit_sites(problem.network.taps[TAP])
+    effects = measure_effects(problem.network, problem.record(problem.fit), sites)
     plans = ReferenceTransport()(effects)
     choice = ours(problem, sites, effects, plans)
     total = choice.scores.size
     chosen = np.linspace(0, total - 1, SUBSET).round().astype(int)
     edits, variable = _spread_handles(sites, effects, plans, chosen)
-    network = torch_mlp(problem.params)
+    network = torch_mlp(problem.network.params)
     batches, one_batch = _loops(network, problem.calibration, edits, variable)
     scores = {"abstraction": choice.scores.ravel()[chosen], "hooks": batches(), "one batch": one_batch()}
     # A score is the mean of two halves of at least 340 pairs; rounding error may flip a pair with equal logits.
@@ -68,9 +62,8 @@ def run(budget: float) -> list[Row]:
 
 def ours(problem: Problem, sites: SiteBank, effects: Effects, plans: Plans) -> Choice:
     """Cut plans into handles, evaluate the distinct ones and choose, by the paper's rules."""
-    evidence = gather_evidence([(problem.record(problem.calibration), problem.calibration.bank)])
     grid = handle_grid(plans.coupling.plan, effects.cost, sites, plans.axes, MENU)
-    return calibrate(problem.model, problem.params, evidence, grid, tap=TAP, shared_axis="epsilon", first_wins=True)
+    return calibrate(problem.network, problem.record(problem.calibration), grid, Selection("epsilon", first_wins=True))
 
 
 def _spread_handles(
@@ -80,14 +73,14 @@ def _spread_handles(
     grid = handle_grid(plans.coupling.plan, effects.cost, sites, plans.axes, MENU)
     weight = grid.weight.reshape(-1, *grid.weight.shape[-2:])
     variable = chosen // (len(weight) // len(grid.weight))
-    return [depth_edits(Handle(weight[index], None, TAP)) for index in chosen], variable
+    return [depth_edits(Handle(TAP, weight[index])) for index in chosen], variable
 
 
 def _loops(
-    network: TorchMLP, pairs: Pairs, edits: list[list[DepthEdit]], variable: np.ndarray
+    network: TorchMLP, bank: PairBank, edits: list[list[DepthEdit]], variable: np.ndarray
 ) -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
-    base, source = tensor(pairs.base), tensor(pairs.source)
-    labels, active = tensor(pairs.bank.labels, torch.int64), tensor(pairs.bank.active)
+    base, source = tensor(bank.base["inputs"]), tensor(bank.source["inputs"])
+    labels, active = tensor(bank.labels, torch.int64), tensor(bank.active)
 
     def score(logits: Tensor, v: int) -> float:
         hit = (logits.argmax(-1) == labels[v]).float()

@@ -2,7 +2,8 @@
 
 PyTorch trains one rotation after another, through `torch.nn.utils.parametrizations.orthogonal` and Adam, batches of
 128; a few of the 96 are timed and scaled. The baseline runs source and patched base in every batch, as intervention
-libraries do; the other PyTorch row resumes at the layer from states recorded once, as ours does.
+libraries do; the other PyTorch row resumes at the layer from states recorded once, as ours does. Neither trains the
+rotations of a layer together, which PyTorch could.
 """
 
 from typing import NamedTuple
@@ -13,15 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from abstraction.localization import (
-    Candidates,
-    Rotation,
-    SearchConfig,
-    Searched,
-    candidate_grid,
-    full_supports,
-    train_candidates,
-)
+from abstraction.localization import Rotation, SearchConfig, candidate_grid, full_supports
+from abstraction.localization.searching import Searched, train_candidates
+from abstraction.localization.supports import Candidates
 from benchmarks.problem import TAP, Problem, equality_problem
 from benchmarks.records import Row, compare, measure, require_agreement
 from benchmarks.torch_oracle import TorchMLP, hooked, measure_torch, record_hidden, tensor, torch_mlp
@@ -46,10 +41,10 @@ class TorchPairs(NamedTuple):
 def run(budget: float) -> list[Row]:
     """Time an epoch of all searches."""
     problem = equality_problem(PAIRS)
-    tap = problem.model.taps[TAP]
+    tap = problem.network.taps[TAP]
     candidates = candidate_grid(START_KEY, tap, full_supports(tap, range(2)), ranks=RANKS, learning_rates=(1e-3,))
     count = len(candidates.depth)
-    network = torch_mlp(problem.params)
+    network = torch_mlp(problem.network.params)
     require_agreement(first_losses(problem, network, candidates), atol=1e-5)
     part = f"{len(TIMED)} of {count} searches timed and scaled"
     baseline = f"PyTorch hooks, search by search, source run in each batch, {part}"
@@ -68,10 +63,8 @@ def run(budget: float) -> list[Row]:
 def ours(problem: Problem, candidates: Candidates, batch_size: int, epochs: int) -> Searched:
     """Train all searches at once, none of them stopping early, from the recording of the pairs on."""
     config = SearchConfig(batch_size=batch_size, max_epochs=epochs, min_epochs=epochs, patience=epochs)
-    return train_candidates(
-        ORDER_KEY, problem.model, problem.params, problem.record(problem.fit), problem.fit.bank, candidates, Rotation(),
-        tap=TAP, config=config,
-    )  # fmt: skip
+    fit = problem.record(problem.fit)
+    return train_candidates(ORDER_KEY, problem.network, fit, candidates, Rotation(), config)
 
 
 def first_losses(problem: Problem, network: TorchMLP, candidates: Candidates) -> dict[str, list[float]]:
@@ -113,9 +106,9 @@ def torch_epoch(problem: Problem, network: TorchMLP, resumed: bool) -> np.ndarra
 
 
 def _torch_pairs(problem: Problem, network: TorchMLP, depth: int, variable: int) -> TorchPairs:
-    base, source = tensor(problem.fit.base), tensor(problem.fit.source)
+    base, source = tensor(problem.fit.base["inputs"]), tensor(problem.fit.source["inputs"])
     base_states, source_states = (record_hidden(network, inputs)[depth] for inputs in (base, source))
-    labels = tensor(problem.fit.bank.labels[variable], torch.int64)
+    labels = tensor(problem.fit.labels[variable], torch.int64)
     return TorchPairs(base, source, base_states, source_states, labels)
 
 

@@ -1,5 +1,6 @@
 """The network and the pairs that the benchmarks share: hierarchical equality, 16-16-16-16-2 with ReLU."""
 
+import dataclasses
 from functools import cache
 from typing import NamedTuple
 
@@ -8,36 +9,27 @@ import numpy as np
 import optax
 
 from abstraction.causal import PairBank
-from abstraction.interventions import Recording, record_pairs
-from abstraction.models import MLP
+from abstraction.evaluation import Recorded, record
+from abstraction.models import MLP, Network
 from abstraction.tasks import equality
-from abstraction.training import fit
-from abstraction.typing import Params, Setting
+from abstraction.training import Schedule, fit
+from abstraction.typing import Setting
 from experiments.heq import EqualityLoss
 
 TAP = "hidden"
 ROWS, EPOCHS = 262_144, 16
 
 
-class Pairs(NamedTuple):
-    """A bank and the network's inputs for it, `[N, 16]` each."""
-
-    bank: PairBank
-    base: np.ndarray
-    source: np.ndarray
-
-
 class Problem(NamedTuple):
-    """A trained network, and pairs to measure and to choose with."""
+    """A trained network, and pairs to measure and to choose with; their settings are its `inputs`, `[N, 16]`."""
 
-    model: MLP
-    params: Params
-    fit: Pairs
-    calibration: Pairs
+    network: Network
+    fit: PairBank
+    calibration: PairBank
 
-    def record(self, pairs: Pairs) -> Recording:
+    def record(self, bank: PairBank) -> Recorded:
         """Run base and source inputs once."""
-        return record_pairs(self.model, self.params, pairs.base, pairs.source, taps=(TAP,))
+        return record(self.network, lambda setting: setting["inputs"], bank, tap=TAP)
 
 
 @cache
@@ -52,18 +44,16 @@ def equality_problem(pairs: int = 1000, *, seed: int = 1) -> Problem:
         model.init(init_key),
         optax.adam(1e-3),
         equality.factual_data(seed + 1, ROWS),
+        Schedule(batch_size=1024, epochs=EPOCHS),
         context=vectors,
-        batch_size=1024,
-        epochs=EPOCHS,
     )
     banks = equality.independent_banks(seed, fit=pairs, calibration=pairs, test=1)
 
-    def encoded(bank: PairBank) -> Pairs:
-        encode = lambda setting: _encode(vectors, setting)
-        return Pairs(bank, encode(bank.base), encode(bank.source))
+    def encoded(bank: PairBank) -> PairBank:
+        return dataclasses.replace(bank, base=_encode(vectors, bank.base), source=_encode(vectors, bank.source))
 
-    return Problem(model, trained.params, encoded(banks.fit), encoded(banks.calibration))
+    return Problem(Network(model, trained.params), encoded(banks.fit), encoded(banks.calibration))
 
 
-def _encode(vectors: np.ndarray, setting: Setting) -> np.ndarray:
-    return np.asarray(equality.encode(vectors, equality.rows_of(setting)))
+def _encode(vectors: np.ndarray, setting: Setting) -> dict[str, np.ndarray]:
+    return {"inputs": np.asarray(equality.encode(vectors, equality.rows_of(setting)))}

@@ -13,18 +13,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from abstraction.models import Activation, Dense, Sequential
-from abstraction.reduction import (
-    KL,
-    choose_parents,
-    collect_statistics,
-    eliminate,
-    fit_sparse,
-    fit_weighted,
-    gauss_newton_rows,
-    law_moments,
-)
-from abstraction.reduction.fitting import correlated_parents
+from abstraction.models import Activation, Dense, Network, Sequential
+from abstraction.reduction import Calibration
+from abstraction.reduction.curvature import gauss_newton_rows
+from abstraction.reduction.discrepancies import KL
+from abstraction.reduction.elimination import eliminate
+from abstraction.reduction.fitting import choose_parents, correlated_parents, fit_sparse, fit_weighted
+from abstraction.reduction.moments import collect_statistics, law_moments
 from benchmarks import torch_reduction
 from benchmarks.records import Row, compare, measure, require_agreement
 
@@ -49,7 +44,7 @@ def problem() -> Problem:
     params = jax.tree.map(lambda leaf: 2 * leaf, MODEL.init(jax.random.key(0)))
     inputs = np.random.default_rng(0).standard_normal((ROWS, 784)).astype(np.float32)
     outputs, recorded = MODEL.apply(params, inputs, record=("hidden2",))
-    return Problem(params, inputs, np.asarray(recorded["hidden2"], np.float64), np.asarray(outputs))
+    return Problem(params, inputs, np.asarray(recorded["hidden2"][0], np.float64), np.asarray(outputs))
 
 
 def run(budget: float) -> list[Row]:
@@ -59,7 +54,7 @@ def run(budget: float) -> list[Row]:
 
 
 def _elimination(case: Problem, budget: float) -> list[Row]:
-    statistics = collect_statistics(MODEL, case.params, case.inputs, "hidden2")
+    statistics = collect_statistics(Network(MODEL, case.params), case.inputs, "hidden2")
     metric = np.asarray(case.params["fc_out"]["kernel"], np.float64)
     metric = metric - metric.mean(1, keepdims=True)
     observed, law = law_moments(statistics), law_moments(statistics, (0.0, 0.1, 0.2))
@@ -79,7 +74,7 @@ def _affine(case: Problem, budget: float) -> list[Row]:
     order = np.random.default_rng(1).permutation(512)
     kept, replaced = np.sort(order[:KEEP]), np.sort(order[KEEP:])
     parents = correlated_parents(case.hidden, kept, PARENTS)
-    rows = gauss_newton_rows(MODEL, case.params, case.inputs, "hidden2", KL, case.outputs)
+    rows = gauss_newton_rows(Network(MODEL, case.params), Calibration(case.inputs, target=case.outputs), "hidden2", KL)
     weights = np.maximum(np.asarray((rows**2).sum(0)[:, 0], np.float64)[:, replaced], 1e-8)
     arguments = (case.hidden[:, kept], case.hidden[:, replaced], weights)
     solved = lambda fit: np.take_along_axis(fit.coefficients, parents, axis=1)
@@ -94,7 +89,7 @@ def _affine(case: Problem, budget: float) -> list[Row]:
     timings["abstraction"] = measure(ours, budget=budget, compiled=True)
     size = f"{len(replaced)} units x {PARENTS} parents, {ROWS} examples, float64"
     weighted = compare("affine maps, weighted", size, timings, baseline=loop)
-    moments = law_moments(collect_statistics(MODEL, case.params, case.inputs, "hidden2"), ridge=0.0)
+    moments = law_moments(collect_statistics(Network(MODEL, case.params), case.inputs, "hidden2"), ridge=0.0)
     equal = np.ones_like(weights)
 
     def from_moments() -> np.ndarray:
@@ -111,7 +106,7 @@ def _affine(case: Problem, budget: float) -> list[Row]:
 def _statistics(case: Problem, budget: float) -> list[Row]:
     kernel = np.asarray(case.params["fc_out"]["kernel"]).T
     arrays = torch_reduction.torch_network(case.params)
-    ours = lambda: collect_statistics(MODEL, case.params, case.inputs, "hidden2").kappa_kappa
+    ours = lambda: collect_statistics(Network(MODEL, case.params), case.inputs, "hidden2").kappa_kappa
     closed = lambda: torch_reduction.last_layer_moments(arrays, case.inputs, kernel)
     baseline = "PyTorch, closed form of the last layer"
     require_agreement({"abstraction": ours(), baseline: closed()}, atol=1e-5)
@@ -124,7 +119,8 @@ def _statistics(case: Problem, budget: float) -> list[Row]:
 
 def _diagonal(case: Problem, budget: float) -> list[Row]:
     inputs, outputs = case.inputs[:256], case.outputs[:256]
-    ours = lambda: (gauss_newton_rows(MODEL, case.params, inputs, "hidden1", KL, outputs) ** 2).sum(0)[:, 0]
+    network, batch = Network(MODEL, case.params), Calibration(inputs, target=outputs)
+    ours = lambda: (gauss_newton_rows(network, batch, "hidden1", KL) ** 2).sum(0)[:, 0]
     arrays = torch_reduction.torch_network(case.params)
     rivals = {
         "torch.func, a vjp per class": lambda: torch_reduction.diagonal_by_classes(arrays, inputs),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from abstraction.interventions import random_frames
+from abstraction.interventions.bases import random_frames
 from abstraction.localization.das import Parametrization, _map
 from benchmarks.records import Row, compare, measure, require_agreement
 from benchmarks.torch_oracle import measure_torch, rotation, tensor

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from abstraction.interventions import Recording, SiteBank, coordinate_sites, group_sites, record_pairs, unit_sites
-from abstraction.localization import site_signatures
-from abstraction.models import MLP, Tap
-from abstraction.typing import Params
+from abstraction.interventions import SiteBank, coordinate_sites, group_sites, unit_sites
+from abstraction.interventions.patching import Runs, run_pairs
+from abstraction.localization.signatures import site_signatures
+from abstraction.models import MLP, Network, Tap
 from benchmarks.problem import TAP
 from benchmarks.records import Row, compare, measure, require_agreement
 
@@ -25,17 +25,17 @@ BASELINE = "abstraction, one site per call"
 def run(budget: float) -> list[Row]:
     """Time every bank of sites."""
     model = MLP(16, WIDTH, 3, 2)
-    params = model.init(jax.random.key(0))
+    network = Network(model, model.init(jax.random.key(0)))
     base, source = np.random.default_rng(0).uniform(-1, 1, (2, PAIRS, 16)).astype(np.float32)
-    recording = record_pairs(model, params, base, source, taps=(TAP,))
-    tap = model.taps[TAP]
+    runs = run_pairs(network, base, source, taps=(TAP,))
+    tap = network.taps[TAP]
     banks = (group_sites(tap, 8), unit_sites(tap), windows(tap, 8))
-    return [row for sites in banks for row in _run(model, params, recording, sites, budget)]
+    return [row for sites in banks for row in _run(network, runs, sites, budget)]
 
 
 def windows(tap: Tap, widest: int) -> SiteBank:
     """Make every run of 1 to `widest` neighboring units a site, the last unit being a neighbor of the first."""
-    starts, depths = range(tap.width), range(tap.depth or 0)
+    starts, depths = range(tap.width), range(tap.depth)
     units: list[tuple[int, Sequence[int]]] = [
         (depth, [(start + step) % tap.width for step in range(size)])
         for depth in depths
@@ -45,18 +45,13 @@ def windows(tap: Tap, widest: int) -> SiteBank:
     return coordinate_sites(tap, units)
 
 
-def _run(model: MLP, params: Params, recording: Recording, sites: SiteBank, budget: float) -> list[Row]:
-    singles = [
-        SiteBank(sites.depth[site : site + 1], sites.weight[site : site + 1], sites.tap, sites.tap_depth)
-        for site in range(sites.size)
-    ]
-    all_at_once = lambda: site_signatures(model, params, recording, sites)
-    one_by_one = lambda: [site_signatures(model, params, recording, single) for single in singles]
+def _run(network: Network, runs: Runs, sites: SiteBank, budget: float) -> list[Row]:
+    singles = [sites.take(np.array([site])) for site in range(sites.size)]
+    all_at_once = lambda: site_signatures(network, runs, sites)
+    one_by_one = lambda: [site_signatures(network, runs, single) for single in singles]
     require_agreement({BASELINE: np.concatenate(one_by_one()), "abstraction": all_at_once()}, atol=1e-5)
-    programs = [
-        jax.jit(lambda p, r, single=single: site_signatures(model, p, r, single)) for single in singles[:CLOSED]
-    ]
-    closed = measure(lambda: [program(params, recording) for program in programs], budget=budget, compiled=True)
+    programs = [jax.jit(lambda n, r, single=single: site_signatures(n, r, single)) for single in singles[:CLOSED]]
+    closed = measure(lambda: [program(network, runs) for program in programs], budget=budget, compiled=True)
     scale = sites.size / CLOSED
     timings = {
         BASELINE: measure(one_by_one, budget=budget, compiled=True),

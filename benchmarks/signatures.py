@@ -1,8 +1,8 @@
 """Effect signatures of single hidden units: 48 sites, 1000 pairs (PLOT, Sec. 3.1).
 
 The baseline is pyvene, called as the paper's code calls it: the network wrapped once per site, batches of 128 pairs,
-source run and patched run in each, positions and coordinates per pair. Then the same loop with bare hooks, and the best
-one can do without leaving eager PyTorch: sources recorded once and all pairs in one batch; all sites at once through
+source run and patched run in each, positions and coordinates per pair. Then the same loop with bare hooks, and two
+ways to do less in eager PyTorch: sources recorded once and all pairs in one batch; all sites at once through
 `torch.func.vmap`.
 """
 
@@ -13,8 +13,9 @@ import jax
 import torch
 from torch import Tensor
 
-from abstraction.interventions import SiteBank, take_handle, unit_sites
-from abstraction.localization import site_signatures
+from abstraction.interventions import SiteBank, unit_sites
+from abstraction.interventions.handles import take_handle
+from abstraction.localization.signatures import site_signatures
 from benchmarks.problem import TAP, Problem, equality_problem
 from benchmarks.records import Row, compare, measure, require_agreement
 from benchmarks.torch_oracle import (
@@ -42,9 +43,9 @@ BASELINE = f"pyvene, site by site, batches of {BATCH}, source run in each"
 def run(budget: float) -> list[Row]:
     """Time every way to collect the signatures, recording of base and source runs included."""
     problem = equality_problem(PAIRS)
-    sites = unit_sites(problem.model.taps[TAP])
-    network = torch_mlp(problem.params)
-    base, source = tensor(problem.fit.base), tensor(problem.fit.source)
+    sites = unit_sites(problem.network.taps[TAP])
+    network = torch_mlp(problem.network.params)
+    base, source = tensor(problem.fit.base["inputs"]), tensor(problem.fit.source["inputs"])
     edits = [edit for site in range(sites.size) for edit in depth_edits(take_handle(sites.handles(), site))]
     rivals: dict[str, Callable[[], Tensor]] = {
         BASELINE: lambda: pyvene_loop(network, base, source, edits),
@@ -65,7 +66,7 @@ def run(budget: float) -> list[Row]:
 
 def ours(problem: Problem, sites: SiteBank) -> jax.Array:
     """Record base and source runs, then measure all sites in one program."""
-    return site_signatures(problem.model, problem.params, problem.record(problem.fit), sites)
+    return site_signatures(problem.network, problem.record(problem.fit).runs, sites)
 
 
 def hook_loop(network: TorchMLP, base: Tensor, source: Tensor, edits: list[DepthEdit]) -> Tensor:

@@ -1,13 +1,14 @@
 """A layer sweep of a decoder at the last token, 4 layers x 200 pairs of 100 tokens, and DAS there.
 
 The baseline is pyvene, called as MIB's code calls it: the network wrapped once per layer, source and patched base run
-in every batch. The other PyTorch row runs the sources once and the patched base once for every layer, under a hook.
-Ours runs base and source once and then only the last token, from the layer on; with the recording and without.
+in every batch. The other PyTorch row runs the sources once and the patched base once for every layer, under a hook;
+it runs every token anew, where PyTorch could reuse the keys and values of those before. Ours runs base and source once
+and then only the last token, from the layer on; with the recording and without.
 """
 
 import tempfile
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +18,12 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from abstraction.causal import PairBank
-from abstraction.interventions import (
-    LocalHandle,
-    Recording,
-    map_handles,
-    patched_outputs,
-    record_pairs,
-    resume_chunk,
-    state_sites,
-)
-from abstraction.localization import Rotation, SearchConfig, candidate_grid, full_supports, train_candidates
-from abstraction.models import Prompts, TokenView, prompts_at
-from abstraction.models.weights import load_decoder
-from abstraction.typing import Params
+from abstraction.evaluation import Recorded, record
+from abstraction.interventions import Handle, state_sites
+from abstraction.interventions.patching import Runs, map_handles, patched_outputs, resume_chunk, run_pairs
+from abstraction.localization import Rotation, SearchConfig, candidate_grid, full_supports
+from abstraction.localization.searching import train_candidates
+from abstraction.models import Decoder, Network, Prompts, TokenView, load_decoder, prompts_at
 from benchmarks.records import Row, compare, measure, require_agreement
 from benchmarks.torch_decoder import hooked_sweep, last_states, llama, pyvene_sweep, train_rotation
 
@@ -45,8 +39,7 @@ class Problem(NamedTuple):
     """One network in both libraries, and pairs of prompts."""
 
     network: LlamaForCausalLM
-    view: TokenView
-    params: Params
+    view: Network
     base: np.ndarray
     source: np.ndarray
 
@@ -58,9 +51,16 @@ class Problem(NamedTuple):
         """Give tokens to PyTorch."""
         return torch.as_tensor(self.base, dtype=torch.long), torch.as_tensor(self.source, dtype=torch.long)
 
-    def record(self) -> Recording:
+    def run(self) -> Runs:
         """Run base and source once."""
-        return record_pairs(self.view, self.params, *self.prompts(), taps=(TAP,))
+        return run_pairs(self.view, *self.prompts(), taps=(TAP,))
+
+    def record(self, labels: np.ndarray) -> Recorded:
+        """Run base and source once, as pairs with a label each."""
+        factual, eligible = np.zeros(PAIRS, np.int32), np.ones((1, PAIRS), bool)
+        sides = {"tokens": self.base}, {"tokens": self.source}
+        bank = PairBank(*sides, factual, labels[None].astype(np.int32), eligible, ("label",), "fit")
+        return record(self.view, lambda setting: prompts_at(setting["tokens"]), bank, tap=TAP)
 
 
 def run(budget: float) -> list[Row]:
@@ -74,9 +74,10 @@ def decoder_problem() -> Problem:
     network = llama(vocabulary=VOCABULARY, width=256, depth=DEPTH, heads=8, hidden=1024, tokens=TOKENS)
     with tempfile.TemporaryDirectory() as folder:
         network.save_pretrained(folder)
-        decoder, params = load_decoder(folder)
+        loaded = load_decoder(folder)
+    view = Network(TokenView(cast(Decoder, loaded.model)), loaded.params)
     base, source = np.random.default_rng(0).integers(VOCABULARY, size=(2, PAIRS, TOKENS), dtype=np.int32)
-    return Problem(network, TokenView(decoder), params, base, source)
+    return Problem(network, view, base, source)
 
 
 def sweep_rows(problem: Problem, budget: float) -> list[Row]:
@@ -86,12 +87,12 @@ def sweep_rows(problem: Problem, budget: float) -> list[Row]:
     pyvene = f"pyvene, layer by layer, batches of {BATCH}, source run in each"
     hooks = f"PyTorch hooks, layer by layer, batches of {BATCH}, sources run once"
     ours, alone = "abstraction, recording and sweep", "abstraction, sweep of what has been recorded"
-    recording = problem.record()
+    runs = problem.run()
     functions = {
         pyvene: lambda: pyvene_sweep(problem.network, base, source, BATCH),
         hooks: lambda: hooked_sweep(problem.network, base, source, BATCH),
-        ours: lambda: sweep(problem, problem.record(), handles),
-        alone: lambda: sweep(problem, recording, handles),
+        ours: lambda: sweep(problem, problem.run(), handles),
+        alone: lambda: sweep(problem, runs, handles),
     }
     # logits of a random network are of order 1 and pass through 4 blocks of float32 sums
     require_agreement({name: function() for name, function in functions.items()}, atol=1e-4)
@@ -103,14 +104,14 @@ def sweep_rows(problem: Problem, budget: float) -> list[Row]:
     return compare("suffix", size, timings, baseline=pyvene)
 
 
-def sweep(problem: Problem, recording: Recording, handles: LocalHandle) -> jax.Array:
+def sweep(problem: Problem, runs: Runs, handles: Handle) -> jax.Array:
     """Patch every layer: logits `[L, N, C]`."""
-    return _sweep(problem.view, problem.params, recording, handles, resume_chunk(recording, TAP))
+    return _sweep(problem.view, runs, handles, resume_chunk(runs, TAP))
 
 
-@partial(jax.jit, static_argnames=("view", "chunk"))
-def _sweep(view: TokenView, params: Params, recording: Recording, handles: LocalHandle, chunk: int) -> jax.Array:
-    return map_handles(lambda handle: patched_outputs(view, params, recording, handle), handles, chunk=chunk)
+@partial(jax.jit, static_argnames=("chunk",))
+def _sweep(view: Network, runs: Runs, handles: Handle, chunk: int) -> jax.Array:
+    return map_handles(lambda handle: patched_outputs(view, runs, handle), handles, chunk=chunk)
 
 
 def training_rows(problem: Problem, budget: float) -> list[Row]:
@@ -131,17 +132,17 @@ def training_rows(problem: Problem, budget: float) -> list[Row]:
     scale = rotations / len(TIMED) * STEPS / TIMED_STEPS
     part = f"{TIMED_STEPS} steps after blocks {TIMED[0]} and {TIMED[1]} timed and scaled"
     baseline = f"PyTorch hooks, one by one, source run in each batch, {part}"
-    recording = problem.record()
+    recorded = problem.record(labels)
     timings = {
         baseline: measure(lambda: hooks(None), budget=0, least=1).scaled(scale),
         f"PyTorch hooks, one by one, sources recorded, {part}": measure(
             lambda: hooks(states), budget=0, least=1
         ).scaled(scale),
         "abstraction, recording and training": measure(
-            lambda: train(problem, problem.record(), labels), budget=budget, compiled=True, least=1
+            lambda: train(problem, problem.record(labels)), budget=budget, compiled=True, least=1
         ),
         "abstraction, training on what has been recorded": measure(
-            lambda: train(problem, recording, labels), budget=budget, compiled=True
+            lambda: train(problem, recorded), budget=budget, compiled=True
         ),
     }
     size = f"{rotations} rotations of rank {RANK}, {STEPS} batches of {TRAIN_BATCH} pairs"
@@ -150,22 +151,17 @@ def training_rows(problem: Problem, budget: float) -> list[Row]:
 
 def last_token_labels(problem: Problem) -> jax.Array:
     """Take what the network says after each source as the label of its pair."""
-    return problem.view.apply(problem.params, problem.prompts()[1])[0].argmax(axis=-1)
+    return problem.view(problem.prompts()[1])[0].argmax(axis=-1)
 
 
-def train(problem: Problem, recording: Recording, labels: np.ndarray) -> jax.Array:
+def train(problem: Problem, recorded: Recorded) -> jax.Array:
     """Train rotations at every layer and return their losses."""
     tap, epochs = problem.view.taps[TAP], STEPS
     candidates = candidate_grid(
         START_KEY, tap, full_supports(tap, range(1)), ranks=(RANK,), learning_rates=(1e-3,), restarts=RESTARTS
     )
-    bank = PairBank(
-        {}, {}, np.zeros(PAIRS, np.int32), labels[None].astype(np.int32), np.ones((1, PAIRS), bool), ("label",), "fit"
-    )
     config = SearchConfig(
         batch_size=TRAIN_BATCH, max_epochs=epochs, min_epochs=epochs, patience=epochs, steps_per_epoch=1
     )
-    found = train_candidates(
-        ORDER_KEY, problem.view, problem.params, recording, bank, candidates, Rotation(), tap=TAP, config=config
-    )
+    found = train_candidates(ORDER_KEY, problem.view, recorded, candidates, Rotation(), config)
     return jnp.asarray(found.curve)

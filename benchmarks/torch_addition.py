@@ -90,7 +90,7 @@ class TorchPairs(NamedTuple):
     singles: list[tuple[Tensor, Tensor, list[list[float]]]]
 
 
-class Search(NamedTuple):
+class TorchSearch(NamedTuple):
     """One search: where, of which rank, for which variable, at which learning rate, from which rotation `[D, D]`."""
 
     step: int
@@ -100,7 +100,7 @@ class Search(NamedTuple):
     start: Tensor
 
 
-Run = Callable[[TorchGRU, TorchPairs, Tensor, Search, Tensor, float], tuple[Tensor, Tensor]]
+Run = Callable[[TorchGRU, TorchPairs, Tensor, TorchSearch, Tensor, float], tuple[Tensor, Tensor]]
 """Runs some pairs with the span of some columns moved by a strength: logits and expected bits, `[B, L+1]` each."""
 
 
@@ -116,7 +116,7 @@ def torch_pairs(network: TorchGRU, bank: PairBank) -> TorchPairs:
 
 
 def source_too(
-    network: TorchGRU, pairs: TorchPairs, rows: Tensor, search: Search, frame: Tensor, strength: float
+    network: TorchGRU, pairs: TorchPairs, rows: Tensor, search: TorchSearch, frame: Tensor, strength: float
 ) -> tuple[Tensor, Tensor]:
     """Run the source, then the patched base, both from the first step."""
     with torch.no_grad():
@@ -126,7 +126,7 @@ def source_too(
 
 
 def pair_by_pair(
-    network: TorchGRU, pairs: TorchPairs, rows: Tensor, search: Search, frame: Tensor, strength: float
+    network: TorchGRU, pairs: TorchPairs, rows: Tensor, search: TorchSearch, frame: Tensor, strength: float
 ) -> tuple[Tensor, Tensor]:
     """Put the batch together pair by pair, then run the patched base from the first step."""
     chosen = [pairs.singles[row] for row in rows.tolist()]
@@ -138,7 +138,7 @@ def pair_by_pair(
 
 
 def resumed(
-    network: TorchGRU, pairs: TorchPairs, rows: Tensor, search: Search, frame: Tensor, strength: float
+    network: TorchGRU, pairs: TorchPairs, rows: Tensor, search: TorchSearch, frame: Tensor, strength: float
 ) -> tuple[Tensor, Tensor]:
     """Resume the recorded base run at the step."""
     states = pairs.base_states[:, rows]
@@ -156,7 +156,7 @@ def pair_loss(logits: Tensor, bits: Tensor) -> Tensor:
     return nn.functional.binary_cross_entropy_with_logits(logits, bits, reduction="sum") / logits.shape[-2]
 
 
-def train(network: TorchGRU, pairs: TorchPairs, search: Search, run: Run, steps: int, batch: int) -> Tensor:
+def train(network: TorchGRU, pairs: TorchPairs, search: TorchSearch, run: Run, steps: int, batch: int) -> Tensor:
     """Train one rotation; return its columns."""
     free = search.start[:, : search.rank].clone().requires_grad_()
     optimizer = torch.optim.Adam([free], lr=search.rate)
@@ -170,7 +170,7 @@ def train(network: TorchGRU, pairs: TorchPairs, search: Search, run: Run, steps:
 def scores(
     network: TorchGRU,
     pairs: TorchPairs,
-    search: Search,
+    search: TorchSearch,
     frame: Tensor,
     run: Run,
     strengths: Sequence[float],
@@ -188,7 +188,7 @@ def scores(
 
 
 def together(
-    network: TorchGRU, pairs: TorchPairs, rows: Tensor, searches: Sequence[Search], frames: Tensor, strength: float
+    network: TorchGRU, pairs: TorchPairs, rows: Tensor, searches: Sequence[TorchSearch], frames: Tensor, strength: float
 ) -> tuple[Tensor, Tensor]:
     """Run some pairs for all searches of one step, resumed there: logits and expected bits, `[G, B, L+1]` each."""
     step, count, states = searches[0].step, len(searches), pairs.base_states[:, rows]
@@ -198,12 +198,12 @@ def together(
     return logits.unflatten(0, (count, -1)), pairs.bits[:, rows][variables]
 
 
-def starts(searches: Sequence[Search]) -> Tensor:
+def starts(searches: Sequence[TorchSearch]) -> Tensor:
     """Return where searches start, `[G, D, D]`."""
     return torch.stack([search.start for search in searches])
 
 
-def leading_columns(matrices: Tensor, searches: Sequence[Search]) -> Tensor:
+def leading_columns(matrices: Tensor, searches: Sequence[TorchSearch]) -> Tensor:
     """Make columns orthonormal and drop those beyond each search's rank.
 
     The first k columns of a matrix alone determine the first k of its Q factor, so a rank is a mask.
@@ -212,7 +212,9 @@ def leading_columns(matrices: Tensor, searches: Sequence[Search]) -> Tensor:
     return torch.linalg.qr(matrices)[0] * (torch.arange(matrices.shape[-1]) < ranks[:, None, None])
 
 
-def train_together(network: TorchGRU, pairs: TorchPairs, searches: Sequence[Search], steps: int, batch: int) -> Tensor:
+def train_together(
+    network: TorchGRU, pairs: TorchPairs, searches: Sequence[TorchSearch], steps: int, batch: int
+) -> Tensor:
     """Train all searches of one step, in the order of their rates, on the same batches; return columns `[G, D, D]`."""
     rates = [(rate, list(group)) for rate, group in groupby(searches, key=lambda search: search.rate)]
     free = [starts(group).requires_grad_() for _, group in rates]
@@ -226,7 +228,7 @@ def train_together(network: TorchGRU, pairs: TorchPairs, searches: Sequence[Sear
 
 
 def scores_together(
-    network: TorchGRU, pairs: TorchPairs, searches: Sequence[Search], frames: Tensor, strengths: Sequence[float]
+    network: TorchGRU, pairs: TorchPairs, searches: Sequence[TorchSearch], frames: Tensor, strengths: Sequence[float]
 ) -> Tensor:
     """Return the combined accuracy of all searches of one step at every strength, `[G, R]`."""
     active, every = pairs.active[[search.variable for search in searches]].float(), torch.arange(len(pairs.base))

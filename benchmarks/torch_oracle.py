@@ -19,7 +19,7 @@ except ImportError as error:
 
 from torch import Tensor, nn
 
-from abstraction.interventions import Handle, LocalHandle
+from abstraction.interventions import Handle
 from abstraction.typing import AnyArray, Params
 from benchmarks.records import Timing, measure
 
@@ -101,13 +101,12 @@ class DepthEdit(NamedTuple):
         return hidden + (self.weight * ((source - hidden) @ self.encoder)) @ self.decoder
 
 
-def depth_edits(handle: Handle | LocalHandle, dtype: torch.dtype = torch.float32) -> list[DepthEdit]:
+def depth_edits(handle: Handle, dtype: torch.dtype = torch.float32) -> list[DepthEdit]:
     """Spell a single handle out, depth by depth; depths of weight zero are left out."""
     weight = np.asarray(handle.weight)
-    if isinstance(handle, LocalHandle):
-        bases = () if handle.basis is None else (handle.basis.encoder, handle.basis.decoder)
-        return [DepthEdit(int(handle.depth), tensor(weight, dtype), *(tensor(matrix, dtype) for matrix in bases))]
     bases = () if handle.basis is None else (handle.basis.encoder, handle.basis.decoder)
+    if handle.depth is not None:
+        return [DepthEdit(int(handle.depth), tensor(weight, dtype), *(tensor(matrix, dtype) for matrix in bases))]
     return [
         DepthEdit(depth, tensor(weight[depth], dtype), *(tensor(matrix[depth], dtype) for matrix in bases))
         for depth in range(len(weight))

@@ -4,20 +4,21 @@ import dataclasses
 from collections.abc import Callable
 from functools import cache
 from typing import Any
-from zipfile import BadZipFile
 
 import jax
 import numpy as np
 import optax
 
 from abstraction.evaluation import Bits, accuracy
+from abstraction.files import read_npz
 from abstraction.interventions import factual_outputs
-from abstraction.models import GRU
+from abstraction.models import GRU, Network
 from abstraction.tasks import addition
-from abstraction.training import Checkpoints, Stop, fit
+from abstraction.training import Schedule, Stop, Watch, fit
 from abstraction.typing import Params
 from experiments.addition_options import AdderBackbone
 from experiments.records import RunFolder, digest
+from experiments.trainings import Training, require_finite
 
 BITS = Bits()
 SAMPLED = 65_536
@@ -66,15 +67,14 @@ def load_adder(options: AdderBackbone, seed: int) -> Params:
         there = sorted(file.name for file in folder.glob("binary_addition_gru_h*.npz")) or "none"
         raise ValueError(f"got --backbone.checkpoints {folder}, expected {path.name} in it; adders there: {there}")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return gru(options).params_from_torch(dict(arrays))
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        return gru(options).params_from_torch(read_npz(path))
+    except ValueError as error:
         raise ValueError(f"got an unusable checkpoint {path}: {error}") from error
 
 
 def exactness(model: GRU, params: Params, data: dict[str, np.ndarray]) -> float:
     """Return the share of sums that are right in every bit."""
-    outputs = factual_outputs(model, params, data["inputs"])
+    outputs = factual_outputs(Network(model, params), data["inputs"])
     return accuracy(np.asarray(BITS.decode(outputs)), data["labels"])
 
 
@@ -84,8 +84,21 @@ def trained_adder(
     """Train or load one network.
 
     Returns:
-      Its parameters, what is known of it, and the digest of what it was made from.
+      Its parameters, what is known of it (the seconds of all legs too), and the digest of what it was made from.
     """
+    watch = Training(
+        run.path / "checkpoints" / f"seed-{seed}",
+        lambda epoch, metrics: report(f"seed {seed}: backbone, epoch {epoch}, {metrics['accuracy']:.4f} of sums exact"),
+    )
+    with watch.timed() as elapsed:
+        params, known, details = _trained_or_read(options, seed, watch)
+    require_finite(params)
+    return params, {**known, "seconds": elapsed.run, "seconds_compile": elapsed.compile}, details
+
+
+def _trained_or_read(
+    options: AdderBackbone, seed: int, watch: Training
+) -> tuple[Params, dict[str, float], dict[str, Any]]:
     model, data = gru(options), factual_data(seed, options.bits)
     if options.checkpoints is not None:
         params = load_adder(options, seed)
@@ -98,15 +111,9 @@ def trained_adder(
         model.init(init_key),
         _adam(options.learning_rate),
         data,
+        Schedule(options.batch_size, options.epochs, Stop("accuracy", 1.0, 1)),
+        Watch(lambda params: {"accuracy": exactness(model, params, data)}, watch.checkpoints, watch),
         context=(),
-        batch_size=options.batch_size,
-        epochs=options.epochs,
-        validate=lambda params: {"accuracy": exactness(model, params, data)},
-        stop=Stop("accuracy", 1.0, 1),
-        checkpoints=Checkpoints(run.path / "checkpoints" / f"seed-{seed}"),
-        progress=lambda epoch, metrics: report(
-            f"seed {seed}: backbone, epoch {epoch}, {metrics['accuracy']:.4f} of sums exact"
-        ),
     )
     known = {"accuracy": exactness(model, trained.params, data), "epochs": float(trained.epochs)}
     return trained.params, known, {"data": digest(data)}

@@ -21,18 +21,20 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from abstraction.causal import PairBank, select_variables, shuffle_labels
-from abstraction.evaluation import identity_handle, judge
-from abstraction.interventions import stack_handles, state_sites
-from abstraction.localization import coordinate_support, gather_evidence, record_bank
-from abstraction.models import GRU
+from abstraction.causal import PairBank
+from abstraction.causal.pairs import select_variables, shuffle_labels
+from abstraction.evaluation import record
+from abstraction.evaluation.judging import judge_alone
+from abstraction.interventions import state_sites
+from abstraction.localization import Signature
+from abstraction.localization.supports import coordinate_support
+from abstraction.models import Network
 from abstraction.randomness import host_generator
 from abstraction.tasks import addition
-from abstraction.typing import Params
 from experiments.adders import BITS, gru, trained_adder
 from experiments.addition_options import ADDITION_METHODS, Addition, Honesty, quick
 from experiments.checks import check_addition
-from experiments.methods import Bench, Outcome, split_halves, tally_rows, test_outcome
+from experiments.methods import Bench, Outcome, control_rows, keep_choice, split_halves, tally_rows, test_outcome
 from experiments.progressive_methods import Options, Report, Stages, run_method, subspace_search, weight_search
 from experiments.records import Row, RunFolder, Unit
 from experiments.running import Experiment
@@ -45,8 +47,7 @@ TAP = "hidden"
 class Problem(NamedTuple):
     """One network and its pairs."""
 
-    model: GRU
-    params: Params
+    network: Network
     banks: addition.Banks
 
 
@@ -57,17 +58,15 @@ def run_seed(config: Addition, seed: int, run: RunFolder, report: Callable[[str]
     with stopwatch() as drawing:
         banks = addition.structured_banks(seed, bits=config.backbone.bits, **dataclasses.asdict(config.banks))
     report(f"seed {seed}: backbone")
-    with stopwatch() as training:
-        params, known, details = trained_adder(config.backbone, seed, run, report)
-    known |= {"seconds": training.run, "seconds_compile": training.compile}
+    params, known, details = trained_adder(config.backbone, seed, run, report)
     rows = [Row(NAME, "backbone", "output", "validation", name, seed, value) for name, value in known.items()]
     details["backbone"] = known
-    problem = Problem(gru(config.backbone), params, banks)
+    problem = Problem(Network(gru(config.backbone), params), banks)
     with stopwatch() as recording:
         bench = make_bench(problem)
     times = {"seconds": (drawing + recording).run, "seconds_compile": (drawing + recording).compile}
     rows += [Row(NAME, "banks", "mean", "test", name, seed, value) for name, value in times.items()]
-    rows += _identity_rows(bench, seed)
+    rows += control_rows(bench, NAME, seed)
     stages, arrays = Stages(config, bench, known_values(config)), {}
     for method in config.methods:
         say = lambda text, method=method: report(f"seed {seed}: {method}, {text}")
@@ -77,6 +76,7 @@ def run_seed(config: Addition, seed: int, run: RunFolder, report: Callable[[str]
             bench, outcome, experiment=NAME, method=method, seed=seed, key=jax.random.fold_in(keys[method], 1),
             draws=config.control_draws, shuffles=config.control_shuffles,
         )  # fmt: skip
+        keep_choice(run.path, bench, outcome.choice, f"{method}-seed-{seed}")
         rows += tested[0]
         details[method] = tested[1]
         arrays |= tested[2]
@@ -99,40 +99,36 @@ def known_values(config: Addition) -> Callable[[PairBank, str], tuple[np.ndarray
 
 def make_bench(problem: Problem) -> Bench:
     """Record all banks of a problem."""
-    model, params, banks = problem
-
-    def record(bank: PairBank) -> tuple:
-        encode = lambda setting: addition.encode(setting, model.depth)
-        return record_bank(model, params, encode, bank, tap=TAP), bank
-
+    network, banks = problem
+    tap = network.taps[TAP]
+    encode = lambda setting: addition.encode(setting, tap.depth)
+    recorded = lambda bank: record(network, encode, bank, tap=TAP, readout=BITS)
     families = np.arange(banks.fit.size) % len(banks.families)
     bench = Bench(
-        model,
-        params,
-        state_sites(model.taps[TAP]),
-        record(banks.fit),
-        gather_evidence([record(banks.calibration)]),
-        {"test": record(banks.test)},
-        {"mode": "bit_delta", "unit": True, "families": families},
-        BITS,
+        network,
+        state_sites(tap),
+        recorded(banks.fit),
+        recorded(banks.calibration),
+        {"test": recorded(banks.test)},
+        Signature("bit_delta", unit=True, families=families),
         halves=True,
     )
-    jax.block_until_ready(bench.fit[0].outputs)
+    jax.block_until_ready(bench.fit.runs.outputs)
     return bench
 
 
 def honesty_rows(stages: Stages, problem: Problem, method: Honesty, key: Array, seed: int, report: Report) -> list[Row]:
     """Run a search where it must fail; what it reaches on test pairs is what its freedom alone is worth."""
-    depths, (model, params, banks) = stages.depths("ours"), problem
+    depths, (network, banks) = stages.depths("ours"), problem
     generator = host_generator(jax.random.fold_in(key, 0))
     shuffled = banks._replace(
         fit=shuffle_labels(generator, banks.fit), calibration=shuffle_labels(generator, banks.calibration)
     )
-    untrained = model.init(jax.random.fold_in(key, 1))
+    untrained = Network(network.model, network.model.init(jax.random.fold_in(key, 1)))
     later = np.flatnonzero(depths > 0).tolist()
     cases = {
-        "shuffled-labels": (Problem(model, params, shuffled), depths),
-        "untrained": (Problem(model, untrained, banks), depths),
+        "shuffled-labels": (Problem(network, shuffled), depths),
+        "untrained": (Problem(untrained, banks), depths),
     }
     if len(later):
         fewer = banks._replace(
@@ -140,12 +136,12 @@ def honesty_rows(stages: Stages, problem: Problem, method: Honesty, key: Array, 
             calibration=select_variables(banks.calibration, later),
             test=select_variables(banks.test, later),
         )
-        cases["earlier"] = Problem(model, params, fewer), depths[later] - 1
+        cases["earlier"] = Problem(network, fewer), depths[later] - 1
     rows = []
     for name, (case, places) in cases.items():
         bench = make_bench(case)
         outcome = _search_at(stages.config, bench, method, places, key, report)
-        tallies = split_halves(bench, judge(model, case.params, outcome.choice.handles, bench.tests, readout=BITS))
+        tallies = split_halves(bench, judge_alone(case.network, outcome.choice.handles, bench.tests))
         for split, tally in tallies.items():
             rows += tally_rows(bench, tally, NAME, f"control-{name}-{method}", split, seed)
     return rows
@@ -154,7 +150,7 @@ def honesty_rows(stages: Stages, problem: Problem, method: Honesty, key: Array, 
 def _search_at(
     config: Options, bench: Bench, method: Honesty, depths: np.ndarray, key: Array, report: Report
 ) -> Outcome:
-    tap = bench.model.taps[TAP]
+    tap = bench.tap
     supports = [coordinate_support(tap, v, int(depth), range(tap.width), "full") for v, depth in enumerate(depths)]
     if method == "plot-native-fitted":
         return weight_search(config, bench, key, supports, report)
@@ -165,16 +161,6 @@ def _search_at(
 def random_seeds(seed: int) -> dict[str, int]:
     """List every seed that a run's seed stands for."""
     return {"jax key": seed, "order of the bases (random.Random)": seed}
-
-
-def _identity_rows(bench: Bench, seed: int) -> list[Row]:
-    handles = stack_handles([identity_handle(bench.model.taps[TAP])] * len(bench.variables))
-    tallies = split_halves(bench, judge(bench.model, bench.params, handles, bench.tests, readout=BITS))
-    return [
-        row
-        for split, tally in tallies.items()
-        for row in tally_rows(bench, tally, NAME, "control-identity", split, seed)
-    ]
 
 
 EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check_addition, quick)

@@ -23,17 +23,20 @@ from abstraction.evaluation.interchange import (
     interchanged_outputs,
     view,
 )
+from abstraction.evaluation.losses import weighted_losses
 from abstraction.evaluation.proposals import (
     BLOCK,
+    Sampling,
     adaptive_stream,
     largest_weight,
     mixture_masks,
     mixture_weights,
     proposal,
 )
-from abstraction.evaluation.sequences import weighted_losses
-from abstraction.models import Sequential
-from abstraction.reduction import METHODS, Calibration, Ranking, rank_units, reader_weights, replace_units
+from abstraction.models import Network, Sequential
+from abstraction.reduction import METHODS, Calibration
+from abstraction.reduction.pipeline import replace_units
+from abstraction.reduction.ranking import Ranking, rank_units, reader_weights
 from abstraction.typing import Params
 from experiments.certify_options import Certify, kept_units
 from experiments.records import Row
@@ -62,11 +65,11 @@ class Networks:
     """The dense network and its reductions, each made when it is first asked for."""
 
     def __init__(self, model: Sequential, params: Params, calibration: Calibration, key: Array):
-        self.model, self.params = model, params
+        self.dense = Network(model, params)
         self.width = model.taps[TAP].width
         self.warnings: dict[str, str] = {}
         self._calibration, self._key = calibration, key
-        self._norms = np.linalg.norm(reader_weights(model, params, TAP), axis=0)
+        self._norms = np.linalg.norm(reader_weights(self.dense, TAP), axis=0)
         self._rankings: dict[str, Ranking] = {}
         self._pairs: dict[tuple[str, int], Pair] = {}
 
@@ -80,14 +83,14 @@ class Networks:
                 warnings.filterwarnings("ignore", message=f"{TAP}: ")
                 reduction = replace_units(ranking, keep, key=key)
             kept = np.asarray(reduction.plan.folds[0].kept)
-            dense = view(self.model, self.params, TAP, kept)
+            dense = view(self.dense, TAP, kept)
             self._pairs[method, keep] = Pair(dense, reduction.view(TAP), self._norms[kept])
         return self._pairs[method, keep]
 
     def _ranking(self, method: str) -> Ranking:
         if method not in self._rankings:
             key = jax.random.fold_in(jax.random.fold_in(self._key, list(METHODS).index(method)), 0)
-            ranking = rank_units(self.model, self.params, self._calibration, TAP, METHODS[method], key=key)
+            ranking = rank_units(self.dense, self._calibration, TAP, METHODS[method], key=key)
             if ranking.warning is not None:
                 self.warnings[method] = ranking.warning
             self._rankings[method] = ranking
@@ -187,9 +190,8 @@ class Bench:
             few = dataclasses.replace(self, inputs=images)
             return few.zero_one(pair, Trials(base, base + np.int32(len(masks)), masks))[0]
 
-        return adaptive_stream(
-            generator, evaluate, None, len(pair.norms), probability, count, alpha=self.config.alpha
-        ).scaled
+        sampling = Sampling(len(pair.norms), probability, alpha=self.config.alpha)
+        return adaptive_stream(generator, evaluate, sampling, count).scaled
 
 
 def _in_chunks(draw: Callable[[int], np.ndarray], count: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from abstraction.reduction import METHODS as PRESETS
 from experiments.checks import at_least, distinct, require, within
 from experiments.config import parse_seeds, smaller
 from experiments.digits import RECIPES, check_network, data_name
-from experiments.reduction_options import Data, DataName, MethodName, Network
+from experiments.reduction_options import Data, DataName, MethodName, NetworkOptions
 
 Study = Literal["certification", "paired", "sensitivity", "coverage", "adaptive", "margins"]
 STUDIES: tuple[Study, ...] = get_args(Study)
@@ -148,7 +148,7 @@ class Certify:
     resume: bool = False
     """Continue the run in --out, skipping complete seeds."""
     data: Data = field(default_factory=Data)
-    network: Network = field(default_factory=Network)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
     paired: PairedOptions = field(default_factory=PairedOptions)
     sensitivity: SensitivityOptions = field(default_factory=SensitivityOptions)
     coverage: CoverageOptions = field(default_factory=CoverageOptions)

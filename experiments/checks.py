@@ -12,8 +12,8 @@ from experiments.config import HEQ, Backbone, DasOptions, EqualityBanks, PaperOp
 from experiments.mcqa_options import Mcqa
 
 MOST_WIDTH = 2**20
+"""Width of a network of the user's, which is not known before it is loaded."""
 MOST_ROWS = 46341
-MOST_WIDTH = 2**20
 """Largest pool whose ordered pairs can be numbered by 32-bit integers."""
 
 Test = Callable[[Any], bool]

@@ -7,7 +7,11 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 
-from abstraction.localization import CostMetric, Parametrization, Scope, SearchConfig, SignatureMode
+from abstraction.localization import SearchConfig
+from abstraction.localization.das import Parametrization
+from abstraction.localization.distances import CostMetric
+from abstraction.localization.rules import Scope
+from abstraction.localization.signatures import SignatureMode
 from abstraction.tasks.equality import CalibrationPolicy
 
 Method = Literal[

@@ -11,20 +11,21 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import jax
 import numpy as np
 import optax
 
 from abstraction.evaluation import CLASSES, accuracy
+from abstraction.files import read_npz
 from abstraction.interventions import factual_outputs
-from abstraction.models import Activation, Dense, Sequential
+from abstraction.models import Activation, Dense, Network, Sequential
 from abstraction.tasks.mnist import Digits, download_mnist, load_digits, load_mnist
-from abstraction.training import Checkpoints, fit
+from abstraction.training import Schedule, Watch, fit
 from abstraction.typing import Params
 from experiments.records import RunFolder, digest
-from experiments.reduction_options import Data, DataName, Network
+from experiments.reduction_options import Data, DataName, NetworkOptions
+from experiments.trainings import Training, require_finite
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
 CLASS_COUNT = 10
@@ -96,7 +97,7 @@ def loaded_digits(options: Data, report: Callable[[str], None]) -> LoadedDigits:
     return LoadedDigits(name, load_mnist(folder))
 
 
-def check_network(options: Network) -> None:
+def check_network(options: NetworkOptions) -> None:
     """Refuse options that cannot work.
 
     Raises:
@@ -110,7 +111,7 @@ def check_network(options: Network) -> None:
         raise ValueError(f"got --network.learning-rate {options.learning_rate}, expected a positive number")
 
 
-def network(options: Network, data: LoadedDigits) -> Sequential:
+def network(options: NetworkOptions, data: LoadedDigits) -> Sequential:
     """Build the network's shape."""
     width = options.width or RECIPES[data.name].width
     layers = (
@@ -133,20 +134,19 @@ def load_network(path: Path, model: Sequential) -> Params:
         there = sorted(file.name for file in path.parent.glob("*.npz")) or "none"
         raise ValueError(f"got --network.checkpoint {path}, expected an npz file; in its folder: {there}")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return model.params_from_torch(dict(arrays))
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+        return model.params_from_torch(read_npz(path))
+    except ValueError as error:
         raise ValueError(f"got an unusable checkpoint {path}: {error}") from error
 
 
 def accuracy_on_test(model: Sequential, params: Params, digits: Digits) -> float:
     """Return the share of test images that are read correctly."""
-    outputs = factual_outputs(model, params, digits.test_images)
+    outputs = factual_outputs(Network(model, params), digits.test_images)
     return accuracy(np.asarray(CLASSES.decode(outputs)), digits.test_labels)
 
 
 def trained_network(
-    options: Network, data: LoadedDigits, seed: int, run: RunFolder, report: Callable[[str], None]
+    options: NetworkOptions, data: LoadedDigits, seed: int, run: RunFolder, report: Callable[[str], None]
 ) -> tuple[Params, dict[str, float], dict[str, Any]]:
     """Train or load one network.
 
@@ -162,18 +162,21 @@ def trained_network(
     recipe = RECIPES[data.name]
     rows = {"inputs": data.digits.train_images, "labels": data.digits.train_labels}
     init_key, order_key = jax.random.split(jax.random.key(seed))
+    watch = Training(
+        run.path / "checkpoints" / f"seed-{seed}",
+        lambda epoch, metrics: report(f"seed {seed}: network, epoch {epoch}, loss {metrics['loss']:.4f}"),
+    )
     trained = fit(
         order_key,
         DigitLoss(model),
         model.init(init_key),
         _adam(options.learning_rate),
         rows,
+        Schedule(options.batch_size or recipe.batch_size, options.epochs or recipe.epochs),
+        Watch(checkpoints=watch.checkpoints, progress=watch),
         context=(),
-        batch_size=options.batch_size or recipe.batch_size,
-        epochs=options.epochs or recipe.epochs,
-        checkpoints=Checkpoints(run.path / "checkpoints" / f"seed-{seed}"),
-        progress=lambda epoch, metrics: report(f"seed {seed}: network, epoch {epoch}, loss {metrics['loss']:.4f}"),
     )
+    require_finite(trained.params)
     known = {"accuracy": accuracy_on_test(model, trained.params, data.digits), "epochs": float(trained.epochs)}
     return trained.params, known, {"data": digest(rows)}
 

@@ -21,24 +21,22 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from abstraction.causal import PairBank
-from abstraction.interventions import Handle, Recording, at_one_depth, unit_sites
+from abstraction.artifacts import save
+from abstraction.interventions import Handle, unit_sites
+from abstraction.interventions.handles import at_one_depth, handle_depths
 from abstraction.localization import (
     Choice,
     CutMenu,
-    Protocol,
     Rotation,
     Transport,
-    calibrate_candidates,
+    Variant,
     candidate_grid,
     coarse_stage,
     fine_stage,
     full_supports,
-    gather_evidence,
-    handle_depths,
     localize,
-    record_bank,
 )
+from abstraction.localization.calibration import calibrate_candidates
 from abstraction.models import MLP
 from abstraction.tasks import addition, equality
 from experiments import heq
@@ -47,12 +45,21 @@ from experiments.addition import Problem, make_bench
 from experiments.config import HEQ, DasOptions
 from experiments.config import METHODS as HEQ_METHODS
 from experiments.discovery_choice import carried, choice_bench, choice_found, choice_networks, choice_prompts
-from experiments.discovery_networks import TAP, Network, adder_networks, equality_networks
+from experiments.discovery_networks import TAP, Studied, adder_networks, equality_networks
 from experiments.discovery_options import HARD, NAME, SURVIVES, Discovery, PlotGrid, check, quick
 from experiments.mcqa import data_digest
 from experiments.mcqa_bench import load_subject, make_questions
-from experiments.mcqa_options import Network as McqaNetwork
-from experiments.methods import Bench, Outcome, coupling_details, handle_mass, run_search, same_time, test_outcome
+from experiments.mcqa_options import NetworkOptions
+from experiments.methods import (
+    Bench,
+    Outcome,
+    coupling_details,
+    handle_mass,
+    keep_choice,
+    run_search,
+    same_time,
+    test_outcome,
+)
 from experiments.progressive_methods import subspace_search
 from experiments.records import Row, RunFolder, Unit
 from experiments.running import Experiment
@@ -98,20 +105,17 @@ def _equality(config: Discovery, seed: int, folder: RunFolder, report: Report, w
         bench, (search, control) = equality_bench(network, vectors, banks), network.keys(searching)
         outcomes = {"plot": transported(bench, config.plot), "das": rotated(bench, config.das, search, report)}
         mass = _with_transferred(bench, network, outcomes, mass)
+        _keep(folder, network, bench, outcomes, seed)
         _add(whole, network, study(config, network, bench, outcomes, seed, control))
     return trained[2]["data"]
 
 
-def equality_bench(network: Network, vectors: np.ndarray, banks: equality.Banks) -> Bench:
+def equality_bench(network: Studied, vectors: np.ndarray, banks: equality.Banks) -> Bench:
     """Record all banks in one network."""
-
-    def record(bank: PairBank) -> tuple[Recording, PairBank]:
-        encode = lambda setting: equality.encode(vectors, equality.rows_of(setting))
-        return record_bank(network.model, network.params, encode, bank, tap=TAP), bank
-
-    tests = {split: record(bank) for split, bank in banks.tests.items()}
-    evidence = gather_evidence([record(banks.calibration)])
-    return Bench(network.model, network.params, unit_sites(network.model.taps[TAP]), record(banks.fit), evidence, tests)
+    recorded = lambda bank: heq.record_equality(network.network, vectors, bank)
+    tests = {split: recorded(bank) for split, bank in banks.tests.items()}
+    sites = unit_sites(network.network.taps[TAP])
+    return Bench(network.network, sites, recorded(banks.fit), recorded(banks.calibration), tests)
 
 
 def transported(bench: Bench, options: PlotGrid) -> Outcome:
@@ -119,14 +123,13 @@ def transported(bench: Bench, options: PlotGrid) -> Outcome:
     effects, measuring = bench.effects()
     with stopwatch() as elapsed:
         plans = Transport("depth", options.epsilons, iterations=options.iterations)(effects)
-        menu = _menu(options, bench.model.taps[TAP].width)
-        found = localize(bench.model, bench.params, effects, plans, menu, bench.evidence, readout=bench.readout)
+        found = localize(bench.network, effects, plans, _menu(options, bench.tap.width), evidence=bench.evidence)
     return Outcome(_local(found.choice), same_time(measuring + elapsed), coupling_details(plans), {})
 
 
 def rotated(bench: Bench, options: DasOptions, key: Array, report: Report) -> Outcome:
     """Run DAS at every layer."""
-    tap, (start, order) = bench.model.taps[TAP], jax.random.split(key)
+    tap, (start, order) = bench.tap, jax.random.split(key)
     fitting = _fitting(options, tap.width)
     candidates = candidate_grid(
         start, tap, full_supports(tap, range(len(bench.variables))),
@@ -140,35 +143,32 @@ def rotated(bench: Bench, options: DasOptions, key: Array, report: Report) -> Ou
 def _addition(config: Discovery, seed: int, folder: RunFolder, report: Report, whole: Part) -> str:
     """Add binary addition to the unit of a seed; return the digest of its data."""
     banks = addition.structured_banks(seed, bits=config.adder.bits, **dataclasses.asdict(config.adder_banks))
-    with stopwatch() as training:
-        params, known, details = trained_adder(config.adder, seed, folder, report)
-    known |= {"seconds": training.run, "seconds_compile": training.compile}
+    params, known, details = trained_adder(config.adder, seed, folder, report)
     whole.rows.extend(Row(NAME, "backbone", "output", "addition", name, seed, value) for name, value in known.items())
     # The network's own keys are the first two.
     mass, (reducing, searching) = None, jax.random.split(jax.random.key(seed), 4)[2:]
     for network in adder_networks(config, seed, gru(config.adder), params, banks, reducing):
         report(f"{network.place}, {network.method}")
-        bench = make_bench(Problem(network.model, network.params, banks))  # pyright: ignore[reportArgumentType]
+        bench = make_bench(Problem(network.network, banks))
         search, control = network.keys(searching)
         outcomes = carries_found(bench, config, search, report)
         mass = _with_transferred(bench, network, outcomes, mass)
+        _keep(folder, network, bench, outcomes, seed)
         _add(whole, network, study(config, network, bench, outcomes, seed, control))
     return details["data"]
 
 
 def carries_found(bench: Bench, config: Discovery, key: Array, report: Report) -> dict[str, Outcome]:
     """Run PLOT coarse to fine on single units, and DAS at the steps that Stage A chose."""
-    options, tap = config.plot, bench.model.taps[TAP]
+    options, tap = config.plot, bench.tap
     rule = Transport("joint", options.epsilons, taus=(0.5,), iterations=options.iterations)
-    protocol = Protocol(rule, rule, _menu(options, tap.width))
-    shared = {"signature": bench.signature, "readout": bench.readout}
+    variant = Variant(rule, rule, _menu(options, tap.width))
     with stopwatch() as first:
-        coarse = coarse_stage(bench.model, bench.params, *bench.fit, tap, protocol, bench.evidence, **shared)
+        coarse = coarse_stage(bench.network, bench.fit, variant, bench.signature, evidence=bench.evidence)
     depths = handle_depths(coarse.choice.handles)
     with stopwatch() as second:
-        fine = fine_stage(
-            bench.model, bench.params, *bench.fit, {"1": unit_sites(tap)}, depths, protocol, bench.evidence, **shared
-        )
+        menus = {"1": unit_sites(tap)}
+        fine = fine_stage(bench.network, bench.fit, menus, depths, variant, bench.signature, evidence=bench.evidence)
     plot = Outcome(_local(fine.choice), same_time(first + second), coupling_details(fine.plans), {})
     places = zip(range(len(bench.variables)), depths.tolist(), strict=True)
     supports = [support for v, depth in places for support in full_supports(tap, [v], [depth])]
@@ -179,8 +179,7 @@ def carries_found(bench: Bench, config: Discovery, key: Array, report: Report) -
 
 def _choice(config: Discovery, seed: int, folder: RunFolder, report: Report, whole: Part) -> str:
     """Add multiple choice to the unit of a seed; return the digest of its data."""
-    del folder  # the network is not trained here
-    subject = load_subject(McqaNetwork())
+    subject = load_subject(NetworkOptions())
     questions = make_questions(config.choice_banks, subject, seed)
     dense, (reducing, searching) = None, jax.random.split(jax.random.key(seed))
     prompts = choice_prompts(config, seed, subject, questions)
@@ -193,6 +192,7 @@ def _choice(config: Discovery, seed: int, folder: RunFolder, report: Report, who
             dense = outcomes["das"].choice
         else:
             outcomes["transferred"] = carried(bench, dense)
+        _keep(folder, network, bench, outcomes, seed)
         _add(whole, network, study(config, network, bench, outcomes, seed, control))
     return data_digest(questions)
 
@@ -202,7 +202,7 @@ _TASKS = {"heq": _equality, "addition": _addition, "mcqa": _choice}
 
 def _local(choice: Choice) -> Choice:
     """Write handles of one depth as such: all methods of a width then share their programs."""
-    return dataclasses.replace(choice, handles=at_one_depth(choice.handles))  # pyright: ignore[reportArgumentType]
+    return dataclasses.replace(choice, handles=at_one_depth(choice.handles))
 
 
 def _menu(options: PlotGrid, width: int) -> CutMenu:
@@ -215,7 +215,7 @@ def _fitting(options: DasOptions, width: int) -> DasOptions:
 
 
 def _with_transferred(
-    bench: Bench, network: Network, outcomes: dict[str, Outcome], mass: Float[np.ndarray, "V L D"] | None
+    bench: Bench, network: Studied, outcomes: dict[str, Outcome], mass: Float[np.ndarray, "V L D"] | None
 ) -> Float[np.ndarray, "V L D"]:
     """Add the dense network's PLOT handle to the outcomes of a reduced one; return its weights."""
     if mass is None:
@@ -229,14 +229,14 @@ def transferred(bench: Bench, mass: Float[np.ndarray, "V L D"], kept: Int[np.nda
     weight = np.take_along_axis(mass, kept[None], axis=2)
     shares = (weight.sum(axis=(1, 2)) / np.maximum(mass.sum(axis=(1, 2)), 1e-30)).tolist()
     choice = calibrate_candidates(
-        bench.model, bench.params, bench.evidence, at_one_depth(Handle(weight, None, TAP)), np.arange(len(mass)),
-        [{"kept_share": share} for share in shares], cost=np.zeros(len(mass)), readout=bench.readout,
+        bench.network, bench.evidence, at_one_depth(Handle(TAP, weight)), np.arange(len(mass)),
+        [{"kept_share": share} for share in shares], cost=np.zeros(len(mass)),
     )  # fmt: skip
     return Outcome(choice, same_time(Time()), {"kept_share": shares}, {})
 
 
 def study(
-    config: Discovery, network: Network, bench: Bench, outcomes: dict[str, Outcome], seed: int, key: Array
+    config: Discovery, network: Studied, bench: Bench, outcomes: dict[str, Outcome], seed: int, key: Array
 ) -> Part:
     """Test what was found in one network, and give the verdict."""
     place, name = network.place, network.method
@@ -268,7 +268,7 @@ def study(
     return part
 
 
-def _renamed(network: Network, row: Row) -> str:
+def _renamed(network: Studied, row: Row) -> str:
     """Name a split after task and width; `test` is the sensitive pairs of equality, and both halves of addition."""
     if row.metric.startswith("seconds"):
         return network.place
@@ -277,7 +277,15 @@ def _renamed(network: Network, row: Row) -> str:
     return f"{network.place}-{row.split.removeprefix('test-')}"
 
 
-def _add(whole: Part, network: Network, part: Part) -> None:
+def _keep(folder: RunFolder, network: Studied, bench: Bench, outcomes: dict[str, Outcome], seed: int) -> None:
+    """Write a network, and the handles that were found in it."""
+    name = f"{network.method}-{network.place}-seed-{seed}"
+    save(network.network, folder.path / "reduced" / f"{name}.safetensors")
+    for kind, outcome in outcomes.items():
+        keep_choice(folder.path, bench, outcome.choice, f"{kind}-{name}")
+
+
+def _add(whole: Part, network: Studied, part: Part) -> None:
     whole.rows.extend(part.rows)
     whole.details.update(part.details)
     whole.arrays.update(part.arrays)

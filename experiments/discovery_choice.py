@@ -14,15 +14,17 @@ from jaxtyping import Array, Bool, Int
 from abstraction.evaluation import CLASSES, accuracy
 from abstraction.evaluation.interchange import view
 from abstraction.interventions import factual_outputs
-from abstraction.localization import Choice, calibrate_candidates
-from abstraction.models import Decoder, UnrolledDecoder, stacked_decoder, unrolled_decoder
-from abstraction.reduction import METHODS, Calibration, Reduced, bill, reduce_network
+from abstraction.localization import Choice
+from abstraction.localization.calibration import calibrate_candidates
+from abstraction.models import Decoder, Network, UnrolledDecoder
+from abstraction.models.decoder_unrolled import stacked_decoder, unrolled_decoder
+from abstraction.reduction import METHODS, bill, reduce_network
 from abstraction.tasks import mcqa
 from abstraction.typing import Params, Setting
-from experiments.discovery_networks import Known, Network, Views, fidelities
+from experiments.discovery_networks import Known, Studied, Views, fidelities
 from experiments.discovery_options import DENSE, Discovery
 from experiments.mcqa_bench import Questions, Subject, make_bench
-from experiments.mcqa_options import PROTOCOLS, Mcqa
+from experiments.mcqa_options import VARIANTS, Mcqa
 from experiments.methods import Bench, Outcome, same_time
 from experiments.progressive_methods import Stages, run_method
 from experiments.timing import Time
@@ -63,11 +65,11 @@ def apart(tokens: Int[np.ndarray, "N T"], *taken: Int[np.ndarray, "M T"]) -> Boo
     return np.array([row.tobytes() not in known for row in tokens])
 
 
-def choice_networks(config: Discovery, seed: int, subject: Subject, samples: Samples, key: Array) -> Iterator[Network]:
+def choice_networks(config: Discovery, seed: int, subject: Subject, samples: Samples, key: Array) -> Iterator[Studied]:
     """Yield the dense decoder, then every reduced one."""
     width, depth = subject.decoder.config.hidden, subject.decoder.config.depth
     everything, known = np.tile(np.arange(width), (depth, 1)), _behaviour(config, seed, subject, samples, {})
-    yield Network("mcqa", DENSE, subject.decoder, subject.params, everything, known)
+    yield Studied("mcqa", DENSE, subject.decoder, subject.network.params, everything, known)
     for keep in [keep for keep in config.choice.keeps if keep < width]:
         for method in config.choice.methods:
             yield reduced_decoder(config, seed, subject, samples, method, keep, jax.random.fold_in(key, keep))
@@ -75,24 +77,20 @@ def choice_networks(config: Discovery, seed: int, subject: Subject, samples: Sam
 
 def reduced_decoder(
     config: Discovery, seed: int, subject: Subject, samples: Samples, method: str, keep: int, key: Array
-) -> Network:
+) -> Studied:
     """Reduce the MLPs of all blocks to one width, each on the network reduced so far."""
-    dense = Reduced(*unrolled_decoder(subject.decoder, subject.params))
+    dense = Network(*unrolled_decoder(subject.decoder, subject.network.params))
     taps = [f"{UNITS}{block}" for block in range(subject.decoder.config.depth)]
-    found = reduce_network(
-        *dense, Calibration(samples.calibration), dict.fromkeys(taps, keep), METHODS[method], key=key
-    )
+    found = reduce_network(dense, samples.calibration, dict.fromkeys(taps, keep), METHODS[method], key=key)
     kept = np.stack([np.asarray(fold.kept) for fold in found.plan.folds])
     everything = np.arange(subject.decoder.config.hidden)
-    views = {
-        tap: (view(*dense, tap, everything), found.view(tap), units) for tap, units in zip(taps, kept, strict=True)
-    }
-    smaller = stacked_decoder(_unrolled(found.model), found.params)
+    views = {tap: (view(dense, tap, everything), found.view(tap), units) for tap, units in zip(taps, kept, strict=True)}
+    smaller = stacked_decoder(_unrolled(found.network.model), found.network.params)
     known = _behaviour(config, seed, _as(subject, *smaller), samples, views)
-    return Network("mcqa", method, *smaller, kept, known)
+    return Studied("mcqa", method, *smaller, kept, known)
 
 
-def choice_bench(config: Discovery, network: Network, subject: Subject, questions: Questions) -> Bench:
+def choice_bench(config: Discovery, network: Studied, subject: Subject, questions: Questions) -> Bench:
     """Record all banks in one network."""
     if not isinstance(network.model, Decoder):
         raise ValueError(f"got a network of {type(network.model).__name__}, expected a decoder")
@@ -101,7 +99,7 @@ def choice_bench(config: Discovery, network: Network, subject: Subject, question
 
 def choice_found(bench: Bench, config: Discovery, key: Array, report: Callable[[str], None]) -> dict[str, Outcome]:
     """Run PLOT coarse to fine on coordinates, and DAS at the blocks that Stage A chose."""
-    stages = Stages(_options(config), bench, protocols=PROTOCOLS)
+    stages = Stages(_options(config), bench, protocols=VARIANTS)
     return {
         "plot": run_method(stages, "plot-native", key, report),
         "das": run_method(stages, "plot-das", key, lambda text: report(f"DAS, {text}")),
@@ -112,8 +110,8 @@ def carried(bench: Bench, dense: Choice) -> Outcome:
     """Take the handles of the dense network as they are; nothing is chosen anew."""
     owner = np.arange(len(bench.variables))
     choice = calibrate_candidates(
-        bench.model, bench.params, bench.evidence, dense.handles, owner, [{"kept_share": 1.0} for _ in owner],
-        cost=np.zeros(len(owner)), readout=bench.readout,
+        bench.network, bench.evidence, dense.handles, owner, [{"kept_share": 1.0} for _ in owner],
+        cost=np.zeros(len(owner)),
     )  # fmt: skip
     return Outcome(choice, same_time(Time()), {"kept_share": [1.0 for _ in owner]}, {})
 
@@ -121,8 +119,8 @@ def carried(bench: Bench, dense: Choice) -> Outcome:
 def _behaviour(config: Discovery, seed: int, subject: Subject, samples: Samples, views: Views) -> Known:
     """Bill a network, and ask it questions that nothing was chosen by."""
     tokens = samples.evaluation
-    cost = bill(subject.decoder, subject.params, tokens.shape[1:], dtype=tokens.dtype)
-    answered = np.asarray(factual_outputs(subject.decoder, subject.params, tokens)).argmax(axis=-1)
+    cost = bill(subject.network, tokens.shape[1:], dtype=tokens.dtype)
+    answered = np.asarray(factual_outputs(subject.network, tokens)).argmax(axis=-1)
     known = {("", "accuracy"): accuracy(answered, samples.answers)}
     known |= {("", name): float(value) for name, value in cost._asdict().items()}
     return known | fidelities(views, tokens, CLASSES, seed + 2903, config.choice.trials)
@@ -138,7 +136,7 @@ def _options(config: Discovery) -> Mcqa:
 
 
 def _as(subject: Subject, decoder: Decoder, params: Params) -> Subject:
-    return subject._replace(decoder=decoder, params=params)
+    return subject._replace(network=Network(decoder, params))
 
 
 def _unrolled(model: object) -> UnrolledDecoder:

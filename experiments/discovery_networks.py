@@ -15,31 +15,22 @@ from jaxtyping import Array, Int
 
 from abstraction.evaluation import CLASSES, Readout, accuracy, binomial_interval
 from abstraction.evaluation.interchange import View, bernoulli_trials, interchanged_outputs, view
+from abstraction.evaluation.readouts import MISS
 from abstraction.interventions import factual_outputs
-from abstraction.models import GRU, MLP, Decoder, stacked, unrolled
+from abstraction.models import GRU, MLP, Decoder, Network, Sequential
+from abstraction.models.unrolling import stacked, unrolled
 from abstraction.randomness import host_generator
-from abstraction.reduction import (
-    LOGIT,
-    METHODS,
-    Calibration,
-    Fold,
-    Statistics,
-    affine_fold,
-    collect_statistics,
-    compile_plan,
-    eliminate,
-    fit_affine,
-    keep_highest,
-    law_moments,
-    reduce_network,
-    reduction_plan,
-)
+from abstraction.reduction import METHODS, reduce_network
+from abstraction.reduction.pipeline import replace_units
+from abstraction.reduction.ranking import Ranking, rank_units
 from abstraction.tasks import addition, equality
 from abstraction.typing import AnyArray, Params
 from experiments.adders import BITS, exactness, factual_data
-from experiments.discovery_options import DENSE, Discovery, Folder, Reducer
+from experiments.discovery_options import DENSE, Discovery, Reducer
 
 TAP = "hidden"
+PRESETS = {"obs-affine": "obs-affine", "random-affine": "obs-affine", "vbp-zero": "vbp-zero"}
+"""How a GRU is reduced, by the method that ranks and replaces its units; random ones are ranked anew."""
 MASKED = 0.1
 """Probability with which a unit is interchanged where fidelity is measured."""
 Known = dict[tuple[str, str], float]
@@ -48,7 +39,7 @@ Views = dict[str, tuple[View, View, Int[np.ndarray, " K"]]]
 """By tap: the dense network with all units, the reduced one with its own, and which of the former these are."""
 
 
-class Network(NamedTuple):
+class Studied(NamedTuple):
     """A reduced network, or the dense one.
 
     Attributes:
@@ -68,6 +59,11 @@ class Network(NamedTuple):
     known: Known
 
     @property
+    def network(self) -> Network:
+        """The network itself."""
+        return Network(self.model, self.params)
+
+    @property
     def place(self) -> str:
         """What the splits of this task and width begin with."""
         return f"{self.task}-keep{self.kept.shape[1]}"
@@ -77,10 +73,10 @@ class Network(NamedTuple):
         return jax.random.split(jax.random.fold_in(key, self.kept.shape[1]))
 
 
-def equality_networks(config: Discovery, seed: int, model: MLP, params: Params, key: Array) -> Iterator[Network]:
+def equality_networks(config: Discovery, seed: int, model: MLP, params: Params, key: Array) -> Iterator[Studied]:
     """Yield the dense MLP, then every reduced one."""
     everything = np.tile(np.arange(model.width), (model.depth, 1))
-    yield Network("heq", DENSE, model, params, everything, equality_behaviour(config, seed, model, params, {}))
+    yield Studied("heq", DENSE, model, params, everything, equality_behaviour(config, seed, model, params, {}))
     for keep in [keep for keep in config.equality.keeps if keep < model.width]:
         for method in config.equality.methods:
             yield reduced_mlp(config, seed, model, params, method, keep, jax.random.fold_in(key, keep))
@@ -88,20 +84,20 @@ def equality_networks(config: Discovery, seed: int, model: MLP, params: Params, 
 
 def reduced_mlp(
     config: Discovery, seed: int, model: MLP, params: Params, method: Reducer, keep: int, key: Array
-) -> Network:
+) -> Studied:
     """Reduce all hidden layers of an MLP to one width, each on the network reduced so far."""
     half, vectors = config.equality.calibration_rows // 2, equality.entities(seed)
     sample = [equality.factual_data(seed + 2701, half)["rows"], equality.balanced_data(seed + 2702, half)["rows"]]
-    calibration = Calibration(equality.encode(vectors, np.concatenate(sample)))
-    taps, dense = [f"hidden{depth}" for depth in range(model.depth)], unrolled(model, params)
-    found = reduce_network(*dense, calibration, dict.fromkeys(taps, keep), METHODS[method], key=key)
+    inputs = equality.encode(vectors, np.concatenate(sample))
+    taps, dense = [f"hidden{depth}" for depth in range(model.depth)], Network(*unrolled(model, params))
+    found = reduce_network(dense, inputs, dict.fromkeys(taps, keep), METHODS[method], key=key)
     kept = np.stack([np.asarray(fold.kept) for fold in found.plan.folds])
     views = {
-        tap: (view(*dense, tap, np.arange(model.width)), found.view(tap), units)
+        tap: (view(dense, tap, np.arange(model.width)), found.view(tap), units)
         for tap, units in zip(taps, kept, strict=True)
     }
-    smaller = stacked(found.model, found.params)  # pyright: ignore[reportArgumentType]
-    return Network("heq", method, *smaller, kept, equality_behaviour(config, seed, *smaller, views))
+    smaller = stacked(cast(Sequential, found.network.model), found.network.params)
+    return Studied("heq", method, *smaller, kept, equality_behaviour(config, seed, *smaller, views))
 
 
 def equality_behaviour(config: Discovery, seed: int, model: MLP, params: Params, views: Views) -> Known:
@@ -109,7 +105,7 @@ def equality_behaviour(config: Discovery, seed: int, model: MLP, params: Params,
     vectors, count = equality.entities(seed), config.backbone.validation_rows
     uniform, cells = equality.factual_data(seed + 2801, count), equality.balanced_data(seed + 2802, count)
     inputs = equality.encode(vectors, np.concatenate([uniform["rows"], cells["rows"]]))
-    predicted, balanced = np.split(np.asarray(factual_outputs(model, params, inputs)).argmax(axis=-1), [count])
+    predicted, balanced = np.split(np.asarray(factual_outputs(Network(model, params), inputs)).argmax(axis=-1), [count])
     right = balanced == cells["labels"]
     known = {
         ("", "accuracy"): accuracy(predicted, uniform["labels"]),
@@ -122,7 +118,7 @@ def fidelities(views: Views, inputs: AnyArray, readout: Readout, seed: int, tria
     """Compare a dense with a reduced network under interchanges of the kept units, tap by tap.
 
     Returns:
-      The share of trials that both read alike and its interval; nothing without views.
+      The share of trials in which both give an answer, and the same one, and its interval; nothing without views.
     """
     generator, agreed = np.random.default_rng(seed), {}
     for tap, (dense, reduced, kept) in views.items():
@@ -132,7 +128,8 @@ def fidelities(views: Views, inputs: AnyArray, readout: Readout, seed: int, tria
         # With masks over all its units, of which the others never move, the dense network is compiled once.
         runs = (dense, dataclasses.replace(drawn, masks=masks)), (reduced, drawn)
         first, second = (np.asarray(readout.decode(interchanged_outputs(each, inputs, how))) for each, how in runs)
-        agreed[f"-{tap}"] = int((first == second).sum()), trials
+        # Two networks that give no answer do not give the same one.
+        agreed[f"-{tap}"] = int(((first == second) & (first != MISS)).sum()), trials
     if agreed:
         agreed[""] = sum(hits for hits, _ in agreed.values()), trials * len(agreed)
     known: Known = {}
@@ -145,60 +142,28 @@ def fidelities(views: Views, inputs: AnyArray, readout: Readout, seed: int, tria
 
 def adder_networks(
     config: Discovery, seed: int, model: GRU, params: Params, banks: addition.Banks, key: Array
-) -> Iterator[Network]:
+) -> Iterator[Studied]:
     """Yield the dense GRU, then every reduced one; a reduction sees the bases of the fit pairs."""
     data, everything = factual_data(seed, config.adder.bits), np.tile(np.arange(model.width), (model.depth, 1))
     seen = {name: np.asarray(values)[:: len(banks.families)] for name, values in banks.fit.base.items()}
-    statistics = collect_statistics(model, params, addition.encode(seen, model.depth), TAP, discrepancy=LOGIT)
-    yield Network("addition", DENSE, model, params, everything, {("", "accuracy"): exactness(model, params, data)})
+    dense, inputs = Network(model, params), addition.encode(seen, model.depth)
+    rankings = {name: rank_units(dense, inputs, TAP, METHODS[preset]) for name, preset in PRESETS.items()}
+    yield Studied("addition", DENSE, model, params, everything, {("", "accuracy"): exactness(model, params, data)})
     for keep in [keep for keep in config.carries.keeps if keep < model.width]:
         for method in config.carries.methods:
-            generator = host_generator(jax.random.fold_in(key, keep))
-            fold = origin_fold(homogeneous(statistics), method, keep, generator)
-            yield reduced_adder(config, seed, model, params, method, fold)
+            ranking = rankings[method]
+            if method == "random-affine":
+                generator = host_generator(jax.random.fold_in(key, keep))
+                ranking = ranking.keeping(generator.choice(model.width, keep, replace=False))
+            yield reduced_adder(config, seed, ranking, method, keep)
 
 
-def reduced_adder(config: Discovery, seed: int, model: GRU, params: Params, method: str, fold: Fold) -> Network:
+def reduced_adder(config: Discovery, seed: int, ranking: Ranking, method: str, keep: int) -> Studied:
     """Fold units of a GRU into the others, at all steps alike."""
-    reduced, narrow = compile_plan(model, params, reduction_plan(model, params, [fold]))
-    smaller = cast(GRU, reduced)
-    kept, data = np.asarray(fold.kept), factual_data(seed, config.adder.bits)
-    pair = view(model, params, TAP, np.arange(model.width)), view(smaller, narrow, TAP, np.arange(len(kept)))
+    reduction = replace_units(ranking, keep)
+    smaller, narrow = cast(GRU, reduction.network.model), reduction.network.params
+    kept, data = np.asarray(reduction.plan.folds[0].kept), factual_data(seed, config.adder.bits)
+    pair = view(ranking.network, TAP, np.arange(ranking.statistics.width)), reduction.view(TAP)
     known = {("", "accuracy"): exactness(smaller, narrow, data)}
     known |= fidelities({TAP: (*pair, kept)}, data["inputs"], BITS, seed + 2803, config.trials)
-    return Network("addition", method, smaller, narrow, np.tile(kept, (model.depth, 1)), known)
-
-
-def homogeneous(statistics: Statistics) -> Statistics:
-    """Take moments about zero instead of the mean, so that affine fits go through the origin.
-
-    The covariance becomes E[a a^T] and the mean 0, so beta = mean_S - B mean_K = 0 and
-    B = E[a_S a_K^T] E[a_K a_K^T]^-1. Right for observation alone: under interchanges, E[a_i a_j'] of two inputs would
-    have to be 0, which it is about the mean only.
-    """
-    mean = np.asarray(statistics.mean, np.float64)
-    second = np.asarray(statistics.covariance, np.float64) + np.outer(mean, mean)
-    return dataclasses.replace(statistics, mean=np.zeros_like(mean), covariance=second)
-
-
-def origin_fold(statistics: Statistics, method: Folder, keep: int, generator: np.random.Generator) -> Fold:
-    """Choose units of a GRU and fold the others by maps that send a zero state to zero.
-
-    Args:
-      statistics: homogeneous ones.
-      method: how units are chosen and replaced; see `Folds`.
-      keep: units to keep.
-      generator: draws random units.
-    """
-    moments = law_moments(statistics)
-    if method == "obs-affine":
-        kept = eliminate(statistics.hessian, moments, keep=1).kept(keep)
-    elif method == "random-affine":
-        kept = np.sort(generator.choice(statistics.width, keep, replace=False))
-    else:
-        kept = keep_highest(statistics.variance, keep)
-    replaced = np.setdiff1d(np.arange(statistics.width), kept)
-    if method == "vbp-zero":
-        return affine_fold(TAP, kept, replaced, np.zeros(len(replaced)), np.zeros((len(replaced), keep)))
-    fit = fit_affine(moments, kept)
-    return affine_fold(TAP, kept, replaced, fit.intercept, fit.coefficients)
+    return Studied("addition", method, smaller, narrow, np.tile(kept, (smaller.depth, 1)), known)

@@ -10,6 +10,7 @@ from rich.table import Table
 from experiments.discovery_options import DENSE, HARD, SURVIVES
 from experiments.metrics import Metrics, Rate
 from experiments.records import Unit
+from experiments.tables import beside_controls
 
 FINDERS = ("plot", "das", "transferred")
 TITLES = {
@@ -47,6 +48,7 @@ def renderables(units: Sequence[Unit], *, details: bool) -> list[Table | str]:
         for variable in variables(metrics, task) if details else ["mean"]:
             shown += [finder_table(metrics, task, sweep, finder, variable) for finder in FINDERS]
         shown.append(verdict(metrics, task, sweep))
+        shown += below_controls(metrics, task, sweep)
     return [*shown, *NOTES]
 
 
@@ -113,6 +115,16 @@ def finder_table(metrics: Metrics, task: str, sweep: Sequence[tuple[int, str]], 
             *(f"{r.mean:.4f}" if r else "" for r in rest), *(f"{r.mean:.3f}" if r else "" for r in controls),
         )  # fmt: skip
     return table
+
+
+def below_controls(metrics: Metrics, task: str, sweep: Sequence[tuple[int, str]]) -> list[str]:
+    """Name the searches whose accuracy is not above its controls, in which networks and by which of them."""
+    split = _splits(task)[0][0]
+    return [
+        f"{line}, {width} units kept"
+        for width, method in sweep
+        for line in beside_controls(metrics, [f"{method}/{finder}" for finder in FINDERS], f"{task}-keep{width}{split}")
+    ]
 
 
 def verdict(metrics: Metrics, task: str, sweep: Sequence[tuple[int, str]]) -> str:

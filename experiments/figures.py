@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.files import replacing
 from experiments.layouts import LAYOUTS
 from experiments.metrics import Metrics
 from experiments.paper import reference
@@ -144,8 +145,9 @@ def _by_depth(unit: Unit, method: str, kind: str) -> np.ndarray:
 
 def save_figure(path: Path, figure: Figure) -> Path:
     """Write a figure, under its name only when complete, and close it."""
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
-    plt.close(figure)
-    temporary.replace(path)
+    try:
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
+    finally:
+        plt.close(figure)
     return path

@@ -22,16 +22,9 @@ import numpy as np
 import optax
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import (
-    CLASSES,
-    Tests,
-    accuracy,
-    balanced_accuracy,
-    full_state_handles,
-    identity_handle,
-    judge,
-)
-from abstraction.interventions import Handle, Recording, factual_outputs, stack_handles, unit_sites
+from abstraction.evaluation import CLASSES, Recorded, accuracy, full_state_handles, record
+from abstraction.evaluation.metrics import balanced_accuracy
+from abstraction.interventions import Handle, factual_outputs, unit_sites
 from abstraction.localization import (
     BruteForce,
     Cosine,
@@ -40,24 +33,34 @@ from abstraction.localization import (
     Nearest,
     ReferenceTransport,
     Rotation,
+    Selection,
+    Signature,
     Transport,
-    calibrate_candidates,
     candidate_grid,
     full_supports,
-    gather_evidence,
-    record_bank,
-    single_site_scores,
 )
-from abstraction.models import MLP
+from abstraction.localization.calibration import calibrate_candidates
+from abstraction.localization.rules import single_site_scores
+from abstraction.models import MLP, Network
 from abstraction.tasks import equality
-from abstraction.training import Checkpoints, Stop, fit
+from abstraction.training import Schedule, Stop, Watch, fit
 from abstraction.typing import Params
 from experiments.checks import check
 from experiments.config import HEQ, METHODS, DasOptions, EqualityBanks, Method, quick
-from experiments.methods import Bench, Outcome, run_localization, run_search, same_time, tally_rows, test_outcome
+from experiments.methods import (
+    Bench,
+    Outcome,
+    control_rows,
+    keep_choice,
+    run_localization,
+    run_search,
+    same_time,
+    test_outcome,
+)
 from experiments.records import Row, RunFolder, Unit, digest
 from experiments.running import Experiment
 from experiments.timing import stopwatch
+from experiments.trainings import Training, require_finite
 
 NAME = "heq"
 TAP = "hidden"
@@ -86,11 +89,11 @@ def run_seed(config: HEQ, seed: int, run: RunFolder, report: Callable[[str], Non
     report(f"seed {seed}: backbone")
     params, rows, details = train_network(config, seed, model, vectors, keys, run, report)
     with stopwatch() as recording:
-        paper, ours = _benches(config, model, params, vectors, *banks)
+        paper, ours = _benches(config, Network(model, params), vectors, *banks)
     preparing = drawing + recording
     rows.append(Row(NAME, "banks", "mean", "test", "seconds", seed, preparing.run))
     rows.append(Row(NAME, "banks", "mean", "test", "seconds_compile", seed, preparing.compile))
-    rows += _identity_rows(ours, seed)
+    rows += control_rows(ours, NAME, seed)
     arrays: dict[str, np.ndarray] = {}
     for method in config.methods:
         report(f"seed {seed}: {method}")
@@ -106,6 +109,7 @@ def run_seed(config: HEQ, seed: int, run: RunFolder, report: Callable[[str], Non
             draws=config.control_draws,
             shuffles=config.control_shuffles,
         )
+        keep_choice(run.path, bench, outcome.choice, f"{method}-seed-{seed}")
         rows += tested[0]
         details[method] = tested[1]
         arrays |= tested[2]
@@ -129,7 +133,7 @@ def train_network(
     inputs = equality.encode(vectors, np.concatenate([uniform["rows"], cells["rows"]]))
 
     def validate(params: Params) -> dict[str, float]:
-        predictions = np.asarray(factual_outputs(model, params, inputs)).argmax(axis=-1)
+        predictions = np.asarray(factual_outputs(Network(model, params), inputs)).argmax(axis=-1)
         predicted, balanced = np.split(predictions, [options.validation_rows])
         right = balanced == cells["labels"]
         return {
@@ -138,24 +142,27 @@ def train_network(
             "worst_cell": min(float(right[cells["cells"] == cell].mean()) for cell in range(4)),
         }
 
-    with stopwatch() as training:
+    watch = Training(
+        run.path / "checkpoints" / f"seed-{seed}",
+        lambda epoch, metrics: report(f"seed {seed}: backbone, epoch {epoch}, worst cell {metrics['worst_cell']:.4f}"),
+    )
+    with watch.timed() as training:
         trained = fit(
             keys["order"],
             EqualityLoss(model),
             model.init(keys["init"]),
             _adam(options.learning_rate),
             data,
-            context=vectors,
-            batch_size=options.batch_size,
-            epochs=options.epochs,
-            validate=validate,
-            stop=Stop(options.stop_metric, options.stop_target, options.stop_epochs),
-            checkpoints=Checkpoints(run.path / "checkpoints" / f"seed-{seed}"),
-            progress=lambda epoch, metrics: report(
-                f"seed {seed}: backbone, epoch {epoch}, worst cell {metrics['worst_cell']:.4f}"
+            Schedule(
+                options.batch_size,
+                options.epochs,
+                Stop(options.stop_metric, options.stop_target, options.stop_epochs),
             ),
+            Watch(validate, watch.checkpoints, watch),
+            context=vectors,
         )
         metrics = validate(trained.params)
+    require_finite(trained.params)
     values = {**metrics, "epochs": trained.epochs, "seconds": training.run, "seconds_compile": training.compile}
     rows = [Row(NAME, "backbone", "output", "validation", name, seed, float(v)) for name, v in values.items()]
     details = {"data": digest({**data, "entities": vectors}), "backbone": {**metrics, "epochs": trained.epochs}}
@@ -198,33 +205,24 @@ def _draw_banks(options: EqualityBanks, seed: int) -> tuple[equality.Banks, equa
 
 
 def _benches(
-    config: HEQ, model: MLP, params: Params, vectors: np.ndarray, paper: equality.Banks, ours: equality.Banks
+    config: HEQ, network: Network, vectors: np.ndarray, paper: equality.Banks, ours: equality.Banks
 ) -> tuple[Bench, Bench]:
     """Record the paper's banks and ours; both benches share the tests."""
-
-    def record(bank: PairBank) -> tuple[Recording, PairBank]:
-        encode = lambda setting: equality.encode(vectors, equality.rows_of(setting))
-        return record_bank(model, params, encode, bank, tap=TAP), bank
-
-    tests: Tests = {split: record(bank) for split, bank in paper.tests.items()}
-    signature = {"mode": config.plot.signature, "metric": config.plot.cost, "unit": config.plot.unit}
-    sites = unit_sites(model.taps[TAP])
+    recorded = lambda bank: record_equality(network, vectors, bank)
+    tests = {split: recorded(bank) for split, bank in paper.tests.items()}
+    signature = Signature(config.plot.signature, config.plot.cost, config.plot.unit)
+    sites = unit_sites(network.taps[TAP])
     benches = [
-        Bench(model, params, sites, record(banks.fit), gather_evidence([record(banks.calibration)]), tests, measured_by)
-        for banks, measured_by in ((paper, {}), (ours, signature))
+        Bench(network, sites, recorded(banks.fit), recorded(banks.calibration), tests, measured_by)
+        for banks, measured_by in ((paper, Signature()), (ours, signature))
     ]
-    jax.block_until_ready([bench.fit[0].outputs for bench in benches])
+    jax.block_until_ready([bench.fit.runs.outputs for bench in benches])
     return benches[0], benches[1]
 
 
-def _identity_rows(bench: Bench, seed: int) -> list[Row]:
-    handles = stack_handles([identity_handle(bench.model.taps[TAP])] * len(bench.variables))
-    tallies = judge(bench.model, bench.params, handles, bench.tests)
-    return [
-        row
-        for split, tally in tallies.items()
-        for row in tally_rows(bench, tally, NAME, "control-identity", split, seed)
-    ]
+def record_equality(network: Network, vectors: np.ndarray, bank: PairBank) -> Recorded:
+    """Run a bank of hierarchical equality through a network."""
+    return record(network, lambda setting: equality.encode(vectors, equality.rows_of(setting)), bank, tap=TAP)
 
 
 def _run_method(config: HEQ, method: Method, bench: Bench, key: jax.Array, report: Callable[[str], None]) -> Outcome:
@@ -238,21 +236,21 @@ def _run_method(config: HEQ, method: Method, bench: Bench, key: jax.Array, repor
         break_ties="order",
     )
     reference = ReferenceTransport(paper.epsilons, None, (None,), paper.iterations)
-    as_in_paper = {"shared_axis": "epsilon", "first_wins": True}
+    as_in_paper = Selection(shared_axis="epsilon", first_wins=True)
     match method:
         case "plot-ot":
             return run_localization(bench, transport, menu)
         case "plot-uot":
             return run_localization(bench, dataclasses.replace(transport, taus=plot.taus), menu)
         case "plot-ot-paper":
-            return run_localization(bench, reference, paper_menu, **as_in_paper)
+            return run_localization(bench, reference, paper_menu, as_in_paper)
         case "plot-uot-paper":
             penalties = {"beta_abstract": paper.beta_abstract, "beta_neural": paper.beta_neural}
-            return run_localization(bench, dataclasses.replace(reference, **penalties), paper_menu, **as_in_paper)
+            return run_localization(bench, dataclasses.replace(reference, **penalties), paper_menu, as_in_paper)
         case "cosine":
             return run_localization(bench, Cosine(scope=plot.scope), menu)
         case "brute-force":
-            scores = single_site_scores(bench.model, bench.params, *bench.fit, bench.sites)
+            scores = single_site_scores(bench.network, bench.fit, bench.sites)
             return run_localization(bench, BruteForce(scores, scope=plot.scope), menu)
         case "row-argmin":
             single = CutMenu((1,), paper_menu.strengths)
@@ -270,7 +268,7 @@ def _run_method(config: HEQ, method: Method, bench: Bench, key: jax.Array, repor
 
 
 def _run_das(options: DasOptions, bench: Bench, key: jax.Array, report: Callable[[str], None]) -> Outcome:
-    tap, (start_key, order_key) = bench.model.taps[TAP], jax.random.split(key)
+    tap, (start_key, order_key) = bench.tap, jax.random.split(key)
     candidates = candidate_grid(
         start_key,
         tap,
@@ -286,13 +284,12 @@ def _run_das(options: DasOptions, bench: Bench, key: jax.Array, report: Callable
 
 def _run_full_state(bench: Bench) -> Outcome:
     """Swap everything at one depth: what no localisation at all achieves."""
-    every = full_state_handles(bench.model.taps[TAP])
+    every = full_state_handles(bench.tap)
     depths, variables = len(every.weight), len(bench.variables)
-    handles = Handle(np.tile(every.weight, (variables, 1, 1)), None, TAP)
+    handles = Handle(TAP, np.tile(every.weight, (variables, 1, 1)))
     with stopwatch() as elapsed:
         choice = calibrate_candidates(
-            bench.model,
-            bench.params,
+            bench.network,
             bench.evidence,
             handles,
             np.repeat(np.arange(variables), depths),

@@ -16,19 +16,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
-from abstraction.evaluation import identity_handle, judge
-from abstraction.interventions import stack_handles
 from abstraction.models import TokenView
 from experiments.checks import check_mcqa
-from experiments.mcqa_bench import TAP, Questions, Subject, load_shape, load_subject, make_bench, make_questions
+from experiments.mcqa_bench import Questions, Subject, load_shape, load_subject, make_bench, make_questions
 from experiments.mcqa_explain import Shape, memory
 from experiments.mcqa_explain import table as explanation
 from experiments.mcqa_judging import layer_sweep, scorer_rows, write_mib
 from experiments.mcqa_network import retrain as retrain_network
-from experiments.mcqa_options import MCQA_METHODS, PROTOCOLS, Mcqa, for_width, quick
-from experiments.methods import Bench, split_halves, tally_rows, test_outcome
+from experiments.mcqa_options import MCQA_METHODS, VARIANTS, Mcqa, for_width, quick
+from experiments.methods import Bench, control_rows, keep_choice, test_outcome
+from experiments.printing import show_parts
 from experiments.progressive_methods import Stages, run_method
 from experiments.records import Row, RunFolder, Unit, digest
 from experiments.running import Experiment
@@ -49,9 +47,9 @@ def run_seed(config: Mcqa, seed: int, run: RunFolder, report: Callable[[str], No
     report(f"seed {seed}: recording")
     with stopwatch() as recording:
         bench = make_bench(subject, questions, config)
-    rows = [*_network_rows(subject, questions, making, recording, seed), *_identity_rows(bench, seed)]
+    rows = [*_network_rows(subject, questions, making, recording, seed), *control_rows(bench, NAME, seed)]
     details: dict[str, Any] = {"data": data_digest(questions), "network": describe(subject, questions)}
-    stages = Stages(config, bench, protocols=PROTOCOLS)
+    stages = Stages(config, bench, protocols=VARIANTS)
     arrays: dict[str, np.ndarray] = {}
     chosen = {}
     for method in config.methods:
@@ -64,6 +62,7 @@ def run_seed(config: Mcqa, seed: int, run: RunFolder, report: Callable[[str], No
         )  # fmt: skip
         more, hits = scorer_rows(bench, subject, questions, outcome.choice.handles, method, seed)
         rows += [*tested[0], *more]
+        keep_choice(run.path, bench, outcome.choice, f"{method}-seed-{seed}")
         details[method] = tested[1]
         arrays |= {**tested[2], f"{method}/hits": hits}
         chosen[method] = outcome.choice.handles, hits
@@ -79,9 +78,7 @@ def explain(config: Mcqa) -> None:
     config = quick(config) if config.quick else config
     check_mcqa(config)
     shape = load_shape(config)
-    console = Console(width=max(150, Console().width))
-    for part in explanation(for_width(config, shape.decoder.width, shape.decoder.depth), shape):
-        console.print(part, highlight=False) if isinstance(part, str) else console.print(part)
+    show_parts(explanation(for_width(config, shape.decoder.width, shape.decoder.depth), shape))
 
 
 def retrain(config: Mcqa) -> None:
@@ -98,7 +95,7 @@ def retrain(config: Mcqa) -> None:
 def describe(subject: Subject, questions: Questions) -> dict[str, Any]:
     """Say which network this is."""
     shape = subject.decoder.config
-    parameters = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(subject.params))
+    parameters = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(subject.network.params))
     return {
         "name": subject.name,
         "parameters": parameters,
@@ -111,7 +108,8 @@ def describe(subject: Subject, questions: Questions) -> dict[str, Any]:
 
 def held_memory(config: Mcqa, subject: Subject, questions: Questions, bench: Bench) -> dict[str, float]:
     """Return the estimate of `--explain` and, where the device tells, the peak; both in bytes."""
-    window = bench.model.window if isinstance(bench.model, TokenView) else 1
+    model = bench.network.model
+    window = model.window if isinstance(model, TokenView) else 1
     held = memory(config, Shape(subject.decoder.config, questions.length, window))
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {"estimated": float(sum(held.values()))} | ({} if peak is None else {"peak": float(peak)})
@@ -141,16 +139,6 @@ def _network_rows(subject: Subject, questions: Questions, making: Time, recordin
         rows.append(Row(NAME, name, "mean", "test", "seconds", seed, elapsed.run))
         rows.append(Row(NAME, name, "mean", "test", "seconds_compile", seed, elapsed.compile))
     return rows
-
-
-def _identity_rows(bench: Bench, seed: int) -> list[Row]:
-    handles = stack_handles([identity_handle(bench.model.taps[TAP])] * len(bench.variables))
-    tallies = split_halves(bench, judge(bench.model, bench.params, handles, bench.tests, readout=bench.readout))
-    return [
-        row
-        for split, tally in tallies.items()
-        for row in tally_rows(bench, tally, NAME, "control-identity", split, seed)
-    ]
 
 
 EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check_mcqa, quick)

@@ -1,25 +1,29 @@
 """What an MCQA run is about: a network with its tokenizer, pairs it answers, and their recordings at one token."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import CLASSES, Classes, Readout
-from abstraction.interventions import Recording, factual_outputs, record_pairs, state_sites, take_pairs
-from abstraction.localization import gather_evidence
-from abstraction.models import Decoder, Prompts, TokenView, load_config, load_decoder, prompts_at, window_of
+from abstraction.evaluation import CLASSES, Classes, Readout, Recorded
+from abstraction.evaluation.recording import record_together
+from abstraction.interventions import factual_outputs, state_sites
+from abstraction.localization import Signature
+from abstraction.models import Decoder, Network, Prompts, TokenView, load_decoder, prompts_at
+from abstraction.models.token_views import window_of
+from abstraction.models.weights import load_config
 from abstraction.tasks import mcqa, prompts, symbols
 from abstraction.tasks.copycolors import banks_from_rows, load_hub, read_rows
 from abstraction.tasks.mcqa import FAMILIES, FamilyBank, Lexicon
 from abstraction.tasks.prompts import Encoded, Tokenizer
-from abstraction.typing import Params, Setting
+from abstraction.typing import Setting
 from experiments.mcqa_explain import Shape
 from experiments.mcqa_network import embedded_network
-from experiments.mcqa_options import Mcqa, McqaBanks, Network, Position
+from experiments.mcqa_options import Mcqa, McqaBanks, NetworkOptions, Position
 from experiments.mcqa_planted import planted_network
 from experiments.methods import Bench
 
@@ -34,15 +38,20 @@ class Subject(NamedTuple):
 
     Attributes:
       name: for people and records.
-      decoder: its outputs are the 26 letters and the best of all other tokens.
-      params: its weights.
+      network: a decoder whose outputs are the 26 letters and the best of all other tokens.
       tokenizer: makes tokens of text.
     """
 
     name: str
-    decoder: Decoder
-    params: Params
+    network: Network
     tokenizer: Tokenizer
+
+    @property
+    def decoder(self) -> Decoder:
+        """The network's model."""
+        if not isinstance(self.network.model, Decoder):
+            raise ValueError(f"got a network of {type(self.network.model).__name__}, expected a decoder")
+        return self.network.model
 
 
 class Questions(NamedTuple):
@@ -61,7 +70,7 @@ class Questions(NamedTuple):
     accuracy: float
 
 
-def load_subject(options: Network) -> Subject:
+def load_subject(options: NetworkOptions) -> Subject:
     """Load a network, or make the planted one.
 
     Raises:
@@ -70,13 +79,11 @@ def load_subject(options: Network) -> Subject:
     if options.model is None:
         if options.kind == "embedded":
             return Subject("embedded", *embedded_network())
-        return Subject("planted", *planted_network(0)[:3])
+        return Subject("planted", *planted_network(0)[:2])
     tokenizer = prompts.load_tokenizer(options.model, revision=options.revision)
     answers = symbols.symbol_classes(tokenizer)
-    decoder, params = load_decoder(
-        options.model, revision=options.revision, dtype=options.dtype, answers=answers, rest=True
-    )
-    return Subject(options.model, decoder, params, tokenizer)
+    network = load_decoder(options.model, revision=options.revision, dtype=options.dtype, answers=answers, rest=True)
+    return Subject(options.model, network, tokenizer)
 
 
 def load_shape(config: Mcqa) -> Shape:
@@ -129,55 +136,38 @@ def make_bench(subject: Subject, questions: Questions, config: Mcqa) -> Bench:
       questions: the pairs.
       config: scorer, position and memory.
     """
-    view, recorded = record_banks(subject, questions, config, [config.position])
-    fit, calibration, test = ((recorded[config.position, name], questions.banks[name].bank) for name in ROLES)
-    signature: dict[str, Any] = {"mode": "logit_delta", "blocks": True, "classes": LETTERS}
-    bench = Bench(
-        view,
-        subject.params,
-        state_sites(view.taps[TAP]),
-        fit,
-        gather_evidence([calibration]),
-        {"test": test},
-        signature | {"families": np.asarray(questions.banks["fit"].family)},
-        READOUTS[config.scorer],
-        halves=True,
-    )
-    jax.block_until_ready(bench.fit[0].outputs)
+    network, recorded = record_banks(subject, questions, config, [config.position])
+    fit, calibration, test = (recorded[config.position, name] for name in ROLES)
+    families = np.asarray(questions.banks["fit"].family)
+    signature = Signature("logit_delta", blocks=True, classes=LETTERS, families=families)
+    sites = state_sites(network.taps[TAP])
+    bench = Bench(network, sites, fit, calibration, {"test": test}, signature, halves=True)
+    jax.block_until_ready(bench.fit.runs.outputs)
     return bench
 
 
 def record_banks(
     subject: Subject, questions: Questions, config: Mcqa, positions: Sequence[Position], names: Sequence[str] = ROLES
-) -> tuple[TokenView, dict[tuple[Position, str], Recording]]:
+) -> tuple[Network, dict[tuple[Position, str], Recorded]]:
     """Record some banks at some tokens: all of them at once, so that one program is compiled.
 
     Returns:
-      The view, whose window reaches the earliest of these tokens, and a recording per position and bank.
+      The network seen at one token, whose window reaches the earliest of these, and what is recorded by position and
+      bank.
     """
     order: list[tuple[Position, str]] = [(position, name) for position in positions for name in names]
-
-    def side(of: Callable[[PairBank], Setting]) -> Prompts:
-        banks = {name: of(questions.banks[name].bank) for name in names}
-        return _stacked([prompts_of(subject, questions, banks[name], position) for position, name in order])
-
-    sides = side(lambda bank: bank.base), side(lambda bank: bank.source)
-    count = sides[0].tokens.shape[0]
+    banks = {name: questions.banks[name].bank for name in names}
+    encoders = {position: partial(_prompts_of, subject, questions, position) for position in positions}
+    sides = [encoders[at](side) for at, name in order for side in (banks[name].base, banks[name].source)]
+    count = sum(banks[name].size for _, name in order)
     view = TokenView(subject.decoder, window=window_of(*sides), batch=prompt_batch(subject, questions, config, count))
-    recording = record_pairs(view, subject.params, *sides, taps=(TAP,))
-    recorded, start = {}, 0
-    for position, name in order:
-        size = questions.banks[name].bank.size
-        recorded[position, name] = take_pairs(recording, np.arange(start, start + size))
-        start += size
-    return view, recorded
+    network = dataclasses.replace(subject.network, model=view)
+    pairs = {f"{position} {name}": (encoders[position], banks[name]) for position, name in order}
+    recorded = record_together(network, pairs, tap=TAP, readout=READOUTS[config.scorer])
+    return network, {(position, name): recorded[f"{position} {name}"] for position, name in order}
 
 
-def _stacked(parts: Sequence[Prompts]) -> Prompts:
-    return Prompts(np.concatenate([p.tokens for p in parts]), np.concatenate([p.position for p in parts]))
-
-
-def prompts_of(subject: Subject, questions: Questions, setting: Setting, position: Position) -> Prompts:
+def _prompts_of(subject: Subject, questions: Questions, position: Position, setting: Setting) -> Prompts:
     """Write and tokenise prompts, and pick one token of each."""
     encoded = _encode(subject, questions.lexicon, setting, questions.length)
     return prompts_at(encoded.tokens, token_positions(encoded, setting, questions.lexicon, position))
@@ -208,12 +198,13 @@ def prompt_batch(subject: Subject, questions: Questions, config: Mcqa, count: in
     return None if fits >= count else fits
 
 
-def whole_vocabulary(bench: Bench) -> TokenView:
-    """Return the same view with logits of every token."""
-    view = bench.model
+def whole_vocabulary(bench: Bench) -> Network:
+    """Return the same network with logits of every token."""
+    view = bench.network.model
     if not isinstance(view, TokenView):
         raise ValueError(f"got a bench of {type(view).__name__}, expected one of a decoder")
-    return dataclasses.replace(view, decoder=dataclasses.replace(view.decoder, answers=(), rest=False))
+    decoder = dataclasses.replace(view.decoder, answers=(), rest=False)
+    return dataclasses.replace(bench.network, model=dataclasses.replace(view, decoder=decoder))
 
 
 def _encode(subject: Subject, lexicon: Lexicon, setting: Setting, length: int | None) -> Encoded:
@@ -232,6 +223,6 @@ def _solved(subject: Subject, lexicon: Lexicon, bank: PairBank, length: int) -> 
         answers = np.asarray(mcqa.MODEL.run(side)["answer"])
         for start in range(0, bank.size, 256):
             part = slice(start, start + 256)
-            outputs = factual_outputs(subject.decoder, subject.params, np.asarray(tokens)[part])
+            outputs = factual_outputs(subject.network, np.asarray(tokens)[part])
             right[part] &= np.asarray(outputs).argmax(axis=-1) == answers[part]
     return right

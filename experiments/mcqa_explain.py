@@ -12,11 +12,11 @@ import numpy as np
 from rich.table import Table
 
 from abstraction.interventions.patching import CHUNK_BYTES
-from abstraction.localization import Protocol
+from abstraction.localization import Variant
 from abstraction.models import DecoderConfig
 from abstraction.models.costs import forward_flops, parameter_bytes, recording_bytes, suffix_bytes, suffix_flops
 from experiments.config import DasOptions
-from experiments.mcqa_options import MCQA_METHODS, PROTOCOLS, Mcqa
+from experiments.mcqa_options import MCQA_METHODS, VARIANTS, Mcqa
 
 VARIABLES = 2
 _MATRICES = 6
@@ -64,7 +64,7 @@ def stages(config: Mcqa, shape: Shape) -> list[Stage]:
         Stage("recording", 2 * pairs, 2 * pairs * whole, 0, 0.0),
     ]
     depth = shape.decoder.depth
-    for name, protocol in PROTOCOLS.items():
+    for name, protocol in VARIANTS.items():
         ending = "" if name == "ours" else f"-{name}"
         used = {m for m in MCQA_METHODS if m in chosen and _protocol(m) == name}
         if not used:
@@ -150,7 +150,7 @@ def _sites(config: Mcqa, shape: Shape, kind: str) -> int:
     return sum(-(-most // size) for size in sizes)
 
 
-def _grid(protocol: Protocol, resolutions: int) -> int:
+def _grid(protocol: Variant, resolutions: int) -> int:
     cuts = len(protocol.menu.subset_sizes) * len(protocol.menu.strengths)
     return VARIABLES * cuts * _couplings(protocol.fine) * resolutions
 

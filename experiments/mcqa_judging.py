@@ -7,29 +7,31 @@ from pathlib import Path
 import numpy as np
 
 from abstraction.evaluation import tally_handles
-from abstraction.interventions import Handle, LocalHandle, handle_outputs
-from abstraction.localization import handle_depths
+from abstraction.interventions import Handle
+from abstraction.interventions.handles import handle_depths
+from abstraction.interventions.patching import handle_outputs
 from abstraction.tasks import symbols
 from abstraction.tasks.mcqa import FAMILIES, LABELS
-from experiments.mcqa_bench import READOUTS, TAP, Questions, Subject, record_banks, whole_vocabulary
+from experiments.files import write_atomically
+from experiments.mcqa_bench import TAP, Questions, Subject, record_banks, whole_vocabulary
 from experiments.mcqa_options import POSITIONS, Mcqa
 from experiments.methods import Bench
-from experiments.records import Row, write_atomically
+from experiments.records import Row
 
 NAME = "mcqa"
 _MIB_NAMES = {"answer_pointer": "answer_pointer", "answer": "answer"}
 
 
 def scorer_rows(
-    bench: Bench, subject: Subject, questions: Questions, handles: Handle | LocalHandle, method: str, seed: int
+    bench: Bench, subject: Subject, questions: Questions, handles: Handle, method: str, seed: int
 ) -> tuple[list[Row], np.ndarray]:
     """Score the test pairs by every scorer of the paper's history, over all pairs alike.
 
     Returns:
       Rows with the metrics `pooled_<scorer>`, and the hits of the strict scorer, `[V, N]`.
     """
-    recording, bank = bench.tests["test"]
-    outputs = handle_outputs(whole_vocabulary(bench), bench.params, recording, handles)
+    bank = bench.tests["test"].bank
+    outputs = handle_outputs(whole_vocabulary(bench), bench.tests["test"].runs, handles)
     classes, offered = symbols.symbol_classes(subject.tokenizer), np.stack([bank.base[name] for name in LABELS], axis=1)
     rows, strict, pooled = [], [], {name: [] for name in symbols.SCORERS}
     for variable, logits, labels in zip(bench.variables, outputs, bank.labels, strict=True):
@@ -50,17 +52,15 @@ def layer_sweep(subject: Subject, questions: Questions, config: Mcqa) -> tuple[n
     Returns:
       Combined IIA, `[P, V, L]`, and the names of the tokens.
     """
-    view, recorded = record_banks(subject, questions, config, POSITIONS, ("test",))
-    bank, tap = questions.banks["test"].bank, view.taps[TAP]
-    depth, variables = subject.decoder.config.depth, len(bank.variables)
+    network, recorded = record_banks(subject, questions, config, POSITIONS, ("test",))
+    tap, variables = network.taps[TAP], len(questions.banks["test"].bank.variables)
+    depth = tap.depth
     blocks = np.tile(np.arange(depth, dtype=np.int32), variables)
-    every = LocalHandle(blocks, np.ones((len(blocks), tap.width), np.float32), None, TAP)
+    every = Handle(TAP, np.ones((len(blocks), tap.width), np.float32), None, blocks)
     owner = np.repeat(np.arange(variables), depth)
     found = []
     for position in POSITIONS:
-        tally = tally_handles(
-            view, subject.params, recorded[position, "test"], bank, every, owner, readout=READOUTS[config.scorer]
-        )
+        tally = tally_handles(network, recorded[position, "test"], every, owner)
         found.append(tally.combined.reshape(variables, depth))
     return np.stack(found).astype(np.float32), list(POSITIONS)
 
@@ -69,7 +69,7 @@ def write_mib(
     folder: Path,
     subject: Subject,
     questions: Questions,
-    chosen: Mapping[str, tuple[Handle | LocalHandle, np.ndarray]],
+    chosen: Mapping[str, tuple[Handle, np.ndarray]],
     seed: int,
 ) -> None:
     """Write each method's results in the form of the MIB causal-variable track, a file per method.

@@ -17,26 +17,29 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 import optax
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import CLASSES, accuracy, tally_handles
+from abstraction.evaluation import CLASSES, accuracy, record, tally_handles
 from abstraction.evaluation.iia import INVARIANT, SENSITIVE
-from abstraction.interventions import record_pairs, state_sites
-from abstraction.models import Decoder, DecoderConfig, Prompts, TokenView, prompts_at
+from abstraction.interventions import state_sites
+from abstraction.models import Decoder, DecoderConfig, Network, Prompts, TokenView, prompts_at
 from abstraction.models.decoder_files import flat_parameters, read_decoder, save_decoder
 from abstraction.tasks import mcqa
 from abstraction.tasks.mcqa import FAMILIES, INPUTS, MODEL
 from abstraction.tasks.prompts import WordTokenizer
 from abstraction.tasks.symbols import symbol_classes
-from abstraction.training import Stop, fit
+from abstraction.training import Schedule, Stop, Watch, fit
 from abstraction.training.interchange import InterchangeLoss, LabelledPairs
 from abstraction.typing import Params, Setting
-from experiments.records import digest, provenance, write_atomically
+from experiments.files import write_atomically
+from experiments.provenance import provenance
+from experiments.records import digest
+from experiments.trainings import require_finite
 
 SHIPPED = Path(__file__).parent / "weights" / "mcqa"
 LOG = "training.json"
@@ -112,31 +115,33 @@ def architecture(tokenizer: WordTokenizer) -> DecoderConfig:
     )
 
 
-def embedded_network(folder: Path = SHIPPED) -> tuple[Decoder, Params, WordTokenizer]:
+def embedded_network(folder: Path = SHIPPED) -> tuple[Network, WordTokenizer]:
     """Read the network that ships with the project, or one that `retrain` has written.
 
     Returns:
-      The decoder, whose outputs are the letters and the best other token; its weights; its tokenizer.
+      A decoder, whose outputs are the letters and the best other token; its tokenizer.
 
     Raises:
       ValueError: the file is damaged, or its vocabulary is not that of the prompts.
       FileNotFoundError: there is no such file.
     """
     tokenizer = WordTokenizer(mcqa.vocabulary())
-    decoder, params = read_decoder(folder)
-    if decoder.config.vocabulary != tokenizer.size:
-        raise ValueError(f"got a network of {decoder.config.vocabulary} words in {folder}, expected {tokenizer.size}")
-    return decoder, params, tokenizer
+    network = read_decoder(folder)
+    words = cast(Decoder, network.model).config.vocabulary
+    if words != tokenizer.size:
+        raise ValueError(f"got a network of {words} words in {folder}, expected {tokenizer.size}")
+    return network, tokenizer
 
 
 def retrain(folder: Path, seed: int = 0, progress: Report = print, recipe: Recipe = RECIPE) -> None:
     """Train the network and write it to a folder, with the log of its training."""
-    decoder, params, log = train_network(seed, progress, recipe)
-    save_decoder(folder, decoder, params)
+    network, log = train_network(seed, progress, recipe)
+    require_finite(network.params)
+    save_decoder(network, folder)
     write_atomically(Path(folder) / LOG, (json.dumps(log, indent=1, allow_nan=False) + "\n").encode())
 
 
-def train_network(seed: int, progress: Report, recipe: Recipe = RECIPE) -> tuple[Decoder, Params, dict[str, Any]]:
+def train_network(seed: int, progress: Report, recipe: Recipe = RECIPE) -> tuple[Network, dict[str, Any]]:
     """Train the network.
 
     Args:
@@ -145,7 +150,7 @@ def train_network(seed: int, progress: Report, recipe: Recipe = RECIPE) -> tuple
       recipe: how.
 
     Returns:
-      The decoder, its weights, and the log: recipe, losses, what held-out pairs say, time, versions, digest of weights.
+      The network, and the log: recipe, losses, what held-out pairs say, time, versions, digest of weights.
     """
     tokenizer = WordTokenizer(mcqa.vocabulary())
     whole = Decoder(architecture(tokenizer))
@@ -166,12 +171,11 @@ def train_network(seed: int, progress: Report, recipe: Recipe = RECIPE) -> tuple
             params,
             _optimizer(recipe, stage),
             pairs,
+            Schedule(
+                recipe.batch_size, stage.epochs, None if stage.solved is None else Stop("accuracy", stage.solved, 1)
+            ),
+            Watch(watched, progress=say),
             context=np.array(stage.interchange_weight, np.float32),
-            batch_size=recipe.batch_size,
-            epochs=stage.epochs,
-            validate=watched,
-            stop=None if stage.solved is None else Stop("accuracy", stage.solved, 1),
-            progress=say,
         )
         params = trained.params
         history += [{"stage": number + 1, **metrics} for metrics in trained.history]
@@ -181,27 +185,27 @@ def train_network(seed: int, progress: Report, recipe: Recipe = RECIPE) -> tuple
         "steps": len(history) * recipe.steps,
         "history": history,
         "seconds": time.perf_counter() - start,
-        "test": judge_network(answering, params, tokenizer, held_out["test"]),
+        "test": judge_network(Network(answering, params), tokenizer, held_out["test"]),
         "versions": provenance()["versions"],
         "weights": weights_digest(params),
     }
-    return answering, params, log
+    return Network(answering, params), log
 
 
-def judge_network(decoder: Decoder, params: Params, tokenizer: WordTokenizer, bank: PairBank) -> dict[str, Any]:
+def judge_network(network: Network, tokenizer: WordTokenizer, bank: PairBank) -> dict[str, Any]:
     """Swap the whole stream at the last token after each block.
 
     Returns:
       `accuracy` of the bases, over the whole vocabulary; `sensitive` and `invariant` IIA of each variable after each
       block, None where there is no such pair.
     """
-    view = TokenView(decoder)
-    base, source = (encoded(setting, tokenizer) for setting in (bank.base, bank.source))
-    recording = record_pairs(view, params, base, source, taps=(TAP,))
-    swaps = state_sites(view.taps[TAP]).handles()
-    judged: dict[str, Any] = {"accuracy": accuracy(np.asarray(recording.outputs).argmax(axis=1), bank.factual)}
+    seen = Network(TokenView(cast(Decoder, network.model)), network.params)
+    recorded, tap = record(seen, lambda setting: encoded(setting, tokenizer), bank, tap=TAP), seen.taps[TAP]
+    swaps = state_sites(tap).handles()
+    answers = np.asarray(recorded.runs.outputs).argmax(axis=1)
+    judged: dict[str, Any] = {"accuracy": accuracy(answers, bank.factual)}
     for index, name in enumerate(bank.variables):
-        iia = tally_handles(view, params, recording, bank, swaps, np.full(decoder.config.depth, index)).iia
+        iia = tally_handles(seen, recorded, swaps, np.full(tap.depth, index)).iia
         for half, column in (("sensitive", SENSITIVE), ("invariant", INVARIANT)):
             values = [None if np.isnan(value) else round(float(value), 4) for value in iia[:, column]]
             judged[name] = {**judged.get(name, {}), half: values}
@@ -242,7 +246,7 @@ class _Watch:
     bank: PairBank
 
     def __call__(self, params: Params) -> dict[str, float]:
-        judged = judge_network(self.decoder, params, self.tokenizer, self.bank)
+        judged = judge_network(Network(self.decoder, params), self.tokenizer, self.bank)
         best = {name: max(judged[name]["sensitive"]) for name in self.bank.variables}
         return {"accuracy": judged["accuracy"], **best}
 

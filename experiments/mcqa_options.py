@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from abstraction.localization import CutMenu, Protocol, ReferenceTransport, SearchConfig, Transport
+from abstraction.localization import CutMenu, ReferenceTransport, SearchConfig, Selection, Transport, Variant
 from experiments.addition_options import BoundlessOptions, MaskOptions, StageOptions, WeightOptions
 from experiments.config import DasOptions, parse_seeds, smaller
 
@@ -44,33 +44,33 @@ Scorer = Literal["strict", "letters"]
 
 _EPSILONS, _BETAS = (0.5, 1.0, 2.0, 4.0), (0.1, 0.3, 1.0, 3.0)
 _PAPER_MENU = CutMenu((1, 2, 3, 4, 5), tuple(float(step) for step in range(10, 31)), per_site=False, break_ties="order")
-PROTOCOLS: dict[str, Protocol] = {
-    "v1": Protocol(
+VARIANTS: dict[str, Variant] = {
+    "v1": Variant(
         ReferenceTransport(_EPSILONS, beta_neural=_BETAS, iterations=500),
         ReferenceTransport(_EPSILONS, iterations=500),
         _PAPER_MENU,
         heaviest=6,
-        options={"first_wins": True},
+        selection=Selection(first_wins=True),
     ),
-    "v4": Protocol(
+    "v4": Variant(
         ReferenceTransport(_EPSILONS, beta_neural=_BETAS, iterations=500),
         Transport("joint", _EPSILONS, absolute=True),
         _PAPER_MENU,
         heaviest=6,
-        options={"first_wins": True, "shared_axis": "epsilon"},
+        selection=Selection(shared_axis="epsilon", first_wins=True),
     ),
-    "ours": Protocol(
+    "ours": Variant(
         Transport("joint", (0.03, 0.1, 0.3, 1.0), taus=(0.5,)),
         Transport("joint", (0.03, 0.1, 0.3, 1.0), taus=(1.0, 0.5)),
         CutMenu((1, 2, 3, 4, 6, 8, 12, 16), (0.6, 0.8, 1.0, 1.2, 1.5, 2.0)),
         heaviest=6,
     ),
 }
-"""As `abstraction.localization.PROTOCOLS`, with this benchmark's grids (PLOT, MCQA)."""
+"""As `abstraction.localization.VARIANTS`, with this benchmark's grids (PLOT, MCQA)."""
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkOptions:
     """The network that is searched."""
 
     kind: Literal["embedded", "planted"] = "embedded"
@@ -139,7 +139,7 @@ class Mcqa:
     """Random subspaces per handle."""
     control_shuffles: int = 5
     """Shuffles of the sources per handle."""
-    network: Network = field(default_factory=Network)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
     banks: McqaBanks = field(default_factory=McqaBanks)
     stages: StageOptions = field(default_factory=lambda: StageOptions(resolutions=(32, 16, 8, 4, 2, 1)))
     das: DasOptions = field(

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from abstraction.interventions import random_frames
-from abstraction.models import Decoder, DecoderConfig
+from abstraction.interventions.bases import random_frames
+from abstraction.models import Decoder, DecoderConfig, Network
 from abstraction.tasks import mcqa
 from abstraction.tasks.mcqa import CHOICES, LABELS, LEXICON, OPTIONS
 from abstraction.tasks.prompts import WordTokenizer, encode_prompts, last_positions, span_positions
@@ -63,11 +63,11 @@ class Plant(NamedTuple):
     symbol_block: int
 
 
-def planted_network(seed: int) -> tuple[Decoder, Params, WordTokenizer, Plant]:
+def planted_network(seed: int) -> tuple[Network, WordTokenizer, Plant]:
     """Build the network; the seed draws the rotation of its stream and the features of the nouns.
 
     Returns:
-      The decoder, whose outputs are the letters and the best other token; its weights; its tokenizer; the plant.
+      A decoder, whose outputs are the letters and the best other token; its tokenizer; the plant.
     """
     tokenizer = WordTokenizer(mcqa.vocabulary())
     rotation_key, noun_key = jax.random.split(jax.random.key(seed))
@@ -94,7 +94,7 @@ def planted_network(seed: int) -> tuple[Decoder, Params, WordTokenizer, Plant]:
     params["unembedding"][: len(LETTERS), _part("answer")] = _GAIN * _unit(_AT_LAST[-1]) * np.eye(len(LETTERS))
     rotation = np.asarray(random_frames(rotation_key, (), WIDTH), np.float64)
     basis = rotation[_part("pointer")].T.astype(np.float32)
-    return decoder, _turned(params, rotation), tokenizer, Plant(POINTER_BLOCK, basis, SYMBOL_BLOCK)
+    return Network(decoder, _turned(params, rotation)), tokenizer, Plant(POINTER_BLOCK, basis, SYMBOL_BLOCK)
 
 
 def _positions(tokenizer: WordTokenizer) -> dict[str, list[int]]:

@@ -13,7 +13,7 @@ from experiments.mcqa_options import POSITIONS
 from experiments.metrics import Metrics
 from experiments.paper import reference
 from experiments.records import Unit
-from experiments.tables import number, seconds, settings_lines, trouble
+from experiments.tables import beside_controls, number, seconds, settings_lines, trouble
 
 EXPERIMENT = "mcqa"
 NOTES = (
@@ -30,7 +30,8 @@ def renderables(units: Sequence[Unit], *, details: bool) -> list[Any]:
     parts: list[Any] = [_network(units, metrics), _results(units, metrics), *NOTES, _sweep(units)]
     if details:
         parts.append(_scorers(metrics))
-    return [*parts, *trouble(units), *(settings_lines(units) if details else ())]
+    below = beside_controls(metrics, shown_methods(metrics))
+    return [*parts, *below, *trouble(units), *(settings_lines(units) if details else ())]
 
 
 def shown_methods(metrics: Metrics) -> list[str]:

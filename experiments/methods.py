@@ -12,40 +12,48 @@ Runtime is reported by the three conventions of the paper, compilation apart:
 A coupling is solved for all eps in one batch, so its whole time is charged in each.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from abstraction.causal import PairBank
-from abstraction.evaluation import CLASSES, Readout, Tally, Tests, binomial_interval, judge, judge_controls
-from abstraction.interventions import Handle, LocalHandle, Recording, SiteBank, at_one_depth
+from abstraction.artifacts import save
+from abstraction.evaluation import Recorded, Repeats, Tally, binomial_interval, identity_handle
+from abstraction.evaluation.controls import chance_level
+from abstraction.evaluation.judging import Tests, judge_alone, judge_controls
+from abstraction.interventions import Handle, SiteBank
+from abstraction.interventions.handles import at_one_depth, stack_handles
 from abstraction.localization import (
-    Candidates,
     Choice,
     CutMenu,
     Effects,
-    Evidence,
-    Featurizer,
-    Grid,
-    Plans,
     Rotation,
     Rule,
+    Search,
     SearchConfig,
+    Selection,
+    Signature,
     alignment_search,
-    calibrate,
-    chosen_rows,
     localize,
     measure_effects,
-    orthogonality_error,
 )
-from abstraction.models import Model, Recordable
-from abstraction.typing import Params
+from abstraction.localization.calibration import Evidence, calibrate
+from abstraction.localization.cutting import Grid
+from abstraction.localization.das import orthogonality_error
+from abstraction.localization.progressive import chosen_rows
+from abstraction.localization.rules import Plans
+from abstraction.localization.searching import Featurizer
+from abstraction.localization.supports import Candidates
+from abstraction.models import Network, Tap
+from abstraction.models.base import Recordable
 from experiments.records import Row
 from experiments.timing import Time, stopwatch
 
+SELECTION = Selection()
 SELECTED = ("epsilon", "tau", "beta", "resolution")
 """Axes of a grid whose chosen values make the selected run."""
 
@@ -55,38 +63,39 @@ class Bench:
     """One trained network and the recorded banks methods run on.
 
     Attributes:
-      model: the network.
-      params: its weights.
+      network: the network.
       sites: where transport looks.
       fit: recorded fit pairs.
       evidence: recorded calibration pairs.
       tests: recorded test pairs by split.
-      signature: options of `measure_effects`.
-      readout: how outputs meet labels.
+      signature: how effects are measured.
       halves: whether a test bank holds sensitive and invariant pairs, which are then reported apart as well.
     """
 
-    model: Model
-    params: Params
+    network: Network
     sites: SiteBank
-    fit: tuple[Recording, PairBank]
+    fit: Recorded
     evidence: Evidence
     tests: Tests
-    signature: dict[str, Any] = field(default_factory=dict)
-    readout: Readout = CLASSES
+    signature: Signature = field(default_factory=Signature)
     halves: bool = False
     _effects: tuple[Effects, Time] | None = None
 
     @property
     def variables(self) -> tuple[str, ...]:
         """Names of the variables."""
-        return self.fit[1].variables
+        return self.fit.variables
+
+    @property
+    def tap(self) -> Tap:
+        """Where methods look."""
+        return self.network.taps[self.sites.tap]
 
     def effects(self) -> tuple[Effects, Time]:
         """Measure effects once; every method that needs them is charged their time."""
         if self._effects is None:
             with stopwatch() as elapsed:
-                measured = measure_effects(self.model, self.params, *self.fit, self.sites, **self.signature)
+                measured = measure_effects(self.network, self.fit, self.sites, self.signature)
                 jax.block_until_ready(measured)
             self._effects = measured, elapsed
         return self._effects
@@ -108,24 +117,31 @@ class Outcome(NamedTuple):
     arrays: dict[str, np.ndarray]
 
 
-def run_localization(bench: Bench, rule: Rule, menu: CutMenu, **options: Any) -> Outcome:
+def run_localization(bench: Bench, rule: Rule, menu: CutMenu, selection: Selection = SELECTION) -> Outcome:
     """Run PLOT, or a baseline that differs from it in the rule alone."""
     effects, measuring = bench.effects()
     with stopwatch() as solving:
         plans = rule(effects)
         jax.block_until_ready(plans.coupling.plan)
     with stopwatch() as calibrating:
-        found = localize(
-            bench.model, bench.params, effects, plans, menu, bench.evidence, readout=bench.readout, **options
-        )
-    times = localization_times(bench, found.grid, found.choice, measuring + solving, calibrating, options)
+        found = localize(bench.network, effects, plans, menu, evidence=bench.evidence, selection=selection)
+    times = localization_times(bench, found.grid, found.choice, (measuring + solving, calibrating), selection)
     return Outcome(found.choice, times, coupling_details(plans), localization_arrays(effects, plans, found.choice))
 
 
 def localization_times(
-    bench: Bench, grid: Grid, choice: Choice, common: Time, calibrating: Time, options: Mapping[str, Any]
+    bench: Bench, grid: Grid, choice: Choice, spent: tuple[Time, Time], selection: Selection
 ) -> dict[str, Time]:
-    """Return the seconds of a localization by the three conventions; parts of the grid are evaluated again."""
+    """Return the seconds of a localization by the three conventions; parts of the grid are evaluated again.
+
+    Args:
+      bench: what it ran on.
+      grid: what was evaluated.
+      choice: what was chosen.
+      spent: what all conventions have in common, and the evaluation of the whole grid.
+      selection: how it was chosen.
+    """
+    common, calibrating = spent
     times, size = {"seconds": common + calibrating}, grid.cost.size
     for name, axes in (("seconds_epsilon", ("epsilon",)), ("seconds_selected", SELECTED)):
         part = grid
@@ -136,9 +152,7 @@ def localization_times(
             times[name] = times["seconds"]
             continue
         with stopwatch() as elapsed:
-            calibrate(
-                bench.model, bench.params, bench.evidence, part, tap=bench.sites.tap, readout=bench.readout, **options
-            )
+            calibrate(bench.network, bench.evidence, part, selection)
         times[name] = common + elapsed
     return times
 
@@ -154,19 +168,10 @@ def run_search(
 ) -> Outcome:
     """Run an alignment search over all candidates."""
     with stopwatch() as elapsed:
+        # Controls are drawn once, on the test pairs.
+        search = Search(featurizer, config, tuple(strengths), controls=None)
         found = alignment_search(
-            key,
-            bench.model,
-            bench.params,
-            *bench.fit,
-            candidates,
-            bench.evidence,
-            featurizer,
-            tap=bench.sites.tap,
-            config=config,
-            strengths=strengths,
-            readout=bench.readout,
-            progress=progress,
+            key, bench.network, bench.fit, candidates, search, evidence=bench.evidence, progress=progress
         )
     searched = jax.device_get(found.searched)
     details = {
@@ -201,13 +206,11 @@ def test_outcome(
 ) -> tuple[list[Row], dict[str, Any], dict[str, np.ndarray]]:
     """Judge frozen handles and their controls once, and write everything down."""
     handles = outcome.choice.handles
-    if isinstance(bench.model, Recordable):
-        handles = at_one_depth(handles) if isinstance(handles, Handle) else handles
+    if isinstance(bench.network.model, Recordable):
+        handles = at_one_depth(handles)
     with stopwatch() as testing:
-        tallies = judge(bench.model, bench.params, handles, bench.tests, readout=bench.readout)
-    controls = judge_controls(
-        key, bench.model, bench.params, handles, bench.tests, draws=draws, shuffles=shuffles, readout=bench.readout
-    )
+        tallies = judge_alone(bench.network, handles, bench.tests)
+    controls = judge_controls(key, bench.network, handles, bench.tests, Repeats(draws, shuffles))
     named = {
         method: {"calibration": outcome.choice.tally, **split_halves(bench, tallies)},
         f"control-random-{method}": split_halves(bench, controls.random),
@@ -233,11 +236,19 @@ def test_outcome(
         "last_site_ambiguous": choice.ambiguous.tolist(),
         "candidates_per_variable": choice.candidates,
         "handles_evaluated": choice.evaluated,
+        "candidates_not_finite": choice.not_finite.tolist(),
         **outcome.details,
     }
     depth = bench.sites.tap_depth
     arrays = {"mass": handle_mass(handles, depth), **outcome.arrays}
     return rows, details, {f"{method}/{name}": np.asarray(array) for name, array in arrays.items()}
+
+
+def keep_choice(folder: Path, bench: Bench, choice: Choice, name: str) -> None:
+    """Write chosen handles to a file that `abstraction.load` reads, for the network they were chosen in."""
+    plain = tuple({key: np.asarray(value).item() for key, value in setting.items()} for setting in choice.settings)
+    path = folder / "handles" / f"{name}.safetensors"
+    save(dataclasses.replace(choice, settings=plain), path, network=bench.network, data=bench.fit)
 
 
 def split_halves(bench: Bench, tallies: Mapping[str, Tally]) -> dict[str, Tally]:
@@ -253,6 +264,23 @@ def split_halves(bench: Bench, tallies: Mapping[str, Tally]) -> dict[str, Tally]
     return named
 
 
+def control_rows(bench: Bench, experiment: str, seed: int) -> list[Row]:
+    """Write what the network scores as it is, and what the best constant answer does: the level of chance."""
+    handles = stack_handles([identity_handle(bench.tap)] * len(bench.variables))
+    tallies = judge_alone(bench.network, handles, bench.tests)
+    rows = [
+        row
+        for split, tally in split_halves(bench, tallies).items()
+        for row in tally_rows(bench, tally, experiment, "control-identity", split, seed)
+    ]
+    for split, recorded in bench.tests.items():
+        levels = zip(bench.variables, chance_level(recorded.bank).tolist(), strict=True)
+        known = {name: level for name, level in levels if not np.isnan(level)}
+        for name, level in (known | {"mean": float(np.mean([*known.values()]))}).items():
+            rows.append(Row(experiment, "control-identity", name, split, "chance", seed, level))
+    return rows
+
+
 def tally_rows(bench: Bench, tally: Tally, experiment: str, method: str, split: str, seed: int) -> list[Row]:
     """Write IIA, its interval and the number of pairs, per variable that has pairs and for these together.
 
@@ -263,7 +291,7 @@ def tally_rows(bench: Bench, tally: Tally, experiment: str, method: str, split: 
     tally, names = tally[there], [bench.variables[index] for index in there]
     if not names:
         return []
-    low, high = np.nanmean([_bounds(tally.hits[:, half], tally.pairs[:, half]) for half in range(2)], axis=0)
+    low, high = tally.interval()
     pairs = tally.pairs.sum(axis=-1)
     columns = {"iia": tally.combined, "iia_low": low, "iia_high": high, "pairs": pairs}
     pooled = {name: values.mean() for name, values in columns.items()} | {"pairs": pairs.sum()}
@@ -279,18 +307,14 @@ def tally_rows(bench: Bench, tally: Tally, experiment: str, method: str, split: 
     ]
 
 
-def _bounds(hits: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    return np.where(pairs > 0, binomial_interval(hits, pairs), np.nan)
-
-
-def handle_mass(handles: Handle | LocalHandle, depth: int) -> np.ndarray:
+def handle_mass(handles: Handle, depth: int) -> np.ndarray:
     """Return how much of each native coordinate a handle moves, `[V, L, D]`: |weight|, or the projector's diagonal."""
     weight = np.abs(np.asarray(handles.weight))
     if handles.basis is not None:
         weight = np.einsum(
             "...dk,...k,...kd->...d", *map(np.asarray, (handles.basis.encoder, weight, handles.basis.decoder))
         )
-    if isinstance(handles, Handle):
+    if handles.depth is None:
         return weight
     mass = np.zeros((len(weight), depth, weight.shape[-1]), weight.dtype)
     mass[np.arange(len(weight)), np.asarray(handles.depth)] = weight

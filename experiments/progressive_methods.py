@@ -7,7 +7,6 @@ import dataclasses
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,49 +14,35 @@ from jaxtyping import Array
 
 from abstraction.causal import PairBank
 from abstraction.evaluation import full_state_handles
-from abstraction.interventions import (
-    Basis,
-    Handle,
-    SiteBank,
-    at_one_depth,
-    band_sites,
-    feature_ranks,
-    group_sites,
-    pca_bases,
-    prefix_sites,
-)
+from abstraction.interventions import Basis, Handle, SiteBank, group_sites
+from abstraction.interventions.bases import pca_bases
+from abstraction.interventions.handles import at_one_depth, handle_depths
+from abstraction.interventions.sites import band_sites, basis_at, feature_ranks, prefix_sites
 from abstraction.localization import (
-    PROTOCOLS,
+    VARIANTS,
     Boundless,
     BruteForce,
     Cosine,
-    Featurizer,
     Localization,
     Mask,
     Nearest,
-    Protocol,
-    ReadWrite,
-    Refinement,
     Rotation,
     Rule,
     SearchConfig,
-    Support,
+    Selection,
+    Variant,
     Weights,
-    calibrate_candidates,
     candidate_grid,
-    chosen_rows,
     coarse_stage,
-    coordinate_support,
-    evidence_support,
-    feature_support,
     fine_stage,
     full_supports,
-    handle_depths,
-    readwrite_handles,
-    readwrite_start,
-    single_site_scores,
-    stack_candidates,
 )
+from abstraction.localization.calibration import calibrate_candidates
+from abstraction.localization.progressive import Refinement, chosen_rows, evidence_support
+from abstraction.localization.readwrite import ReadWrite, readwrite_handles, readwrite_start, stack_candidates
+from abstraction.localization.rules import single_site_scores
+from abstraction.localization.searching import Featurizer
+from abstraction.localization.supports import Support, coordinate_support, feature_support
 from experiments.addition_options import BoundlessOptions, MaskOptions, StageOptions, WeightOptions
 from experiments.config import DasOptions
 from experiments.methods import (
@@ -107,7 +92,7 @@ class Stages:
     config: Options
     bench: Bench
     known: Callable[[PairBank, str], tuple[np.ndarray, np.ndarray]] | None = None
-    protocols: Mapping[str, Protocol] = dataclasses.field(default_factory=lambda: PROTOCOLS)
+    protocols: Mapping[str, Variant] = dataclasses.field(default_factory=lambda: VARIANTS)
     _coarse: dict[str, tuple[Localization, Time]] = dataclasses.field(default_factory=dict)
     _fine: dict[tuple[str, str], tuple[Refinement, Time]] = dataclasses.field(default_factory=dict)
 
@@ -115,7 +100,7 @@ class Stages:
     def basis(self) -> Basis:
         """Principal components per step, of the states of fit bases."""
         kind = self.config.stages.pca
-        states = self.bench.fit[0].base[self.bench.sites.tap]
+        states = self.bench.fit.runs.base[self.bench.sites.tap]
         return pca_bases(states, centered=kind != "uncentered", whitened=kind == "whitened")
 
     def coarse(self, protocol: str) -> tuple[Localization, Time]:
@@ -124,9 +109,8 @@ class Stages:
             bench = self.bench
             with stopwatch() as elapsed:
                 found = coarse_stage(
-                    bench.model, bench.params, *bench.fit, bench.model.taps[bench.sites.tap], self.protocols[protocol],
-                    bench.evidence, signature=bench.signature, readout=bench.readout,
-                )  # fmt: skip
+                    bench.network, bench.fit, self.protocols[protocol], bench.signature, evidence=bench.evidence
+                )
             self._coarse[protocol] = found, elapsed
         return self._coarse[protocol]
 
@@ -143,15 +127,14 @@ class Stages:
             depths, before = self.depths(protocol), self.coarse(protocol)[1]
             with stopwatch() as elapsed:
                 found = fine_stage(
-                    bench.model, bench.params, *bench.fit, self.menus(kind), depths, chosen, bench.evidence,
-                    signature=bench.signature, readout=bench.readout,
-                )  # fmt: skip
+                    bench.network, bench.fit, self.menus(kind), depths, chosen, bench.signature, evidence=bench.evidence
+                )
             self._fine[name] = found, before + elapsed
         return self._fine[name]
 
     def menus(self, kind: str) -> dict[str, SiteBank]:
         """Return Stage B's sites by resolution; a resolution no state has is left out."""
-        tap, options = self.bench.model.taps[self.bench.sites.tap], self.config.stages
+        tap, options = self.bench.tap, self.config.stages
         if kind == "native":
             return {str(width): group_sites(tap, width) for width in options.resolutions if width <= tap.width}
         spans, most = prefix_sites if options.spans == "prefix" else band_sites, max(feature_ranks(self.basis))
@@ -167,10 +150,10 @@ def run_method(stages: Stages, method: str, key: Array, report: Report) -> Outco
         case "plot-stage-a":
             return _coarse_outcome(stages, protocol)
         case "plot-native" | "plot-pca":
-            options = stages.protocols[protocol].options
-            return _fine_outcome(bench, *stages.fine(protocol, name.removeprefix("plot-")), options)
+            selection = stages.protocols[protocol].selection
+            return _fine_outcome(bench, *stages.fine(protocol, name.removeprefix("plot-")), selection)
         case "cosine" | "brute-force" | "row-argmin":
-            return _fine_outcome(bench, *stages.fine("ours", "native", _other_rule(bench, stages, name)), {})
+            return _fine_outcome(bench, *stages.fine("ours", "native", _other_rule(bench, stages, name)), Selection())
         case "plot-native-fitted" | "plot-pca-fitted":
             kind = name.split("-")[1]
             supports = evidence_supports(stages, "ours", kind, config.stages.fitted_shares)
@@ -191,7 +174,7 @@ def run_method(stages: Stages, method: str, key: Array, report: Report) -> Outco
 
 def search_supports(stages: Stages, name: str, protocol: str) -> tuple[list[Support], Time]:
     """Return where a guided or full search looks, and the time of finding that out."""
-    tap = stages.bench.model.taps[stages.bench.sites.tap]
+    tap = stages.bench.tap
     variables = range(len(stages.bench.variables))
     if name in ("full-das", "oblique-das"):
         return full_supports(tap, variables), Time()
@@ -242,7 +225,7 @@ def _search(
     strengths: Sequence[float],
     **grid: Sequence[float] | int,
 ) -> Outcome:
-    tap, (start_key, order_key) = bench.model.taps[bench.sites.tap], jax.random.split(key)
+    tap, (start_key, order_key) = bench.tap, jax.random.split(key)
     candidates = candidate_grid(start_key, tap, supports, **grid)  # pyright: ignore[reportArgumentType]
     progress = lambda epoch, running: report(f"search: epoch {epoch}, {running} running")
     outcome = run_search(bench, order_key, candidates, featurizer, training, strengths, progress)
@@ -272,10 +255,9 @@ def fitted_directions(stages: Stages) -> list[ReadWrite]:
     bench, tap = stages.bench, stages.bench.sites.tap
     if stages.known is None:
         raise ValueError("got a read/write method, expected an experiment whose variables have one number each")
-    recording, bank = bench.fit
-    states = np.asarray(recording.base[tap], np.float64)
+    states = np.asarray(bench.fit.runs.base[tap], np.float64)
     return [
-        readwrite_handles(states[depth], *stages.known(bank, name), depth=depth, tap=tap)
+        readwrite_handles(states[depth], *stages.known(bench.fit.bank, name), depth=depth, tap=tap)
         for name, depth in zip(bench.variables, stages.depths("ours").tolist(), strict=True)
     ]
 
@@ -285,14 +267,13 @@ def _read_write(stages: Stages) -> Outcome:
     with stopwatch() as elapsed:
         handles, owner, settings = stack_candidates(fitted_directions(stages))
         choice = calibrate_candidates(
-            bench.model, bench.params, bench.evidence, handles, owner, settings,
-            cost=np.zeros(len(owner)), readout=bench.readout,
-        )  # fmt: skip
+            bench.network, bench.evidence, handles, owner, settings, cost=np.zeros(len(owner))
+        )
     return Outcome(choice, same_time(elapsed), {"finite": True}, {})
 
 
 def _masks(stages: Stages, key: Array, components: bool, report: Report) -> Outcome:
-    options, tap = stages.config.masks, stages.bench.model.taps[stages.bench.sites.tap]
+    options, tap = stages.config.masks, stages.bench.tap
     variables = range(len(stages.bench.variables))
     supports = full_supports(tap, variables)
     if components:
@@ -308,7 +289,7 @@ def _masks(stages: Stages, key: Array, components: bool, report: Report) -> Outc
 
 
 def _boundless(stages: Stages, key: Array, report: Report) -> Outcome:
-    options, tap = stages.config.boundless, stages.bench.model.taps[stages.bench.sites.tap]
+    options, tap = stages.config.boundless, stages.bench.tap
     supports = full_supports(tap, range(len(stages.bench.variables)))
     featurizer = Boundless(boundary_rate=options.boundary_rate, penalty_weight=options.penalty)
     rates = {"learning_rates": (options.learning_rate,)}
@@ -317,18 +298,16 @@ def _boundless(stages: Stages, key: Array, report: Report) -> Outcome:
 
 def _full_state(bench: Bench) -> Outcome:
     """Swap the whole state at the step that calibration likes best."""
-    every = full_state_handles(bench.model.taps[bench.sites.tap])
+    every = full_state_handles(bench.tap)
     depths, variables = len(every.weight), len(bench.variables)
     with stopwatch() as elapsed:
         choice = calibrate_candidates(
-            bench.model,
-            bench.params,
+            bench.network,
             bench.evidence,
-            at_one_depth(Handle(np.tile(every.weight, (variables, 1, 1)), None, bench.sites.tap)),
+            at_one_depth(Handle(bench.sites.tap, np.tile(every.weight, (variables, 1, 1)))),
             np.repeat(np.arange(variables), depths),
             [{"depth": depth} for depth in range(depths)] * variables,
             cost=np.tile(np.arange(depths, dtype=float), variables),
-            readout=bench.readout,
         )
     return Outcome(choice, same_time(elapsed), {}, {})
 
@@ -339,20 +318,20 @@ def _other_rule(bench: Bench, stages: Stages, name: str) -> Rule:
     if name == "row-argmin":
         return Nearest()
     sites = stages.fine("ours", "native")[0].effects.sites
-    return BruteForce(single_site_scores(bench.model, bench.params, *bench.fit, sites, readout=bench.readout))
+    return BruteForce(single_site_scores(bench.network, bench.fit, sites))
 
 
 def _coarse_outcome(stages: Stages, protocol: str) -> Outcome:
     found, elapsed = stages.coarse(protocol)
     times = localization_times(
-        stages.bench, found.grid, found.choice, elapsed, Time(), stages.protocols[protocol].options
+        stages.bench, found.grid, found.choice, (elapsed, Time()), stages.protocols[protocol].selection
     )
     arrays = localization_arrays(found.effects, found.plans, found.choice)
     return Outcome(found.choice, times, coupling_details(found.plans), arrays)
 
 
-def _fine_outcome(bench: Bench, found: Refinement, elapsed: Time, options: Mapping[str, Any]) -> Outcome:
-    times = localization_times(bench, found.grid, found.choice, elapsed, Time(), options)
+def _fine_outcome(bench: Bench, found: Refinement, elapsed: Time, selection: Selection) -> Outcome:
+    times = localization_times(bench, found.grid, found.choice, (elapsed, Time()), selection)
     details = coupling_details(found.plans) | {"rows_without_mass": float(np.mean(found.fallback))}
     arrays = localization_arrays(found.effects, found.plans, found.choice)
     if found.grid.basis is not None:
@@ -381,11 +360,11 @@ def _prefix_supports(stages: Stages, protocol: str) -> list[Support]:
 
 
 def _support(stages: Stages, kind: str, variable: int, depth: int, features: Sequence[int], name: str) -> Support:
-    tap = stages.bench.model.taps[stages.bench.sites.tap]
+    tap = stages.bench.tap
     if kind == "native":
         return coordinate_support(tap, variable, int(depth), features, name)
-    basis = stages.basis
-    return feature_support(tap, variable, int(depth), basis.encoder[depth], basis.decoder[depth], features, name)
+    basis = basis_at(stages.basis, np.asarray(depth))
+    return feature_support(tap, variable, int(depth), basis, features, name)
 
 
 def _distinct(supports: Sequence[Support]) -> list[Support]:

@@ -1,14 +1,17 @@
 """Run folders: what an experiment leaves behind, and how it resumes.
 
     config.json            every option of the run
-    manifest.json          git revision, versions, device, data digests, RNG seeds, one entry per invocation
+    manifest.json          git revision, versions, device, data digests, RNG seeds, the digests of config and units, one
+                           entry per invocation
     metrics.csv            one number per row: experiment,method,variable,split,metric,seed,value
     units/seed-1.json      the rows and details of one seed, written when that seed is complete
     units/seed-1.safetensors   its arrays: costs, plans, handles, curves
     figures/*.png
 
-Every file is written under a temporary name and renamed, so an interrupted run leaves complete files only. A folder
-is resumed unit by unit; a damaged unit is reported and never overwritten.
+Every file is written under a temporary name and renamed, so an interrupted run leaves complete files only. A unit
+carries the checksum of its content, and the manifest knows which units belong to the run: a number that was edited, or
+a unit that was made for another seed or another run, is refused by name. A folder is resumed unit by unit; a damaged
+unit is reported and never overwritten. Whoever writes holds `files.locked(folder)`.
 """
 
 import csv
@@ -16,13 +19,8 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
-import platform
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,19 +30,19 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-PACKAGES = (
-    "abstraction-jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "ott-jax",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "orbax-checkpoint",
+from experiments.files import (
+    checksum,
+    damaged,
+    is_leftover,
+    read_object,
+    read_sealed,
+    sealed,
+    to_json,
+    write_atomically,
 )
-SCHEMA = 1
+from experiments.provenance import changes, provenance
+
+_BEGUN = {"config.json", "manifest.json"}
 
 
 class Row(NamedTuple):
@@ -84,41 +82,58 @@ class RunFolder:
     @property
     def config(self) -> dict[str, Any]:
         """The options of the run."""
-        return _read_object(self.path / "config.json")
+        return read_object(self.path / "config.json")
+
+    @property
+    def invocations(self) -> list[dict[str, Any]]:
+        """What each leg of the run ran with, oldest first."""
+        return self._manifest()["invocations"]
 
     def unit_names(self) -> list[str]:
         """Names of the complete units, in natural order of their seeds."""
         names = [path.stem for path in (self.path / "units").glob("*.json")]
         return sorted(names, key=lambda name: (len(name), name))
 
+    def lost_units(self) -> list[str]:
+        """Names of units that were computed, or were about to be written, and are not there."""
+        return sorted(set(self._manifest()["units"]) - set(self.unit_names()))
+
     def read_unit(self, name: str) -> Unit:
         """Read one unit.
 
         Raises:
-          ValueError: a file of it is missing, truncated or not what was written.
+          ValueError: a file of it is missing, truncated, not what was written, or was written for something else.
         """
         path = self.path / "units" / f"{name}.json"
-        content = _read_object(path)
+        content = read_sealed(path)
         try:
-            rows = [Row(*row) for row in content["rows"]]
+            if content["unit"] != name:
+                raise ValueError(f"it is {content['unit']}, copied under another name")
+            if checksum(content) != self._manifest()["units"].get(name):
+                raise ValueError("the manifest does not list it: it was made by another run or another leg")
+            rows = [_row(values) for values in content["rows"]]
+            if not rows:
+                raise ValueError("it holds no rows")
             tensors = path.with_suffix(".safetensors").read_bytes()
-            if content["sha256"] != hashlib.sha256(tensors).hexdigest():
+            if content["arrays"] != hashlib.sha256(tensors).hexdigest():
                 raise ValueError(f"the arrays in {name}.safetensors are not the ones that were written")
             return Unit(name, rows, content["details"], load_tensors(tensors))
         except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
-            raise _damaged(path, error) from error
+            raise error if "damaged record" in str(error) else damaged(path, error) from error
 
     def write_unit(self, unit: Unit) -> None:
-        """Write a unit, arrays first; the JSON file marks it complete."""
+        """Write a unit, arrays first, then its checksum into the manifest; the JSON file marks it complete."""
         tensors = save_tensors({name: np.asarray(array, order="C") for name, array in unit.arrays.items()})
-        write_atomically(self.path / "units" / f"{unit.name}.safetensors", tensors)
         content = {
-            "schema": SCHEMA,
-            "sha256": hashlib.sha256(tensors).hexdigest(),
+            "unit": unit.name,
+            "arrays": hashlib.sha256(tensors).hexdigest(),
             "rows": [list(row) for row in unit.rows],
             "details": unit.details,
         }
-        write_atomically(self.path / "units" / f"{unit.name}.json", _json(content))
+        record = sealed(content)
+        write_atomically(self.path / "units" / f"{unit.name}.safetensors", tensors)
+        self.note_in_manifest("units", unit.name, json.loads(record)["sha256"])
+        write_atomically(self.path / "units" / f"{unit.name}.json", record)
 
     def units(self) -> list[Unit]:
         """Read all complete units."""
@@ -142,30 +157,66 @@ class RunFolder:
         }
         write_atomically(path, save_tensors(arrays))
 
-    def add_to_manifest(self, **entry: Any) -> None:
-        """Append what this invocation ran with."""
-        manifest = self._manifest()
-        manifest["invocations"].append({**provenance(), **entry})
-        write_atomically(self.path / "manifest.json", _json(manifest))
+    def add_to_manifest(self, **entry: Any) -> list[str]:
+        """Append what this invocation runs with, and return what changed since the one before."""
+        manifest, now = self._manifest(), provenance()
+        changed = changes(manifest["invocations"][-1], now) if manifest["invocations"] else []
+        manifest["invocations"].append({**now, **entry, "changed": changed})
+        self._write_manifest(manifest)
+        return changed
 
     def note_in_manifest(self, kind: str, unit: str, value: Any) -> None:
         """Write down what a unit was made from."""
         manifest = self._manifest()
         manifest.setdefault(kind, {})[unit] = value
-        write_atomically(self.path / "manifest.json", _json(manifest))
+        self._write_manifest(manifest)
+
+    def begin(self, options: Mapping[str, Any]) -> None:
+        """Write the options, before anything else, and a manifest that knows them."""
+        write_atomically(self.path / "config.json", to_json(options))
+        self._write_manifest(self._new_manifest())
+
+    def begin_manifest(self) -> None:
+        """Write the manifest of a run that was killed before it had one."""
+        if not (self.path / "manifest.json").exists():
+            self._write_manifest(self._new_manifest())
+
+    def check(self) -> None:
+        """Check that config and manifest are those of this run.
+
+        Raises:
+          ValueError: one of them is missing or was changed.
+        """
+        manifest = self._manifest()
+        if manifest["config"] != _file_digest(self.path / "config.json"):
+            raise damaged(self.path / "config.json", "it was changed after the run began")
 
     def forget_if_empty(self) -> None:
         """Leave no trace of a run that was refused before it computed anything."""
-        if not any(next((self.path / folder).glob("*"), None) for folder in ("units", "checkpoints")):
-            for name in ("config.json", "manifest.json"):
+        if self.path.is_dir() and {str(path.relative_to(self.path)) for path in _files(self.path)} <= _BEGUN:
+            for name in _BEGUN:
                 (self.path / name).unlink(missing_ok=True)
-            for folder in (self.path / "units", self.path):
-                if folder.is_dir() and not any(folder.iterdir()):
+            for folder in sorted((path for path in self.path.rglob("*") if path.is_dir()), reverse=True):
+                with suppress(OSError):
                     folder.rmdir()
 
     def _manifest(self) -> dict[str, Any]:
         path = self.path / "manifest.json"
-        return _read_object(path, "invocations") if path.exists() else {"schema": SCHEMA, "invocations": []}
+        if not path.exists():
+            # A run that was killed between its first two files has nothing yet that a manifest would have to know.
+            if any(file.name != "config.json" for file in _files(self.path)):
+                raise damaged(path, "it is missing, though the run had begun")
+            return self._new_manifest()
+        manifest = read_sealed(path)
+        if not isinstance(manifest.get("invocations"), list) or not isinstance(manifest.get("units"), dict):
+            raise damaged(path, "it lists no invocations or no units")
+        return manifest
+
+    def _new_manifest(self) -> dict[str, Any]:
+        return {"config": _file_digest(self.path / "config.json"), "invocations": [], "units": {}}
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_atomically(self.path / "manifest.json", sealed(manifest))
 
 
 def create_run(path: Path, config: Any, *, resume: bool, ignore: Sequence[str] = ()) -> RunFolder:
@@ -183,22 +234,23 @@ def create_run(path: Path, config: Any, *, resume: bool, ignore: Sequence[str] =
     run = RunFolder(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"got {path}, which is a file; expected a folder")
-    options = json.loads(_json(dataclasses.asdict(config)))
-    if (path / "config.json").exists():
-        if not resume:
-            raise ValueError(f"got {path}, which holds a run; expected an empty folder, another --out, or --resume")
-        ours, stored = _flat_options(options), _flat_options(run.config)
-        names = [name for name in {*ours, *stored} if name.split(".")[0] not in ignore]
-        differing = sorted(name for name in names if ours.get(name) != stored.get(name))
-        if differing:
-            shown = "; ".join(f"{name}: got {ours.get(name)}, expected {stored.get(name)}" for name in differing)
-            raise ValueError(f"got other options than the run in {path}: {shown}")
-        run.units()
-    elif path.exists() and any(path.iterdir()):
-        raise ValueError(f"got {path}, which is not empty and holds no run; expected an empty or a new folder")
-    (path / "units").mkdir(parents=True, exist_ok=True)
+    options = json.loads(to_json(dataclasses.asdict(config)))
     if not (path / "config.json").exists():
-        write_atomically(path / "config.json", _json(options))
+        if any(_files(path)):
+            raise ValueError(f"got {path}, which is not empty and holds no run; expected an empty or a new folder")
+        run.begin(options)
+        return run
+    if not resume:
+        raise ValueError(f"got {path}, which holds a run; expected an empty folder, another --out, or --resume")
+    ours, stored = flat_options(options), flat_options(run.config)
+    run.check()
+    names = [name for name in {*ours, *stored} if name.split(".")[0] not in ignore]
+    differing = sorted(name for name in names if ours.get(name) != stored.get(name))
+    if differing:
+        shown = "; ".join(f"{name}: got {ours.get(name)}, expected {stored.get(name)}" for name in differing)
+        raise ValueError(f"got other options than the run in {path}: {shown}")
+    run.units()
+    run.begin_manifest()
     return run
 
 
@@ -206,12 +258,13 @@ def open_run(path: Path) -> RunFolder:
     """Open a run folder for reading.
 
     Raises:
-      ValueError: there is no run, or its config is damaged.
+      ValueError: there is no run, or its config or manifest is damaged.
     """
     run = RunFolder(path)
     if not (path / "config.json").exists():
-        raise ValueError(f"got {path}, expected the folder of a run (with config.json and units/)")
+        raise ValueError(f"got {path}, expected the folder of a run (with config.json)")
     _ = run.config
+    run.check()
     return run
 
 
@@ -225,79 +278,28 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     return state.hexdigest()
 
 
-def provenance() -> dict[str, Any]:
-    """Describe code, versions and device."""
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git": {"revision": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "device": {
-            "backend": jax.default_backend(),
-            "devices": [device.device_kind for device in jax.devices()],
-            "cpus": os.cpu_count(),
-            "platform": platform.platform(),
-        },
-    }
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=2, default=_plain) + "\n").encode()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(value).tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"got {type(value)}, expected something JSON can hold")
-
-
-def _flat_options(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_options(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Name nested options as their flags do: `das.training.margin`."""
     flat: dict[str, Any] = {}
     for name, value in options.items():
-        flat |= _flat_options(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= flat_options(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
 
 
-def _read_object(path: Path, *fields: str) -> dict[str, Any]:
+def _row(values: Sequence[Any]) -> Row:
+    row = Row(*values)
+    if not all(isinstance(name, str) for name in row[:5]) or not isinstance(row.value, int | float):
+        raise ValueError(f"got a row {list(values)}, expected five names, a seed and a number")
+    return row
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield what a process that ended left on purpose: every file but temporary ones and the lock."""
+    return (path for path in folder.rglob("*") if not path.is_dir() and not is_leftover(path))
+
+
+def _file_digest(path: Path) -> str:
     try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict) or not all(field in content for field in fields):
-            raise ValueError(f"it holds no object with {list(fields)}")
-        return content
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"got a damaged record {path} ({error}); nothing was changed. "
-        "Restore what is damaged, or delete this file to compute it again"
-    )
-
-
-def _git(*arguments: str) -> str:
-    try:
-        result = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return result.stdout.strip()
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise damaged(path, error) from error

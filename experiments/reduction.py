@@ -21,33 +21,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstraction.evaluation import (
-    Trials,
-    accuracy,
-    bernoulli_trials,
-    binomial_interval,
-    bounded_losses,
-    interchanged_outputs,
-    interval,
-    recorded_states,
-    view,
-)
+from abstraction.evaluation import accuracy, bernoulli_trials, binomial_interval, interchanged_outputs
+from abstraction.evaluation.interchange import Trials, bounded_losses, recorded_states, view
+from abstraction.evaluation.sequences import interval
 from abstraction.interventions import factual_outputs
-from abstraction.models import Sequential
-from abstraction.reduction import (
-    KL,
-    LOGIT,
-    METHODS,
-    Calibration,
-    Reduction,
-    bill,
-    constant_risk,
-    latency,
-    rank_units,
-    reduce_network,
-    replace_units,
-    replacement_effects,
-)
+from abstraction.models import Network, Sequential
+from abstraction.reduction import METHODS, Calibration, Reduction, bill, reduce_network
+from abstraction.reduction.compiling import latency
+from abstraction.reduction.discrepancies import KL, LOGIT
+from abstraction.reduction.pipeline import replace_units
+from abstraction.reduction.ranking import rank_units
+from abstraction.reduction.risk import replacement_effects
+from abstraction.reduction.scores import constant_risk
 from abstraction.tasks.mnist import calibration_rows
 from abstraction.typing import Params
 from experiments import digits
@@ -104,9 +89,10 @@ def run_seed(config: Options, seed: int, run: RunFolder, report: Callable[[str],
     params, known, details = digits.trained_network(config.network, data, seed, run, report)
     model = digits.network(config.network, data)
     bench = _bench(config, seed, model, params, data)
-    dense = bill(model, params, model.inputs)
+    whole = Network(model, params)
+    dense = bill(whole, model.inputs)
     bench.add("dense", "network", "test", **known, parameters=dense.parameters, multiply_adds=dense.multiply_adds)
-    bench.add("dense", "network", "test", latency=latency(model, params, bench.images[:LATENCY_ROWS]))
+    bench.add("dense", "network", "test", latency=latency(whole, bench.images[:LATENCY_ROWS]))
     width = model.taps[LAST].width
     notes: dict[str, Any] = {"data": details["data"], "images": data.name, "width": width, "warnings": {}, "kept": {}}
     arrays: dict[str, np.ndarray] = {}
@@ -132,8 +118,8 @@ def _bench(config: Options, seed: int, model: Sequential, params: Params, data: 
     rows = calibration_rows(len(images), min(config.calibration, len(images)), seed=seed)
     inputs = images[rows]
     labels = data.digits.train_labels[rows].astype(np.int32)
-    calibration = Calibration(inputs, labels, factual_outputs(model, params, inputs))
-    outputs = np.asarray(factual_outputs(model, params, data.digits.test_images))
+    calibration = Calibration(inputs, labels, factual_outputs(Network(model, params), inputs))
+    outputs = np.asarray(factual_outputs(Network(model, params), data.digits.test_images))
     return Bench(
         model, params, calibration, data.digits.test_images, data.digits.test_labels, outputs, config, seed, []
     )
@@ -145,7 +131,7 @@ def _last_layer(
     """Rank once, reduce to every budget, and measure."""
     key = jax.random.key(bench.seed)
     with stopwatch() as ranking_time:
-        ranking = rank_units(bench.model, bench.params, bench.calibration, LAST, METHODS[method], key=key)
+        ranking = rank_units(Network(bench.model, bench.params), bench.calibration, LAST, METHODS[method], key=key)
     if ranking.warning is not None:
         notes["warnings"][method] = ranking.warning
     arrays: dict[str, np.ndarray] = {f"{method}/scores": np.asarray(ranking.scores, np.float32)}
@@ -153,7 +139,7 @@ def _last_layer(
         with stopwatch() as elapsed, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # in the notes, and under the table
             reduction = replace_units(ranking, keep, key=key)
-            jax.block_until_ready(reduction.params)
+            jax.block_until_ready(reduction.network.params)
         _measure(bench, method, LAST, keep, reduction, ranking_time + elapsed)
         arrays[f"{method}/keep{keep}/kept"] = np.asarray(reduction.plan.folds[0].kept, np.int32)
         _interchange(bench, method, LAST, LAST, keep, reduction)
@@ -166,9 +152,13 @@ def _both_layers(bench: Bench, method: MethodName, keep: int, run: RunFolder) ->
     with stopwatch() as elapsed, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         reduction = reduce_network(
-            bench.model, bench.params, bench.calibration, {FIRST: keep, LAST: keep}, METHODS[method], key=key
+            Network(bench.model, bench.params),
+            bench.calibration,
+            {FIRST: keep, LAST: keep},
+            METHODS[method],
+            key=key,
         )
-        jax.block_until_ready(reduction.params)
+        jax.block_until_ready(reduction.network.params)
     _measure(bench, method, BOTH, keep, reduction, elapsed)
     for tap in (FIRST, LAST):
         _interchange(bench, method, f"{BOTH}-{tap}", tap, keep, reduction)
@@ -177,8 +167,8 @@ def _both_layers(bench: Bench, method: MethodName, keep: int, run: RunFolder) ->
 
 def _measure(bench: Bench, method: str, variable: str, keep: int, reduction: Reduction, elapsed: Time) -> None:
     """Compare without interventions."""
-    outputs = np.asarray(factual_outputs(reduction.model, reduction.params, bench.images))
-    smaller = bill(reduction.model, reduction.params, bench.model.inputs)
+    outputs = np.asarray(factual_outputs(reduction.network, bench.images))
+    smaller = bill(reduction.network, bench.model.inputs)
     losses = bounded_losses(bench.outputs, outputs)["zero_one"]
     compared = (jnp.asarray(outputs), jnp.asarray(bench.outputs), None)
     ends = interval(losses, bench.options.delta, running=False)
@@ -199,16 +189,16 @@ def _measure(bench: Bench, method: str, variable: str, keep: int, reduction: Red
         seconds_compile=elapsed.compile,
     )
     if method == bench.options.methods[0]:
-        seconds = latency(reduction.model, reduction.params, bench.images[:LATENCY_ROWS])
+        seconds = latency(reduction.network, bench.images[:LATENCY_ROWS])
         bench.add(method, variable, f"keep{keep}", latency=seconds)
 
 
 def _interchange(bench: Bench, method: str, variable: str, tap: str, keep: int, reduction: Reduction) -> None:
     """Compare under interventions at one tap, at every strength, beside the controls."""
     kept = next(np.asarray(fold.kept) for fold in reduction.plan.folds if fold.tap == tap)
-    dense, smaller = view(bench.model, bench.params, tap, kept), reduction.view(tap)
+    dense, smaller = view(Network(bench.model, bench.params), tap, kept), reduction.view(tap)
     dense_states, states = (recorded_states(each, bench.images) for each in (dense, smaller))
-    idle = np.asarray(factual_outputs(reduction.model, reduction.params, bench.images))
+    idle = np.asarray(factual_outputs(reduction.network, bench.images))
     for p in bench.options.probabilities:
         generator = np.random.default_rng([bench.seed, keep, round(1e6 * p)])
         trials = bernoulli_trials(
@@ -245,9 +235,9 @@ def _followed(before: np.ndarray, after: np.ndarray, missed: np.ndarray) -> dict
 
 def _effects(bench: Bench) -> dict[str, np.ndarray]:
     """Set the curvature score of each unit of the last layer beside what replacing it really does."""
-    ranking = rank_units(bench.model, bench.params, bench.calibration, LAST, METHODS["kl-const"])
+    ranking = rank_units(Network(bench.model, bench.params), bench.calibration, LAST, METHODS["kl-const"])
     best = constant_risk(ranking.statistics)
-    effects = replacement_effects(bench.model, bench.params, bench.calibration.inputs, LAST, best.constant)
+    effects = replacement_effects(ranking.network, bench.calibration.inputs, LAST, best.constant)
     return {
         "effects/score": best.score.astype(np.float32),
         "effects/measured": np.asarray(effects, np.float32),
@@ -260,7 +250,7 @@ def _store(run: RunFolder, seed: int, name: str, reduction: Reduction) -> None:
     folder = run.path / "networks" / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     reduction.plan.save(folder / f"{name}.plan.safetensors")
-    run.write_params(folder / f"{name}.params.safetensors", reduction.params)
+    run.write_params(folder / f"{name}.params.safetensors", reduction.network.params)
 
 
 EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check, quick)

@@ -46,7 +46,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkOptions:
     """The network that is reduced, two hidden layers of ReLUs, and how it is trained on the training images."""
 
     checkpoint: Path | None = None
@@ -95,7 +95,7 @@ class Reduction:
     resume: bool = False
     """Continue the run in --out, skipping complete seeds."""
     data: Data = field(default_factory=Data)
-    network: Network = field(default_factory=Network)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
 
 
 def quick(config: Reduction) -> Reduction:

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
 from experiments import (
     certify_figures,
     certify_tables,
@@ -18,9 +16,8 @@ from experiments import (
     reduction_tables,
     tables,
 )
+from experiments.printing import show_parts
 from experiments.records import RunFolder, Unit
-
-_WIDTH = 150
 
 
 class Report(NamedTuple):
@@ -53,10 +50,8 @@ def show(run: RunFolder, *, details: bool = False) -> None:
       ValueError: the run has no complete unit, or a damaged one.
     """
     units, report = _open(run)
-    console = Console(width=max(_WIDTH, Console().width))
-    for part in report.renderables(units, details=details):
-        console.print(part, highlight=False) if isinstance(part, str) else console.print(part)
-    console.print(f"records {run.path}", highlight=False)
+    lost = [f"note  {name} was computed and is not there: --resume computes it again" for name in run.lost_units()]
+    show_parts([*report.renderables(units, details=details), *lost, f"records {run.path}"])
 
 
 def draw(run: RunFolder) -> list[Path]:

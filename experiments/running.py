@@ -1,13 +1,16 @@
 """Run an experiment seed by seed into a run folder."""
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from experiments.config import parse_seeds
+from experiments.files import locked, remove_leftovers
 from experiments.records import RunFolder, Unit, create_run
 
 
@@ -29,11 +32,18 @@ class Experiment(NamedTuple):
     quick: Callable[[Any], Any]
 
 
-def run_experiment(experiment: Experiment, config: Any) -> RunFolder:
+def run_experiment(
+    experiment: Experiment, config: Any, writes_to: Callable[[Path], None] = lambda out: None
+) -> RunFolder:
     """Check the options, make or continue the run folder, and run the seeds.
 
+    Args:
+      experiment: which.
+      config: its options.
+      writes_to: told the folder of the run before anything is computed.
+
     Raises:
-      ValueError: an option cannot work, or the folder does not fit it.
+      ValueError: an option cannot work, the folder does not fit it, or another process writes to it.
     """
     out = config.out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = experiment.quick(config) if config.quick else config
@@ -41,14 +51,38 @@ def run_experiment(experiment: Experiment, config: Any) -> RunFolder:
     experiment.check(config)
     if config.resume and config.out is None:
         raise ValueError("got --resume without --out, expected the folder of the run to continue")
-    run = create_run(out, config, resume=config.resume, ignore=("seeds", "out", "resume"))
-    run.add_to_manifest(seeds=seeds, experiment=experiment.name)
-    try:
-        run_seeds(experiment, config, run, seeds)
-    except ValueError:
-        run.forget_if_empty()
-        raise
+    with writing(out):
+        run = create_run(out, config, resume=config.resume, ignore=("seeds", "out", "resume"))
+        remove_leftovers(out)
+        writes_to(out)
+        try:
+            changed = run.add_to_manifest(seeds=seeds, experiment=experiment.name)
+            if changed:
+                print(f"note: changed since this run was last continued: {'; '.join(changed)}", file=sys.stderr)
+            run_seeds(experiment, config, run, seeds)
+        except ValueError:
+            run.forget_if_empty()
+            raise
     return run
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder; a folder that was made for it and stays empty is removed again.
+
+    Raises:
+      ValueError: it is a file, or another process writes to it.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"got {out}, which is a file; expected a folder")
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(out):
+            yield
+    finally:
+        if made and not any(out.iterdir()):
+            out.rmdir()
 
 
 def run_seeds(experiment: Experiment, config: Any, run: RunFolder, seeds: list[int]) -> None:

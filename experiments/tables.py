@@ -23,7 +23,8 @@ def renderables(units: Sequence[Unit], *, details: bool) -> list[Any]:
     parts += [_result_table(metrics, experiment, variable) for variable in variables]
     if any(metrics.rate(f"control-{HONESTY[0][0]}-{method}", "mean", "test") for method in metrics.methods):
         parts.append(_honesty_table(metrics))
-    return [*parts, *layout.notes, *trouble(units), *(settings_lines(units) if details else ())]
+    below = beside_controls(metrics, [m for m in metrics.methods if not is_control_of_a_method(m)])
+    return [*parts, *layout.notes, *below, *trouble(units), *(settings_lines(units) if details else ())]
 
 
 def _result_table(metrics: Metrics, experiment: str, variable: str) -> Table:
@@ -54,6 +55,25 @@ def _cells(metrics: Metrics, experiment: str, method: str, variable: str) -> lis
     controls = [metrics.rate(f"control-{kind}-{method}", variable, "test") for kind in ("random", "shuffled")]
     times = (metrics.mean(method, "mean", "test", name) for name in ("seconds", "seconds_compile"))
     return [*cells, *(number(rate, digits=3) for rate in controls), *map(seconds, times)]
+
+
+def beside_controls(metrics: Metrics, methods: Sequence[str], split: str = "test") -> list[str]:
+    """Name the methods whose score is not above its controls: its interval reaches down to one of them."""
+    notes = []
+    for method in methods:
+        rate = metrics.rate(method, "mean", split)
+        if rate is None or method.startswith("control-"):
+            continue
+        named = {kind: metrics.rate(f"control-{kind}-{method}", "mean", split) for kind in ("random", "shuffled")}
+        levels = {kind: control.mean for kind, control in named.items() if control is not None}
+        if (identity := metrics.rate("control-identity", "mean", split)) is not None:
+            levels["identity"] = identity.mean
+        if not np.isnan(chance := metrics.mean("control-identity", "mean", split, "chance")):
+            levels["chance"] = chance
+        reached = [f"{kind} {level:.4f}" for kind, level in levels.items() if rate.low <= level]
+        if reached:
+            notes.append(f"note  {method}: {rate.mean:.4f} is not above its controls ({', '.join(reached)})")
+    return notes
 
 
 def _honesty_table(metrics: Metrics) -> Table:

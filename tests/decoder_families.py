@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstraction.models import Decoder, DecoderConfig, RopeScaling
+from abstraction.models import Decoder, DecoderConfig
+from abstraction.models.decoder_config import RopeScaling
 
 SIZES = {"vocabulary": 23, "width": 16, "depth": 3, "heads": 4, "head_size": 4, "hidden": 24}
 FAMILIES = {

@@ -11,24 +11,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstraction.causal import PairBank, causal_model, label_pairs
-from abstraction.interventions import Recording, random_frames
-from abstraction.localization import record_bank
-from abstraction.models import GRU, MLP
+from abstraction.causal import causal_model, label_pairs
+from abstraction.evaluation import Bits, Recorded, record
+from abstraction.interventions.bases import random_frames
+from abstraction.localization import CutMenu, Signature
+from abstraction.models import GRU, MLP, Dense, Network, Sequential
+from abstraction.models.layers import Convolution, Flatten
 from abstraction.tasks import addition
 
 TWO_BITS = causal_model(("a", "b"), "y", p=lambda a: a, q=lambda b: b, y=lambda p, q: p + 2 * q)
 WIDTH = 6
 UNITS = (1, 4)
+MENU = CutMenu((1, 2, 3), (0.5, 1.0, 1.5))
 
 
 class Plant(NamedTuple):
-    model: MLP
-    params: dict
+    network: Network
     directions: np.ndarray  # [2, D], where p and q live
-    fit: tuple[Recording, PairBank]
-    calibration: tuple[Recording, PairBank]
-    test: tuple[Recording, PairBank]
+    fit: Recorded
+    calibration: Recorded
+    test: Recorded
+
+    @property
+    def tap(self):
+        return self.network.taps[self.fit.tap]
 
 
 def planted(*, rotate: bool, copies: int = 1, gains: tuple[float, float] = (6.0, 6.0)) -> Plant:
@@ -68,16 +74,34 @@ def _plant(stem, reading, directions, gains):
     }
     model = MLP(4, WIDTH, 1, 4, "identity")
     template = model.init(jax.random.key(0))
-    params = {name: params[name] for name in template}
-    return Plant(model, params, np.asarray(directions, np.float32), *recorded_banks(model, params))
+    network = Network(model, {name: params[name] for name in template})
+    return Plant(network, np.asarray(directions, np.float32), *recorded_banks(network))
 
 
-def recorded_banks(model, params):
+def planted_chain(plant, *, positions=False):
+    """Write a plant as a chain of layers without depth, the tap `stem`; or with a convolution that has positions."""
+    stem, head = (
+        {name: jnp.asarray(array) for name, array in plant.network.params[part].items()} for part in ("stem", "head")
+    )
+    if not positions:
+        chain = Sequential((4,), (Dense("stem", WIDTH), Dense("head", 4)))
+        network = Network(chain, {"stem": stem, "head": head})
+        return Plant(network, plant.directions, *recorded_banks(network, tap="stem"))
+    layers = (Convolution("stem", WIDTH, (1, 1)), Flatten("flat"), Dense("head", 4))
+    stem = {**stem, "kernel": stem["kernel"][None, None]}
+    head = {**head, "kernel": jnp.tile(head["kernel"] / 4, (4, 1))}
+    network = Network(Sequential((2, 2, 4), layers), {"stem": stem, "head": head})
+    spread = lambda inputs: np.broadcast_to(inputs[:, None, None], (len(inputs), 2, 2, 4))
+    return Plant(network, plant.directions, *recorded_banks(network, tap="stem", spread=spread))
+
+
+def recorded_banks(network, *, tap="hidden", spread=lambda inputs: inputs):
     """Draw the fit, calibration and test banks, and run them through a network."""
-    return [_bank(model, params, seed, role) for seed, role in enumerate(("fit", "calibration", "test"))]
+    roles = enumerate(("fit", "calibration", "test"))
+    return [_bank(network, seed, role, tap, spread) for seed, role in roles]
 
 
-def _bank(model, params, seed, role, count=256):
+def _bank(network, seed, role, tap, spread, count=256):
     generator = np.random.default_rng(seed)
     a, b, c, d = generator.integers(0, 2, (4, count))
     bank = label_pairs(TWO_BITS, {"a": a, "b": b}, {"a": c, "b": d}, variables=("p", "q"), role=role)
@@ -85,18 +109,21 @@ def _bank(model, params, seed, role, count=256):
 
     def encode(setting):
         bits = 2.0 * np.stack([setting["a"], setting["b"]], axis=-1) - 1.0
-        return np.concatenate([bits, next(noise)], axis=-1).astype(np.float32)
+        return spread(np.concatenate([bits, next(noise)], axis=-1).astype(np.float32))
 
-    return record_bank(model, params, encode, bank, tap="hidden"), bank
+    return record(network, encode, bank, tap=tap)
 
 
 class Adder(NamedTuple):
-    model: GRU
-    params: dict
-    fit: tuple[Recording, PairBank]
-    calibration: tuple[Recording, PairBank]
-    test: tuple[Recording, PairBank]
-    signature: dict  # options of `measure_effects`
+    network: Network
+    fit: Recorded
+    calibration: Recorded
+    test: Recorded
+    signature: Signature
+
+    @property
+    def tap(self):
+        return self.network.taps["hidden"]
 
 
 ADDER_WIDTH, CARRY, IDLE = 6, 4, (3, 5)
@@ -127,6 +154,31 @@ def planted_adder(bits: int = 3, *, trained: bool = True) -> Adder:
         params = model.init(jax.random.key(5))
     banks = addition.structured_banks(0, bits=bits, fit=24, calibration=20, test=20)
     encode = partial(addition.encode, bits=bits)
-    recorded = [(record_bank(model, params, encode, bank, tap="hidden"), bank) for bank in banks[:3]]
+    network = Network(model, params)
+    recorded = [record(network, encode, bank, tap="hidden", readout=Bits()) for bank in banks[:3]]
     families = np.arange(banks.fit.size) % len(banks.families)
-    return Adder(model, params, *recorded, {"mode": "bit_delta", "unit": True, "families": families})
+    return Adder(network, *recorded, Signature("bit_delta", unit=True, families=families))
+
+
+def projectors(handles):
+    """Return E diag(w) G of every handle `[C, D, D]`: what is swapped, whatever frame spans it."""
+    weight, encoder, decoder = (np.asarray(x) for x in (handles.weight, handles.basis.encoder, handles.basis.decoder))
+    return (encoder * weight[:, None, :]) @ decoder
+
+
+def assert_searched_alike(one, other):
+    """Compare two searches of the same candidates by different programs, after few small steps of rotations.
+
+    Adam blows the rounding of gradients that should be zero up to whole steps, along directions that leave projectors
+    alone; they meet it in second order of the steps. So projectors are compared, by how far they have moved.
+    """
+    starts = one.candidates
+    leading = np.arange(starts.encoder.shape[-1]) < np.asarray(starts.rank)[:, None]
+    start = (np.asarray(starts.encoder) * leading[:, None, :]) @ np.asarray(starts.decoder)
+    moved = np.abs(projectors(one.handles) - start).max()
+    assert 1e-3 < moved < 0.1, "small steps, and some"
+    np.testing.assert_allclose(projectors(other.handles), projectors(one.handles), atol=moved / 100)
+    np.testing.assert_allclose(other.curve, one.curve, rtol=1e-3)
+    same = lambda found: jax.tree.leaves((found.candidates, found.epochs, found.stopped, found.finite))
+    for leaf, twin in zip(same(one), same(other), strict=True):
+        np.testing.assert_array_equal(leaf, twin)

@@ -8,17 +8,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "abstraction"
 FLOORS = {
-    "typing": 0, "pytrees": 0, "randomness": 0,
-    "causal": 1, "models": 1,
-    "interventions": 2, "training": 2, "tasks": 2,
-    "evaluation": 3,
-    "localization": 4, "reduction": 4,
+    "typing": 0,
+    "pytrees": 1, "randomness": 1, "checks": 1, "files": 1,
+    "causal": 2, "models": 2,
+    "interventions": 3, "training": 3, "tasks": 3,
+    "evaluation": 4,
+    "localization": 5, "reduction": 5,
+    "artifacts": 6,
 }  # fmt: skip
 HOMES = {
     "ott": "localization/couplings.py",
     "orbax": "training/checkpoints.py",
     "flax": "models/",
-    "safetensors": ("reduction/plans.py", "models/decoder_files.py", "models/weights.py"),
+    "safetensors": ("files.py", "reduction/plans.py", "models/decoder_files.py", "models/weights.py"),
 }
 FOLDERS = ("abstraction", "experiments", "benchmarks")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))

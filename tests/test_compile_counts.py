@@ -6,27 +6,31 @@ import jax
 import numpy as np
 from planted import planted
 
-from abstraction.evaluation import bernoulli_trials, interchanged_outputs, judge, judge_controls, view
+from abstraction.evaluation import Repeats, bernoulli_trials, interchanged_outputs, judge
+from abstraction.evaluation.interchange import view
 from abstraction.interventions import unit_sites
 from abstraction.localization import (
-    PROTOCOLS,
+    VARIANTS,
     Boundless,
     CutMenu,
     Mask,
+    Recipe,
     Rotation,
+    Search,
     SearchConfig,
     Transport,
     alignment_search,
     candidate_grid,
     coarse_stage,
-    coordinate_support,
     fine_stage,
     full_supports,
-    gather_evidence,
     plot,
 )
-from abstraction.models import Activation, Dense, Sequential
-from abstraction.reduction import METHODS, Calibration, rank_units, replace_units
+from abstraction.localization.supports import coordinate_support
+from abstraction.models import Activation, Dense, Network, Sequential
+from abstraction.reduction import METHODS, Calibration
+from abstraction.reduction.pipeline import replace_units
+from abstraction.reduction.ranking import rank_units
 
 
 @contextmanager
@@ -45,30 +49,30 @@ def _compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+REPEATS = Repeats(draws=3, shuffles=2)
+
+
 def _everything(plant, seed, epsilons, strengths, rates, order):
-    sites = jax.tree.map(lambda leaf: leaf[order], unit_sites(plant.model.taps["hidden"]))
-    evidence = gather_evidence([plant.calibration])
-    found = plot(
-        plant.model, plant.params, *plant.fit, sites, Transport(epsilons=epsilons), CutMenu((1, 2), strengths), evidence
-    )
-    tap = plant.model.taps["hidden"]
+    network, fit, tap, evidence = plant.network, plant.fit, plant.tap, plant.calibration
+    sites = jax.tree.map(lambda leaf: leaf[order], unit_sites(tap))
+    recipe = Recipe(Transport(epsilons=epsilons), CutMenu((1, 2), strengths), controls=REPEATS)
+    found = plot(network, fit, sites, recipe, evidence=evidence)
     supports = [*full_supports(tap, range(2)), coordinate_support(tap, 0, 0, order[:3].tolist(), "three")]
     candidates = candidate_grid(
         jax.random.key(seed), tap, supports, ranks=(1, 2), learning_rates=rates, sparsities=rates
     )
+    config = SearchConfig(max_epochs=2, batch_size=64)
     searches = [
         alignment_search(
-            jax.random.key(seed), plant.model, plant.params, *plant.fit, candidates, evidence, featurizer,
-            tap="hidden", config=SearchConfig(max_epochs=2, batch_size=64), strengths=strengths,
+            jax.random.key(seed), network, fit, candidates, Search(featurizer, config, strengths, REPEATS),
+            evidence=evidence,
         )
         for featurizer in (Rotation(), Rotation("oblique"), Boundless(), Mask())
     ]  # fmt: skip
-    network = (plant.model, plant.params, *plant.fit)
-    coarse_stage(*network, tap, PROTOCOLS["ours"], evidence)
-    fine_stage(*network, {"units": sites}, (0, 0), PROTOCOLS["ours"], evidence)
-    for handles in (found.choice.handles, *(search.choice.handles for search in searches)):
-        judge(plant.model, plant.params, handles, {"test": plant.test})
-        judge_controls(jax.random.key(seed), plant.model, plant.params, handles, {"test": plant.test}, draws=3)
+    coarse_stage(network, fit, VARIANTS["ours"], evidence=evidence)
+    fine_stage(network, fit, {"units": sites}, (0, 0), VARIANTS["ours"], evidence=evidence)
+    for handles in (found.handles, *(search.handles for search in searches)):
+        judge(network, handles, plant.test, REPEATS)
     return found.choice.scores
 
 
@@ -87,8 +91,8 @@ def test_interchange_trials_of_other_units_masks_and_weights_compile_nothing(rng
     model = Sequential((5,), (Dense("one", 6), Activation("hidden", "relu"), Dense("two", 4)))
     params, inputs = model.init(jax.random.key(0)), rng.standard_normal((9, 5)).astype(np.float32)
     draw = lambda p: bernoulli_trials(rng, examples=9, units=3, probability=p, trials=8)
-    interchanged_outputs(view(model, params, "hidden", np.arange(3)), inputs, draw(0.1))
-    other = view(model, jax.tree.map(lambda leaf: leaf * 2, params), "hidden", np.array([1, 4, 5]))
+    interchanged_outputs(view(Network(model, params), "hidden", np.arange(3)), inputs, draw(0.1))
+    other = view(Network(model, jax.tree.map(lambda leaf: leaf * 2, params)), "hidden", np.array([1, 4, 5]))
     with _compilations() as events:
         interchanged_outputs(other, inputs, draw(0.9))
     assert not events
@@ -100,7 +104,7 @@ def test_ranking_and_folding_another_network_of_the_same_shape_compiles_nothing(
     for step in range(2):
         with _compilations() as events:
             params = model.init(jax.random.key(step))
-            ranking = rank_units(model, params, Calibration(inputs), "hidden", METHODS["cmr-closed"])
+            ranking = rank_units(Network(model, params), Calibration(inputs), "hidden", METHODS["cmr-closed"])
             for keep in (5, 3, 2):
                 replace_units(ranking, keep)
     assert not events

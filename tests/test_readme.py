@@ -14,5 +14,6 @@ def test_there_is_code():
 
 
 @pytest.mark.parametrize("code", BLOCKS)
-def test_code_runs(code):
+def test_code_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, str(README), "exec"), {})

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstraction.models import NO_EDITS, Consumer, Tap
-from abstraction.models.taps import check_taps, tapped
+from abstraction.models import Consumer, Tap
+from abstraction.models.taps import NO_EDITS, at_depth, check_taps, tapped
 from abstraction.models.wiring import take_units
 
 _NAMES = {"heads": "out", "mlp": "down"}
@@ -46,12 +46,15 @@ class TinyDecoder:
                 "out": (queries, self.width), "gate": (self.width, width), "up": (self.width, width),
                 "down": (width, self.width),
             }  # fmt: skip
+        for block, name in self.biased:
+            shapes[block][f"{name}_bias"] = (self.width,)
         leaves, tree = jax.tree.flatten(shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))
         draws = [jax.random.normal(k, s) * 0.3 for k, s in zip(jax.random.split(key, len(leaves)), leaves, strict=True)]
         return jax.tree.unflatten(tree, draws)
 
     def apply(self, params, inputs, edits=NO_EDITS, record=()):
         check_taps(self.taps, edits, record)
+        edits = at_depth(edits, 0)
         stream = tapped("inputs", params["embed"]["kernel"][inputs], edits)
         recorded = {"inputs": stream}
         for block, group in enumerate(self.groups):
@@ -64,7 +67,7 @@ class TinyDecoder:
             stream = stream + self._write(weights, block, "down", products)
             recorded |= {f"heads{block}": heads, f"mlp{block}": products}
         recorded["logits"] = tapped("logits", _norm(stream) @ params["unembed"]["kernel"], edits)
-        return recorded["logits"], {name: recorded[name] for name in record}
+        return recorded["logits"], {name: recorded[name][None] for name in record}
 
     def resume(self, params, tap, depth, activation, *, inputs, states):
         raise ValueError(f"got a resume from {tap!r}, expected none")

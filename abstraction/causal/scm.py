@@ -64,10 +64,14 @@ class CausalModel:
           The value of every variable.
 
         Raises:
-          ValueError: an input is missing, or a name is not a variable of this model.
+          ValueError: an input is missing, a name is not a variable of this model, or a mechanism is given among the
+            inputs, where it would be computed over.
         """
         fixed = {name: value for intervention in interventions for name, value in intervention.items()}
         self._check_names(fixed, "an intervention on")
+        strange = [name for name in inputs if name not in self.inputs]
+        if strange:
+            raise ValueError(f"got inputs {strange}, expected names among {list(self.inputs)}")
         missing = [name for name in self.inputs if name not in inputs and name not in fixed]
         if missing:
             raise ValueError(f"got inputs {sorted(inputs)}, expected a value for each of {list(self.inputs)}")
@@ -109,12 +113,15 @@ def causal_model(inputs: tuple[str, ...], output: str, **mechanisms: Callable[..
       mechanisms: one function per endogenous variable, each after its parents.
 
     Raises:
-      ValueError: a parent is unknown or comes later, a name is used twice, or the output does not exist.
+      ValueError: a parent is unknown or comes later, a name is used twice, a mechanism has no named parameters, or
+        the output does not exist.
     """
+    if isinstance(inputs, str) or not inputs or not all(isinstance(name, str) for name in inputs):
+        raise ValueError(f"got inputs {inputs!r}, expected a tuple of one or more names")
     known = list(inputs)
     equations = []
     for name, function in mechanisms.items():
-        parents = tuple(inspect.signature(function).parameters)
+        parents = _parents(name, function)
         if name in known:
             raise ValueError(f"got a second definition of {name!r}, expected each variable once")
         unknown = [parent for parent in parents if parent not in known]
@@ -127,3 +134,17 @@ def causal_model(inputs: tuple[str, ...], output: str, **mechanisms: Callable[..
     if len(set(inputs)) != len(inputs):
         raise ValueError(f"got inputs {inputs}, expected each name once")
     return CausalModel(tuple(inputs), tuple(equations), output)
+
+
+def _parents(name: str, function: Callable[..., Any]) -> tuple[str, ...]:
+    """Read the parents off a mechanism: its parameters, each of which must have a name."""
+    if not callable(function):
+        raise ValueError(f"got mechanism {function!r} of {name!r}, expected a function of its parents")
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        raise ValueError(f"got {function!r} as {name!r}, expected a function whose parameters are named") from None
+    unnamed = [str(p) for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY)]
+    if unnamed:
+        raise ValueError(f"got parameters {unnamed} of {name!r}, expected the names of its parents")
+    return tuple(p.name for p in parameters)

@@ -1,112 +1,36 @@
 """How well a handle plays its variable, and a reduced network the dense one: IIA, intervals, controls, certificates."""
 
-from abstraction.evaluation.certification import (
-    CERTIFIED,
-    REFUTED,
-    UNDECIDED,
-    Certificate,
-    Comparison,
-    certify,
-    compare_risks,
-    paired_losses,
-)
+from abstraction.evaluation.certification import Certificate, certify
 from abstraction.evaluation.confidence import binomial_interval, mean_interval
-from abstraction.evaluation.controls import full_state_handles, identity_handle, random_subspaces, shuffled_order
-from abstraction.evaluation.iia import Tally, tally_handles, unique_handles
-from abstraction.evaluation.interchange import (
-    Trials,
-    View,
-    bernoulli_trials,
-    bounded_losses,
-    group_trials,
-    interchanged_outputs,
-    recorded_states,
-    view,
-)
-from abstraction.evaluation.judging import Controls, Tests, judge, judge_controls
-from abstraction.evaluation.margins import (
-    CertifiedMargins,
-    MarginBounds,
-    certified_margins,
-    epsilon_grid,
-    margin_bounds,
-)
-from abstraction.evaluation.metrics import accuracy, balanced_accuracy
-from abstraction.evaluation.proposals import (
-    AdaptiveStream,
-    adaptive_stream,
-    mixture_masks,
-    mixture_weights,
-    proposal,
-    water_filled,
-)
+from abstraction.evaluation.controls import full_state_handles, identity_handle
+from abstraction.evaluation.iia import Tally, tally_handles
+from abstraction.evaluation.interchange import bernoulli_trials, interchanged_outputs
+from abstraction.evaluation.judging import Repeats, Score, judge
+from abstraction.evaluation.metrics import accuracy
 from abstraction.evaluation.readouts import CLASSES, Bits, Classes, Readout
-from abstraction.evaluation.sequences import (
-    Bounds,
-    confidence_sequence,
-    crossing_times,
-    fixed_radius,
-    fixed_trials,
-    hoeffding_radii,
-    interval,
-    upper_bound,
-    weighted_losses,
-)
+from abstraction.evaluation.recording import Recorded, record
+from abstraction.evaluation.sequences import confidence_sequence
 
 __all__ = [
-    "CERTIFIED",
     "CLASSES",
-    "REFUTED",
-    "UNDECIDED",
-    "AdaptiveStream",
     "Bits",
-    "Bounds",
     "Certificate",
-    "CertifiedMargins",
     "Classes",
-    "Comparison",
-    "Controls",
-    "MarginBounds",
     "Readout",
+    "Recorded",
+    "Repeats",
+    "Score",
     "Tally",
-    "Tests",
-    "Trials",
-    "View",
     "accuracy",
-    "adaptive_stream",
-    "balanced_accuracy",
     "bernoulli_trials",
     "binomial_interval",
-    "bounded_losses",
-    "certified_margins",
     "certify",
-    "compare_risks",
     "confidence_sequence",
-    "crossing_times",
-    "epsilon_grid",
-    "fixed_radius",
-    "fixed_trials",
     "full_state_handles",
-    "group_trials",
-    "hoeffding_radii",
     "identity_handle",
     "interchanged_outputs",
-    "interval",
     "judge",
-    "judge_controls",
-    "margin_bounds",
     "mean_interval",
-    "mixture_masks",
-    "mixture_weights",
-    "paired_losses",
-    "proposal",
-    "random_subspaces",
-    "recorded_states",
-    "shuffled_order",
+    "record",
     "tally_handles",
-    "unique_handles",
-    "upper_bound",
-    "view",
-    "water_filled",
-    "weighted_losses",
 ]

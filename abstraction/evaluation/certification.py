@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from abstraction.evaluation.losses import checked_losses, unit_losses
 from abstraction.evaluation.sequences import (
     LIMIT,
     METHODS,
     Bounds,
-    checked_losses,
     crossing_times,
     hoeffding_radii,
     interval,
@@ -84,7 +84,8 @@ def certify(
     """Test fidelities against thresholds, stopping each stream at its first verdict.
 
     Args:
-      losses: y in [0, 1] in the order they were drawn; weighted ones from `weighted_losses`.
+      losses: y in [0, 1] in the order they were drawn, 1 where a network's outputs were not finite; weighted ones
+        from `weighted_losses`.
       thresholds: fidelities F0 in (0, 1).
       delta: probability of a wrong verdict, for each threshold by itself.
       w_max: what the losses were divided by, at least 1.
@@ -95,8 +96,11 @@ def certify(
     Raises:
       ValueError: an argument out of range.
     """
-    losses, thresholds = checked_losses(losses, delta)[..., :n_max], np.asarray(thresholds, np.float64)
-    _check(thresholds, w_max, method, limit, n_max)
+    losses, thresholds = checked_losses(losses, delta), np.asarray(thresholds, np.float64)
+    _check(thresholds, w_max, method, limit)
+    if isinstance(n_max, bool) or not isinstance(n_max, int | np.integer) or n_max < 1:
+        raise ValueError(f"got n_max {n_max}, expected an integer of at least 1")
+    losses = losses[..., :n_max]
     means = (1 - thresholds) / w_max
     if method == "betting":
         bets = (-limit, 0.0)
@@ -110,9 +114,16 @@ def certify(
     return Certificate(thresholds, verdict, np.minimum(stop, trials))
 
 
-def paired_losses(first: Float[np.ndarray, "*B T"], second: Float[np.ndarray, "*B T"]) -> Float[np.ndarray, "*B T"]:
-    """Map paired losses to [0, 1]: y = (Z1 - Z2 + 1) / 2, whose mean is 1/2 where the risks are equal."""
-    return (first - second + 1) / 2
+def paired_losses(first: Float[AnyArray, "*B T"], second: Float[AnyArray, "*B T"]) -> Float[np.ndarray, "*B T"]:
+    """Map paired losses to [0, 1]: y = (Z1 - Z2 + 1) / 2, whose mean is 1/2 where the risks are equal.
+
+    Raises:
+      ValueError: losses outside [0, 1], or two numbers of trials: trials are paired, and nothing is repeated.
+    """
+    ones, others = unit_losses(first), unit_losses(second)
+    if ones.shape != others.shape:
+        raise ValueError(f"got losses of shapes {ones.shape} and {others.shape}, expected the same trials of both")
+    return (ones - others + 1) / 2
 
 
 def compare_risks(
@@ -135,9 +146,9 @@ def compare_risks(
       limit: as in `confidence_sequence`.
 
     Raises:
-      ValueError: losses outside [0, 1], or another argument out of range.
+      ValueError: losses outside [0, 1] or of different trials, or another argument out of range.
     """
-    paired = paired_losses(checked_losses(first, delta), checked_losses(second, delta))
+    paired = paired_losses(first, second)
     ends = interval(paired, delta, method=method, limit=limit)
     bounds = Bounds(np.asarray(2 * ends.lower - 1), np.asarray(2 * ends.upper - 1))
     # An interval that has become empty excludes 0 as well: no fixed difference explains the stream.
@@ -163,10 +174,10 @@ def _first(shown: Bool[np.ndarray, "*B T C"]) -> Int[np.ndarray, "*B C"]:
     return np.where(shown.any(axis=-2), shown.argmax(axis=-2) + 1, shown.shape[-2] + 1)
 
 
-def _check(thresholds: Float[np.ndarray, " C"], w_max: float, method: str, limit: float, n_max: int) -> None:
-    if not (thresholds.size and thresholds.min() > 0 and thresholds.max() < 1):
-        raise ValueError(f"got thresholds {thresholds}, expected fidelities in (0, 1)")
-    if w_max < 1 or n_max < 1:
-        raise ValueError(f"got w_max {w_max} and n_max {n_max}, expected both to be at least 1")
+def _check(thresholds: Float[np.ndarray, " C"], w_max: float, method: str, limit: float) -> None:
+    if not (thresholds.ndim == 1 and thresholds.size and thresholds.min() > 0 and thresholds.max() < 1):
+        raise ValueError(f"got thresholds {thresholds}, expected fidelities in (0, 1), in one axis")
+    if not 1 <= w_max < np.inf:
+        raise ValueError(f"got w_max {w_max}, expected a finite number of at least 1")
     if method not in METHODS or not 0 < limit <= 1:
         raise ValueError(f"got method {method!r} and limit {limit}, expected one of {METHODS} and a limit in (0, 1]")

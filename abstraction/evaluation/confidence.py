@@ -26,10 +26,10 @@ def binomial_interval(
       level: coverage, in (0, 1).
 
     Raises:
-      ValueError: counts or level out of range.
+      ValueError: counts or level out of range, or not numbers.
     """
     hits, trials = np.asarray(hits, float), np.asarray(trials, float)
-    if np.any(hits < 0) or np.any(hits > trials) or not 0 < level < 1:
+    if not (np.all((hits >= 0) & (hits <= trials) & np.isfinite(trials)) and 0 < level < 1):
         raise ValueError(
             f"got hits {hits} of trials {trials} at level {level}, expected 0 <= hits <= trials, 0 < level < 1"
         )
@@ -41,8 +41,17 @@ def binomial_interval(
 
 
 def mean_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Return the Student t interval of a mean over independent runs; infinite for fewer than two of them."""
+    """Return the Student t interval of a mean over independent runs.
+
+    Infinite for fewer than two runs, and NaN where the value of a run is NaN, which is how what was not measured is
+    written.
+
+    Raises:
+      ValueError: values not in one axis, or level outside (0, 1).
+    """
     values = np.asarray(values, float)
+    if values.ndim != 1 or not 0 < level < 1:
+        raise ValueError(f"got values of shape {values.shape} at level {level}, expected a list and 0 < level < 1")
     if len(values) < 2:
         return -np.inf, np.inf
     reach = special.stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(len(values))

@@ -1,5 +1,6 @@
 """Controls: what a handle must beat before its accuracy means anything.
 
+chance           the best constant answer: no network at all.
 identity         no edit: the network as it is.
 random subspace  the same weights in a random rotation of the tap: as many directions, the wrong place, and as hard a
                  push where the handle's directions are orthonormal (an oblique handle pushes harder).
@@ -9,25 +10,50 @@ full state       everything at one depth. Where flips of the output coincide for
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from abstraction.causal import PairBank
-from abstraction.interventions import AnyHandle, Handle, LocalHandle, random_frames, rotation_basis
+from abstraction.checks import whole
+from abstraction.interventions import Handle
+from abstraction.interventions.bases import frame_basis, random_frames
 from abstraction.models import Tap
 
 
-def identity_handle(tap: Tap) -> LocalHandle:
+def identity_handle(tap: Tap) -> Handle:
     """Make the handle that changes nothing, at the last depth, where that costs least."""
-    return LocalHandle(np.asarray((tap.depth or 1) - 1), np.zeros(tap.width, np.float32), None, tap.name)
+    return Handle(tap.name, np.zeros(tap.width, np.float32), None, np.asarray(tap.depth - 1))
 
 
 def full_state_handles(tap: Tap) -> Handle:
     """Make one handle per depth that swaps the whole state there: weights `[L, L, D]`."""
-    depth = tap.depth or 1
-    return Handle(np.repeat(np.eye(depth, dtype=np.float32)[:, :, None], tap.width, axis=2), None, tap.name)
+    return Handle(tap.name, np.repeat(np.eye(tap.depth, dtype=np.float32)[:, :, None], tap.width, axis=2))
+
+
+def chance_level(*banks: PairBank) -> Float[np.ndarray, " V"]:
+    """Return what the best constant answer scores for each variable on pooled banks; NaN where no pair counts.
+
+    For every label c, the mean over sensitive and invariant pairs of the share of each whose label is c; the largest.
+    """
+    return np.array([_best_constant(banks, variable) for variable in range(len(banks[0].variables))])
+
+
+def _best_constant(banks: Sequence[PairBank], variable: int) -> float:
+    labels, eligible, active = (
+        np.concatenate([getattr(bank, name)[variable] for bank in banks]) for name in ("labels", "eligible", "active")
+    )
+    halves = [labels[mask] for mask in (eligible & active, eligible & ~active) if mask.any()]
+    if not halves:
+        return np.nan
+    shares = [dict(zip(*np.unique(half, return_counts=True), strict=True)) for half in halves]
+    constants = {label for share in shares for label in share}
+    return max(
+        float(np.mean([share.get(label, 0) / len(half) for share, half in zip(shares, halves, strict=True)]))
+        for label in constants
+    )
 
 
 def shuffled_order(generator: np.random.Generator, bank: PairBank) -> Int[np.ndarray, " N"]:
@@ -40,7 +66,7 @@ def shuffled_order(generator: np.random.Generator, bank: PairBank) -> Int[np.nda
     return order
 
 
-def random_subspaces(key: Array, handle: AnyHandle, width: int, draws: int) -> AnyHandle:
+def random_subspaces(key: Array, handle: Handle, width: int, draws: int) -> Handle:
     """Put the weights of one handle on random orthonormal directions, `draws` times over.
 
     Args:
@@ -51,8 +77,12 @@ def random_subspaces(key: Array, handle: AnyHandle, width: int, draws: int) -> A
 
     Returns:
       A batch of `draws` handles.
+
+    Raises:
+      ValueError: fewer than one draw, or more features than the width.
     """
+    whole("draws of random subspaces", draws)
     *depths, features = handle.weight.shape
-    basis = rotation_basis(random_frames(key, (draws, *depths), width, features))
+    basis = frame_basis(random_frames(key, (draws, *depths), width, features))
     repeated = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (draws, *leaf.shape)), jax.device_get(handle))
     return dataclasses.replace(repeated, basis=basis)

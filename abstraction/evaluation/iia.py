@@ -8,6 +8,7 @@ else.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from abstraction.causal import PairBank
-from abstraction.evaluation.readouts import CLASSES, Readout
-from abstraction.interventions import Handle, LocalHandle, Recording, handle_chunk, patched_outputs, resume_chunk
-from abstraction.models import Model
-from abstraction.pytrees import leading_axis, pytree
-from abstraction.typing import AnyArray, Params
+from abstraction.evaluation.confidence import LEVEL, binomial_interval
+from abstraction.evaluation.readouts import Readout, scored
+from abstraction.evaluation.recording import Recorded, check_recorded
+from abstraction.interventions import Handle
+from abstraction.interventions.handles import at_one_depth, check_handles
+from abstraction.interventions.patching import Runs, handle_chunk, patched_outputs, resume_chunk
+from abstraction.models import Network
+from abstraction.pytrees import pytree
+from abstraction.typing import AnyArray
 
 SENSITIVE, INVARIANT = 0, 1
 _BLOCK = 1024
@@ -55,89 +60,100 @@ class Tally:
 
     @property
     def combined(self) -> Float[np.ndarray, "*H"]:
-        """Mean of the halves that have pairs."""
+        """Mean of the halves that have pairs; NaN where there are none."""
         return _mean_of_halves(self.iia)
 
     @property
     def mean_loss(self) -> Float[np.ndarray, "*H"]:
-        """Mean over the halves of the mean loss per pair."""
+        """Mean over halves of the mean loss per pair; infinite where an output was not finite, NaN without pairs."""
         return _mean_of_halves(_ratio(self.loss, self.pairs))
 
+    def interval(self, level: float = LEVEL) -> tuple[Float[np.ndarray, "*H"], Float[np.ndarray, "*H"]]:
+        """Bounds of the combined score: means over the halves that have pairs of their Clopper-Pearson bounds."""
+        bounds = binomial_interval(self.hits, self.pairs, level)
+        low, high = (_mean_of_halves(np.where(self.pairs > 0, bound, np.nan)) for bound in bounds)
+        return low, high
 
-def tally_handles(
-    model: Model,
-    params: Params,
-    recording: Recording,
-    bank: PairBank,
-    handles: Handle | LocalHandle,
-    variable: Int[np.ndarray, " H"],
-    *,
-    readout: Readout = CLASSES,
-) -> Tally:
+
+def tally_handles(network: Network, recorded: Recorded, handles: Handle, variable: Int[np.ndarray, " H"]) -> Tally:
     """Count hits of many handles on one bank.
 
-    Handles go through one compiled program in blocks of fixed size, whatever their number.
+    Handles go through one compiled program in blocks of fixed size, whatever their number. Handles that each act at
+    one depth resume the network there. An output that is not finite is a miss, and its loss infinite.
 
     Args:
-      model: the network.
-      params: its weights.
-      recording: the bank's base and source runs, in the bank's order.
-      bank: labels and masks.
+      network: the network.
+      recorded: the pairs, as it runs them.
       handles: a batch of H handles.
       variable: which variable of the bank each handle stands for, `[H]`.
-      readout: how outputs meet labels.
 
     Raises:
-      ValueError: recording and bank differ in size, or a variable index is out of range.
+      ValueError: handles that do not fit their tap, or a variable index that is not one.
     """
-    count = leading_axis(handles)
-    variable = np.broadcast_to(np.asarray(variable, np.int32), (count,))
-    if recording.outputs.shape[0] != bank.size:
-        raise ValueError(f"got a recording of {recording.outputs.shape[0]} pairs, expected the bank's {bank.size}")
-    if count and not 0 <= variable.min() <= variable.max() < len(bank.variables):
-        raise ValueError(f"got variable indices up to {variable.max()}, expected 0 to {len(bank.variables) - 1}")
+    if handles.tap not in recorded.runs.source:
+        raise ValueError(f"got handles of tap {handles.tap!r}, expected a recorded one: {sorted(recorded.runs.source)}")
+    check_recorded(recorded)
+    count, bank = check_handles(handles, network.taps[handles.tap]), recorded.bank
+    variable = _variables(variable, count, bank)
+    handles = at_one_depth(handles)
     block = _block_size(handles)
     masks = np.stack([bank.eligible & bank.active, bank.eligible & ~bank.active], axis=1)
-    most = resume_chunk if isinstance(handles, LocalHandle) else handle_chunk
-    chunk = min(most(recording, handles.tap), block)
+    local = handles.depth is not None and network.taps[handles.tap].resumes
+    chunk = min((resume_chunk if local else handle_chunk)(recorded.runs, handles.tap), block)
+    counting = _Counting(recorded.readout, chunk)
     parts = []
     for start in range(0, count, block):
-        part = jax.tree.map(lambda leaf, start=start: _padded(leaf[start : start + block], block), handles)
-        hits, loss = _tally_block(
-            model, params, recording, bank.labels, masks, part, _padded(variable[start : start + block], block),
-            np.int32(min(block, count - start)), readout=readout, chunk=chunk,
-        )  # fmt: skip
+        part = jax.tree.map(lambda leaf, start=start: _padded(leaf[start : start + block], block), (handles, variable))
+        number = np.int32(min(block, count - start))
+        hits, loss = _tally_block(network, recorded.runs, (bank.labels, masks), part, number, counting)
         parts.append((np.asarray(hits), np.asarray(loss)))
     hits, loss = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
     return Tally(hits, masks.sum(axis=-1)[variable], loss)
 
 
-@partial(jax.jit, static_argnames=("model", "readout", "chunk"))
+def _variables(variable: Int[np.ndarray, " H"], count: int, bank: PairBank) -> Int[np.ndarray, " H"]:
+    values = np.asarray(variable)
+    if not np.issubdtype(values.dtype, np.integer) or values.shape not in ((), (count,)):
+        raise ValueError(
+            f"got variables of shape {values.shape} and type {values.dtype}, expected a whole number for each of "
+            f"{count} handles"
+        )
+    if values.size and not 0 <= values.min() <= values.max() < len(bank.variables):
+        raise ValueError(
+            f"got variable indices {values.min()} to {values.max()}, expected 0 to {len(bank.variables) - 1}"
+        )
+    return np.broadcast_to(values.astype(np.int32), (count,))
+
+
+class _Counting(NamedTuple):
+    """What a program that counts is compiled for."""
+
+    readout: Readout
+    chunk: int
+
+
+@partial(jax.jit, static_argnames=("counting",))
 def _tally_block(
-    model: Model,
-    params: Params,
-    recording: Recording,
-    labels: Int[Array, "V N"],
-    masks: Bool[Array, "V 2 N"],
-    handles: Handle | LocalHandle,
-    variable: Int[Array, " H"],
+    network: Network,
+    runs: Runs,
+    known: tuple[Int[Array, "V N"], Bool[Array, "V 2 N"]],
+    batch: tuple[Handle, Int[Array, " H"]],
     count: Int[Array, ""],
-    *,
-    readout: Readout,
-    chunk: int,
+    counting: _Counting,
 ) -> tuple[Int[Array, "H 2"], Float[Array, "H 2"]]:
     """Tally the first `count` handles of a block; the rest is padding and costs nothing."""
+    (labels, masks), (readout, chunk) = known, counting
 
-    def one(handle: Handle | LocalHandle, variable: Array) -> tuple[Array, Array]:
-        outputs = patched_outputs(model, params, recording, handle)
-        hit = readout.decode(outputs) == labels[variable]
-        loss = readout.loss(outputs, labels[variable])
+    def one(handle: Handle, variable: Array) -> tuple[Array, Array]:
+        outputs = patched_outputs(network, runs, handle)
+        hit, loss = scored(readout, outputs, labels[variable])
         mask = masks[variable]
-        return (mask & hit).sum(axis=-1, dtype=jnp.int32), (mask * loss).sum(axis=-1, dtype=jnp.float32)
+        summed = jnp.where(mask, loss, 0.0).sum(axis=-1, dtype=jnp.float32)
+        return (mask & hit).sum(axis=-1, dtype=jnp.int32), summed
 
     def step(index: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
         # The last chunk may reach back into the one before it: dynamic slices clamp, and recomputing is harmless.
-        part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index * chunk, chunk), (handles, variable))
+        part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index * chunk, chunk), batch)
         # A batch of one is no batch: there the network skips what it need not run.
         run = (
             jax.vmap(one)
@@ -152,7 +168,7 @@ def _tally_block(
             run(*part),
         )
 
-    size = variable.shape[0]
+    size = batch[1].shape[0]
     empty = (jnp.zeros((size, 2), jnp.int32), jnp.zeros((size, 2), jnp.float32))
     return jax.lax.fori_loop(0, (count + chunk - 1) // chunk, step, empty)
 
@@ -168,19 +184,26 @@ def unique_handles(
       The U distinct handles, the variable of each, and for each given handle the index of its equal among them.
 
     Raises:
-      ValueError: the handles have a basis, so that weights alone do not identify them.
+      ValueError: the handles have a basis or a depth, so that weights alone do not identify them, or there is not a
+        variable for each.
     """
-    if handles.basis is not None:
-        raise ValueError("got handles with a basis, expected native handles, which their weights identify")
-    weight = np.round(np.asarray(handles.weight) * 2.0**20) / 2.0**20 + 0.0
+    if handles.basis is not None or handles.depth is not None:
+        raise ValueError("got handles with a basis or a depth, expected native handles, which their weights identify")
+    weight, variable = np.asarray(handles.weight, np.float64), np.asarray(variable)
+    if weight.ndim != 3 or variable.shape != (len(weight),) or variable.dtype.kind not in "iu":
+        raise ValueError(
+            f"got weights of shape {weight.shape} and variables of shape {variable.shape} and type {variable.dtype}, "
+            "expected [H, L, K] and a whole number for each handle"
+        )
+    weight = np.round(weight * 2.0**20) / 2.0**20 + 0.0
     table = np.concatenate([variable[:, None], weight.reshape(len(weight), -1)], axis=1).astype(np.float32)
     rows = table.view(np.dtype((np.void, table.dtype.itemsize * table.shape[1]))).ravel()
     _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    distinct = weight[first].astype(np.float32)
-    return Handle(distinct, None, handles.tap), variable[first], inverse.reshape(-1)
+    distinct = Handle(handles.tap, weight[first].astype(np.float32))
+    return distinct, variable[first], inverse.reshape(-1)
 
 
-def _block_size(handles: Handle | LocalHandle) -> int:
+def _block_size(handles: Handle) -> int:
     """Return how many handles go into one call: a power of two, so that few programs serve all counts."""
     one = sum(leaf.nbytes // max(len(leaf), 1) for leaf in jax.tree.leaves(handles))
     return min(_BLOCK, 2 ** int(np.log2(max(_BLOCK_BYTES // max(one, 1), 1))))
@@ -199,4 +222,5 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 def _mean_of_halves(values: np.ndarray) -> np.ndarray:
     present = ~np.isnan(values)
-    return np.where(present, values, 0.0).sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
+    mean = np.where(present, values, 0.0).sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
+    return np.where(present.any(axis=-1), mean, np.nan)

@@ -9,6 +9,8 @@ With the dense margin m = z_(1) - z_(2), the error e = z_red - z_dense and its c
 If the top class changes, e_k - e_top >= m for some k, while e_k - e_top <= 2 ||e||_inf and <= sqrt(2) ||e~||; the
 rest is Markov's inequality. Hence per sample <= centred (any eps) <= plain (same eps).
 
+A row in which a logit of either model is not finite counts as a disagreement with certainty: it adds 1 to each bound.
+
 These are statements about a population. On a sample they are estimates, and the smallest over a grid of eps is
 chosen by the data: `certified_margins` chooses eps on one half and bounds on the other.
 """
@@ -80,12 +82,14 @@ def margin_bounds(
       epsilons: positive values; by default `epsilon_grid` of the same logits.
 
     Raises:
-      ValueError: fewer than two classes, or an eps that is not positive.
+      ValueError: no rows, fewer than two classes, logits of two shapes, or an eps that is not positive and finite.
     """
     epsilons = epsilon_grid(dense, reduced) if epsilons is None else _checked(epsilons)
     margin, error, centred = _margins(dense, reduced)
+    differ = np.argmax(dense, axis=1) != np.argmax(reduced, axis=1)
+    unread = ~np.isfinite(np.asarray(dense)).all(axis=1) | ~np.isfinite(np.asarray(reduced)).all(axis=1)
     return MarginBounds(
-        float((np.argmax(dense, axis=1) != np.argmax(reduced, axis=1)).mean()),
+        float((differ | unread).mean()),
         epsilons,
         _bounds(margin, error, 2.0, epsilons),
         _bounds(margin, centred, np.sqrt(2), epsilons),
@@ -112,13 +116,13 @@ def certified_margins(
       epsilons: positive values; by default `epsilon_grid` of the first half.
 
     Raises:
-      ValueError: fewer than two rows or two classes, or an argument out of range.
+      ValueError: fewer than two rows or two classes, logits of two shapes, or an argument out of range.
     """
     half = len(dense) // 2
     if half == 0:
         raise ValueError(f"got {len(dense)} rows, expected at least 2")
-    first = margin_bounds(dense[:half], reduced[:half], epsilons)
     margin, error, centred = _margins(dense, reduced)
+    first = margin_bounds(dense[:half], reduced[:half], epsilons)
     plain_epsilon = float(first.epsilons[first.plain.argmin()])
     centred_epsilon = float(first.epsilons[first.centred.argmin()])
     return CertifiedMargins(
@@ -133,7 +137,13 @@ def certified_margins(
 def epsilon_grid(
     dense: Float[AnyArray, "N C"], reduced: Float[AnyArray, "N C"], count: int = 64
 ) -> Float[np.ndarray, " R"]:
-    """Return geometric eps from a quarter of the typical error to the largest margin, or errors if they are larger."""
+    """Return geometric eps from a quarter of the typical error to the largest margin, or errors if they are larger.
+
+    Raises:
+      ValueError: no rows, fewer than two classes, logits of two shapes, or a count below 1.
+    """
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise ValueError(f"got a grid of {count} epsilons, expected an integer of at least 1")
     margin, error, _ = _margins(dense, reduced)
     typical = np.sqrt((error**2).mean())
     largest = max(margin.max(), 2 * typical) or 1.0
@@ -144,13 +154,23 @@ def _margins(
     dense: Float[AnyArray, "N C"], reduced: Float[AnyArray, "N C"]
 ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
     """Return m, ||e|| and ||e~|| per row, in float64."""
-    logits = np.asarray(dense, np.float64)
+    logits, moved = np.asarray(dense, np.float64), np.asarray(reduced, np.float64)
+    if logits.ndim != 2 or logits.shape != moved.shape or not len(logits):
+        raise ValueError(
+            f"got logits of shapes {logits.shape} and {moved.shape}, expected at least one row, and the same rows and "
+            "classes of both models"
+        )
     if logits.shape[1] < 2:
         raise ValueError(f"got {logits.shape[1]} classes, expected at least 2: a margin is between two")
-    error = np.asarray(reduced, np.float64) - logits
-    top = np.partition(logits, -2, axis=1)
-    centred = error - error.mean(axis=1, keepdims=True)
-    return top[:, -1] - top[:, -2], np.linalg.norm(error, axis=1), np.linalg.norm(centred, axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = moved - logits
+        top = np.partition(logits, -2, axis=1)
+        margin = top[:, -1] - top[:, -2]
+        centred = error - error.mean(axis=1, keepdims=True)
+        distance, spread = np.linalg.norm(error, axis=1), np.linalg.norm(centred, axis=1)
+    # Without a margin and without an error, a row counts in Pr(m <= 2 eps) and per sample: 1 in each bound.
+    read = np.isfinite(distance)
+    return np.where(read, margin, 0.0), np.where(read, distance, 0.0), np.where(read, spread, 0.0)
 
 
 def _bounds(
@@ -177,6 +197,6 @@ def _per_sample(margin: Float[np.ndarray, " N"], distance: Float[np.ndarray, " N
 
 def _checked(epsilons: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
     epsilons = np.asarray(epsilons, np.float64)
-    if not (epsilons.size and epsilons.min() > 0):
-        raise ValueError(f"got epsilons {epsilons}, expected positive numbers")
+    if not (epsilons.ndim == 1 and epsilons.size and epsilons.min() > 0 and epsilons.max() < np.inf):
+        raise ValueError(f"got epsilons {epsilons}, expected positive numbers, finite and in one axis")
     return epsilons

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from abstraction.evaluation.losses import check_delta, checked_losses, unit_losses
 from abstraction.pytrees import pytree
 from abstraction.typing import AnyArray
 
@@ -63,32 +64,39 @@ def hoeffding_radii(trials: int | Int[np.ndarray, "*T"], delta: float, scale: fl
       trials: n, at least 1.
       delta: probability that any of the intervals misses the mean.
       scale: range of the losses: W_max for weighted losses, 2 for differences.
+
+    Raises:
+      ValueError: trials below 1, delta outside (0, 1), or a scale that is not positive and finite.
     """
     n = np.asarray(trials, float)
+    check_delta(delta)
+    if not (n.size and np.isfinite(n).all() and n.min() >= 1 and 0 < scale < np.inf):
+        raise ValueError(f"got trials {trials} and scale {scale}, expected n >= 1 and a positive finite scale")
     return np.asarray(scale * np.sqrt(np.log(np.pi**2 * n**2 / (3 * delta)) / (2 * n)))
 
 
 def fixed_radius(trials: int, delta: float) -> float:
-    """Return Hoeffding's radius sqrt(log(2/delta) / (2n)), valid at one n chosen in advance."""
+    """Return Hoeffding's radius sqrt(log(2/delta) / (2n)), valid at one n chosen in advance.
+
+    Raises:
+      ValueError: trials below 1, or delta outside (0, 1).
+    """
+    check_delta(delta)
+    if not 1 <= trials < np.inf:
+        raise ValueError(f"got {trials} trials, expected at least 1")
     return float(np.sqrt(log(2 / delta) / (2 * trials)))
 
 
 def fixed_trials(half_width: float, delta: float) -> int:
-    """Return the n at which `fixed_radius` is at most `half_width`."""
-    return ceil(log(2 / delta) / (2 * half_width**2))
-
-
-def weighted_losses(
-    losses: Float[np.ndarray, "*B T"], weights: Float[np.ndarray, "*B T"], w_max: float
-) -> Float[np.ndarray, "*B T"]:
-    """Scale importance-weighted losses to [0, 1]: y = w z / W_max, whose mean is R / W_max.
+    """Return the n at which `fixed_radius` is at most `half_width`.
 
     Raises:
-      ValueError: a weight is negative or above `w_max`.
+      ValueError: a half width that is not positive and finite, or delta outside (0, 1).
     """
-    if not (weights.min() >= 0 and weights.max() <= w_max * (1 + 1e-12)):
-        raise ValueError(f"got weights {weights.min()} to {weights.max()}, expected values in [0, w_max={w_max}]")
-    return np.minimum(losses * weights / w_max, 1.0)
+    check_delta(delta)
+    if not 0 < half_width < np.inf:
+        raise ValueError(f"got half width {half_width}, expected a positive finite number")
+    return ceil(log(2 / delta) / (2 * half_width**2))
 
 
 def confidence_sequence(
@@ -119,6 +127,8 @@ def confidence_sequence(
       ValueError: losses outside [0, 1], or another argument out of range.
     """
     losses = checked_losses(losses, delta)
+    if isinstance(candidates, bool) or candidates != int(candidates) or candidates < 1:
+        raise ValueError(f"got {candidates} candidates, expected an integer of at least 1")
     if method == "hoeffding":
         means = np.cumsum(losses, axis=-1) / np.arange(1, losses.shape[-1] + 1)
         radii = hoeffding_radii(np.arange(1, losses.shape[-1] + 1), delta)
@@ -172,8 +182,9 @@ def upper_bound(losses: Float[AnyArray, "*B T"], delta: float, *, limit: float =
     Raises:
       ValueError: losses outside [0, 1], or another argument out of range.
     """
+    losses = checked_losses(losses, delta)
     bets, _ = _game("betting", delta, limit)
-    return _last_upper_end(checked_losses(losses, delta), bets, 1 / delta)
+    return _last_upper_end(losses, bets, 1 / delta)
 
 
 def crossing_times(
@@ -195,7 +206,15 @@ def crossing_times(
 
     Returns:
       Trials counted from 1; T + 1 where the level is not reached.
+
+    Raises:
+      ValueError: losses or means outside [0, 1], means of other streams, a level that is not above 1, or bets that
+        could lose more than there is.
     """
+    losses, means = unit_losses(losses), np.asarray(means, np.float64)
+    _check_bets(means, level, bets)
+    if means.ndim > 1 and means.shape[:-1] != losses.shape[:-1]:
+        raise ValueError(f"got means of shape {means.shape}, expected candidates for streams {losses.shape[:-1]}")
     shape = (*losses.shape[:-1], means.shape[-1])
     with jax.enable_x64(True):
         times = _crossing_times(
@@ -210,26 +229,24 @@ def crossing_times(
 def log_capitals(
     losses: Float[np.ndarray, "*B T"], means: Float[np.ndarray, " C"], bets: tuple[float, float]
 ) -> Float[np.ndarray, "*B T C"]:
-    """Return log K_t(m) after every trial, for a few candidates m."""
+    """Return log K_t(m) after every trial, for a few candidates m.
+
+    Raises:
+      ValueError: losses or means outside [0, 1], or bets that could lose more than there is.
+    """
+    losses, means = unit_losses(losses), np.asarray(means, np.float64)
+    _check_bets(means, 2.0, bets)
     with jax.enable_x64(True):
         flat = losses.reshape(-1, losses.shape[-1])
         traces = np.asarray(_log_capitals(flat, means, *(np.float64(value) for value in bets)))
     return np.moveaxis(traces, 0, 1).reshape(*losses.shape, len(means))
 
 
-def checked_losses(losses: AnyArray, delta: float) -> Float[np.ndarray, "*B T"]:
-    """Return the losses in float64.
-
-    Raises:
-      ValueError: there are none, one lies outside [0, 1], or delta is not in (0, 1).
-    """
-    losses = np.asarray(losses, np.float64)
-    if not losses.size or not (losses.min() >= 0 and losses.max() <= 1):
-        found = f"{losses.min()} to {losses.max()}" if losses.size else "none"
-        raise ValueError(f"got losses {found}, expected at least one and all of them in [0, 1]")
-    if not 0 < delta < 1:
-        raise ValueError(f"got delta {delta}, expected a value in (0, 1)")
-    return losses
+def _check_bets(means: Float[np.ndarray, "*M C"], level: float, bets: tuple[float, float]) -> None:
+    if not (means.size and means.min() >= 0 and means.max() <= 1 and 1 < level < np.inf):
+        raise ValueError(f"got means {means} and level {level}, expected candidates in [0, 1] and a level above 1")
+    if not -1 <= bets[0] <= 0 <= bets[1] <= 1:
+        raise ValueError(f"got bets {bets}, expected a range around 0 within [-1, 1]")
 
 
 def _game(method: str, delta: float, limit: float) -> tuple[tuple[float, float], float]:

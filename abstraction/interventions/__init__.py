@@ -1,74 +1,27 @@
 """Interventions as data: edits, bases, sites, handles, and patching with them."""
 
-from abstraction.interventions.bases import Basis, pca_bases, pca_basis, random_frames, rotation_basis
+from abstraction.interventions.bases import Basis, pca_basis, rotation_basis
 from abstraction.interventions.edits import Add, InOrder, Interchange, Scale, Set, Substitute
-from abstraction.interventions.patching import (
-    Recording,
-    factual_outputs,
-    handle_chunk,
-    handle_outputs,
-    map_handles,
-    patched_outputs,
-    record_pairs,
-    reorder_sources,
-    resume_chunk,
-    stack_handles,
-    take_handle,
-    take_pairs,
-)
-from abstraction.interventions.sites import (
-    AnyHandle,
-    Handle,
-    LocalHandle,
-    SiteBank,
-    at_one_depth,
-    band_sites,
-    basis_at,
-    coordinate_sites,
-    feature_ranks,
-    group_sites,
-    prefix_sites,
-    span_sites,
-    state_sites,
-    unit_sites,
-)
+from abstraction.interventions.handles import Handle
+from abstraction.interventions.patching import factual_outputs
+from abstraction.interventions.sites import SiteBank, coordinate_sites, group_sites, span_sites, state_sites, unit_sites
 
 __all__ = [
     "Add",
-    "AnyHandle",
     "Basis",
     "Handle",
     "InOrder",
     "Interchange",
-    "LocalHandle",
-    "Recording",
     "Scale",
     "Set",
     "SiteBank",
     "Substitute",
-    "at_one_depth",
-    "band_sites",
-    "basis_at",
     "coordinate_sites",
     "factual_outputs",
-    "feature_ranks",
     "group_sites",
-    "handle_chunk",
-    "handle_outputs",
-    "map_handles",
-    "patched_outputs",
-    "pca_bases",
     "pca_basis",
-    "prefix_sites",
-    "random_frames",
-    "record_pairs",
-    "reorder_sources",
-    "resume_chunk",
     "rotation_basis",
     "span_sites",
-    "stack_handles",
     "state_sites",
-    "take_handle",
-    "take_pairs",
     "unit_sites",
 ]

@@ -8,11 +8,14 @@ and written along another.
 """
 
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from abstraction.pytrees import pytree
 from abstraction.randomness import host_generator
 from abstraction.typing import AnyArray
+
+_ORTHONORMAL = 1e-3
 
 
 @pytree
@@ -39,7 +42,25 @@ class Basis:
 
 
 def rotation_basis(matrix: Float[AnyArray, "*batch D K"]) -> Basis:
-    """Use the orthonormal columns of a matrix, or of each of a batch of matrices, as features (DAS)."""
+    """Use the orthonormal columns of a matrix, or of each of a batch of matrices, as features (DAS).
+
+    Raises:
+      ValueError: columns are not orthonormal, so that what is read along them is not what is written; a matrix that JAX
+        traces cannot be checked.
+    """
+    if not isinstance(matrix, Tracer):
+        values = np.asarray(matrix)
+        error = np.abs(values.mT @ values - np.eye(values.shape[-1], dtype=values.dtype)).max(initial=0.0)
+        if not error <= _ORTHONORMAL:
+            raise ValueError(
+                f"got a matrix of shape {values.shape} whose columns are not orthonormal: E^T E differs from I by "
+                f"{error:.3g}, expected at most {_ORTHONORMAL}; any other `Basis` has an encoder and a decoder"
+            )
+    return frame_basis(matrix)
+
+
+def frame_basis(matrix: Float[AnyArray, "*batch D K"]) -> Basis:
+    """Use columns that are known to be orthonormal, as they are."""
     return Basis(encoder=matrix, decoder=matrix.mT, mean=0 * matrix[..., 0])
 
 
@@ -57,15 +78,21 @@ def pca_basis(
       whitened: divide each feature by its standard deviation.
 
     Raises:
-      ValueError: `rank` exceeds the rank of the states, or all states are equal.
+      ValueError: states that are not finite numbers `[N, D]`, `rank` exceeds their rank, or all are equal.
     """
-    values = np.asarray(states, np.float64)
+    values = np.asarray(states)
+    if values.ndim != 2 or not values.size or values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+        raise ValueError(
+            f"got states of shape {values.shape} and type {values.dtype}, expected finite numbers [N, D], at least one "
+            "state"
+        )
+    values = values.astype(np.float64)
     mean = values.mean(axis=0) if centered else np.zeros(values.shape[1])
     _, singular_values, directions = np.linalg.svd(values - mean, full_matrices=False)
     smallest = max(values.shape) * np.finfo(np.float32).eps * max(singular_values[0], np.abs(values).max())
     available = int((singular_values > smallest).sum())
     rank = available if rank is None else rank
-    if not 1 <= rank <= available:
+    if not isinstance(rank, int | np.integer) or not 1 <= rank <= available:
         raise ValueError(
             f"got rank {rank}, expected between 1 and {available}, the rank of the states of shape {values.shape}"
         )
@@ -77,6 +104,8 @@ def pca_basis(
 
 def pca_bases(states: Float[AnyArray, "L N D"], *, centered: bool = True, whitened: bool = False) -> Basis:
     """Use principal components at each depth: a basis per depth, each leaf `[L, ...]`, short ones padded with zeros."""
+    if np.ndim(states) != 3 or not len(states):
+        raise ValueError(f"got states of shape {np.shape(states)}, expected [L, N, D], at least one depth")
     found = [pca_basis(one, centered=centered, whitened=whitened) for one in np.asarray(states)]
     most = max(basis.encoder.shape[1] for basis in found)
     pad = lambda basis: (0, most - basis.encoder.shape[1])
@@ -102,6 +131,8 @@ def random_frames(
       ValueError: more features than `width`.
     """
     features = width if features is None else features
+    if not all(isinstance(size, int | np.integer) and size >= 0 for size in (*shape, width, features)):
+        raise ValueError(f"got {shape} frames of {features} features of width {width}, expected whole numbers")
     if not 1 <= features <= width:
         raise ValueError(f"got {features} features, expected between 1 and {width}")
     factor, triangle = np.linalg.qr(host_generator(key).standard_normal((*shape, width, features)))

@@ -14,6 +14,7 @@ shapes below are those at one depth. `*N` is a pair and, where the tap has them,
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from abstraction.checks import places
 from abstraction.interventions.bases import Basis
 from abstraction.models import Edit
 from abstraction.pytrees import pytree
@@ -35,6 +36,11 @@ class Interchange:
     basis: Basis | None = None
 
     def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+        if jnp.shape(self.source) != activation.shape:
+            # One source would be given to every pair, and one base to every source.
+            raise ValueError(
+                f"got sources of shape {jnp.shape(self.source)}, expected {activation.shape}, one per base"
+            )
         if self.basis is None:
             return _interpolate(activation, self.source, self.weight)
         difference = (self.source - activation) @ self.basis.encoder
@@ -90,7 +96,7 @@ class Scale:
 class Substitute:
     """Replace the mechanisms of some units by affine maps of others: h_S <- intercept + coefficients h_K   (CMR).
 
-    The same map at every position. Indices must be in range: an array that JAX traces cannot be checked.
+    The same map at every position. Indices out of range are refused where they are known; what JAX traces is not.
 
     Attributes:
       kept: indices of K, `[K]`.
@@ -105,6 +111,8 @@ class Substitute:
     coefficients: AnyArray
 
     def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+        for what, units in (("kept", self.kept), ("replaced", self.replaced)):
+            places(f"{what} units", units, activation.shape[-1])
         values = self.intercept + activation[..., self.kept] @ jnp.asarray(self.coefficients).T
         return activation.at[..., self.replaced].set(values.astype(activation.dtype))
 

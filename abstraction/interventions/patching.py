@@ -5,7 +5,8 @@ every site, handle, strength and training step. A patched run is a function of t
 batch of handles is one compiled program, cut into chunks by a memory budget.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from abstraction.checks import places
 from abstraction.interventions.edits import Interchange
-from abstraction.interventions.sites import AnyHandle, Handle, LocalHandle
-from abstraction.models import Model, Recordable
+from abstraction.interventions.handles import Handle
+from abstraction.models import Network
+from abstraction.models.base import Recordable
 from abstraction.pytrees import leading_axis, pytree
-from abstraction.typing import AnyArray, Outputs, Params
+from abstraction.typing import AnyArray, Outputs
 
 CHUNK_BYTES = 8 * 2**20
 """Activations held at once while handles are mapped: a cache-sized default that also fills an accelerator."""
@@ -28,14 +31,14 @@ _WORK = 2**13
 
 
 @pytree
-class Recording:
+class Runs:
     """The base and source runs of N pairs.
 
     Attributes:
       inputs: network inputs of the base runs, `[N, ...]`, and whatever else the model wants for resuming.
       outputs: outputs of the base runs, `[N, C]`.
-      base: recorded activations of the base runs by tap, `[L, N, D]`.
-      source: recorded activations of the source runs by tap, `[L, N, D]`.
+      base: recorded activations of the base runs by tap, `[L, N, ..., D]`.
+      source: recorded activations of the source runs by tap, `[L, N, ..., D]`.
     """
 
     inputs: Any
@@ -44,109 +47,116 @@ class Recording:
     source: dict[str, Array]
 
 
-@partial(jax.jit, static_argnames=("model",))
-def factual_outputs(model: Model, params: Params, inputs: Any) -> Outputs:
+@jax.jit
+def factual_outputs(network: Network, inputs: Any) -> Outputs:
     """Run the network without any edit."""
-    return model.apply(params, inputs)[0]
+    return network(inputs)[0]
 
 
-def record_pairs(
-    model: Model, params: Params, base_inputs: Any, source_inputs: Any, *, taps: tuple[str, ...]
-) -> Recording:
+def run_pairs(network: Network, base_inputs: Any, source_inputs: Any, *, taps: tuple[str, ...]) -> Runs:
     """Run base and source once each and keep the activations of `taps`.
 
+    Args:
+      network: the network.
+      base_inputs: inputs of the base runs, an array or a pytree of arrays that share their leading axis N.
+      source_inputs: inputs of the source runs, likewise.
+      taps: the activations to keep.
+
     Raises:
-      ValueError: an unknown tap, or inputs that the model cannot resume on.
+      ValueError: an unknown tap, other numbers of bases and sources, or inputs that the model cannot resume on.
     """
-    if isinstance(model, Recordable):
+    if unknown := [tap for tap in taps if tap not in network.taps]:
+        raise ValueError(f"got taps {unknown} to record, expected some of {sorted(network.taps)}")
+    sizes = leading_axis(base_inputs), leading_axis(source_inputs)
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"got {sizes[0]} base and {sizes[1]} source inputs, expected one of each per pair")
+    if isinstance(network.model, Recordable):
         # Here, where values are known: inside the program they are traced.
-        model.check(base_inputs)
-        model.check(source_inputs)
-    return _recorded_pairs(model, params, base_inputs, source_inputs, taps)
+        network.model.check(base_inputs)
+        network.model.check(source_inputs)
+    return _run_pairs(network, base_inputs, source_inputs, taps)
 
 
-@partial(jax.jit, static_argnames=("model", "taps"))
-def _recorded_pairs(
-    model: Model, params: Params, base_inputs: Any, source_inputs: Any, taps: tuple[str, ...]
-) -> Recording:
+@partial(jax.jit, static_argnames=("taps",))
+def _run_pairs(network: Network, base_inputs: Any, source_inputs: Any, taps: tuple[str, ...]) -> Runs:
+    model = network.model
     if isinstance(model, Recordable):
-        inputs, outputs, base = model.record(params, base_inputs, taps)
-        return Recording(inputs, outputs, base, model.record(params, source_inputs, taps)[2])
-    outputs, base = model.apply(params, base_inputs, record=taps)
-    _, source = model.apply(params, source_inputs, record=taps)
-    return Recording(jnp.asarray(base_inputs), outputs, base, source)
+        inputs, outputs, base = model.record(network.params, base_inputs, taps)
+        return Runs(inputs, outputs, base, model.record(network.params, source_inputs, taps)[2])
+    outputs, base = network(base_inputs, record=taps)
+    _, source = network(source_inputs, record=taps)
+    return Runs(jax.tree.map(jnp.asarray, base_inputs), outputs, base, source)
 
 
-def patched_outputs(model: Model, params: Params, recording: Recording, handle: Handle | LocalHandle) -> Outputs:
+def patched_outputs(network: Network, runs: Runs, handle: Handle) -> Outputs:
     """Run the base inputs with one handle's features taken from the source: outputs `[N, C]`.
 
-    A `Handle` runs the whole network, so its depths act in order, each on states the shallower ones have changed. A
-    `LocalHandle` edits the recorded base state and resumes there; the two agree on a handle of one depth.
+    A handle without a depth runs the whole network, so its depths act in order, each on states the shallower ones have
+    changed. One with a depth edits the recorded base state and resumes there, where its tap resumes; the two agree.
     """
-    source = recording.source[handle.tap]
-    if isinstance(handle, Handle):
-        return model.apply(params, recording.inputs, handle.edits(source))[0]
+    if handle.tap not in runs.source:
+        raise ValueError(f"got a handle of tap {handle.tap!r}, expected a recorded tap: {sorted(runs.source)}")
+    source = runs.source[handle.tap]
+    if handle.depth is None or not network.taps[handle.tap].resumes:
+        return network(runs.inputs, handle.edits(source))[0]
     depth = jnp.asarray(handle.depth)
     edit = Interchange(source[depth], jnp.asarray(handle.weight), handle.basis)
-    states = recording.base[handle.tap]
-    return model.resume(params, handle.tap, depth, edit(states[depth]), inputs=recording.inputs, states=states)
+    states = runs.base[handle.tap]
+    return network.resume(handle.tap, depth, edit(states[depth]), inputs=runs.inputs, states=states)
 
 
-@partial(jax.jit, static_argnames=("model",))
-def handle_outputs(model: Model, params: Params, recording: Recording, handles: Handle | LocalHandle) -> Array:
+@jax.jit
+def handle_outputs(network: Network, runs: Runs, handles: Handle) -> Array:
     """Run the base inputs once for each of a few handles: outputs `[H, N, C]`."""
-    return map_handles(lambda handle: patched_outputs(model, params, recording, handle), handles, chunk=1)
+    return map_handles(lambda handle: patched_outputs(network, runs, handle), handles, chunk=1)
 
 
-def map_handles(function: Callable[[AnyHandle], Array], handles: AnyHandle, *, chunk: int) -> Array:
+def map_handles(function: Callable[[Handle], Array], handles: Handle, *, chunk: int) -> Array:
     """Apply a function to every handle of a batch, `chunk` of them at a time, inside one program."""
     chunk = min(chunk, leading_axis(handles))
     return jax.lax.map(function, handles, batch_size=chunk if chunk > 1 else None)
 
 
-def handle_chunk(recording: Recording, tap: str, budget: int = CHUNK_BYTES) -> int:
+def handle_chunk(runs: Runs, tap: str, budget: int = CHUNK_BYTES) -> int:
     """Return how many handles to patch at once so that one layer's activations fit the budget in bytes."""
-    _, pairs, width = recording.source[tap].shape
-    return max(1, budget // (pairs * width * recording.source[tap].dtype.itemsize))
+    source = runs.source[tap]
+    return max(1, budget // max(math.prod(source.shape[1:]) * source.dtype.itemsize, 1))
 
 
-def resume_chunk(recording: Recording, tap: str) -> int:
+def resume_chunk(runs: Runs, tap: str) -> int:
     """Return how many handles of one depth to patch at once.
 
     Under vmap a network that resumes in its middle computes every layer and drops some. One handle at a time it skips
     them, which pays on a CPU as soon as one handle is work enough; an accelerator needs the batch. Work is counted in
     numbers read per layer: those of the tap, and those of what the inputs keep (of prompts, the tokens around it).
     """
-    depth, pairs, width = recording.source[tap].shape
-    kept = sum(leaf.size for leaf in jax.tree.leaves(recording.inputs)) // depth
-    enough = pairs * width + kept >= _WORK
-    return 1 if jax.default_backend() == "cpu" and enough else handle_chunk(recording, tap)
+    source = runs.source[tap]
+    kept = sum(leaf.size for leaf in jax.tree.leaves(runs.inputs)) // source.shape[0]
+    enough = math.prod(source.shape[1:]) + kept >= _WORK
+    return 1 if jax.default_backend() == "cpu" and enough else handle_chunk(runs, tap)
 
 
-def take_pairs(recording: Recording, rows: Int[AnyArray, " B"]) -> Recording:
-    """Pick some pairs of a recording."""
-    states = jax.tree.map(lambda values: jnp.take(values, rows, axis=1), (recording.base, recording.source))
-    inputs = jax.tree.map(lambda values: values[rows], recording.inputs)
-    return Recording(inputs, recording.outputs[rows], *states)
-
-
-def reorder_sources(recording: Recording, order: Int[AnyArray, " N"]) -> Recording:
-    """Give pair t the source of pair `order[t]`."""
-    source = {name: states[:, order] for name, states in recording.source.items()}
-    return Recording(recording.inputs, recording.outputs, recording.base, source)
-
-
-def stack_handles(handles: Sequence[AnyHandle]) -> AnyHandle:
-    """Join single handles of one kind into a batch.
+def take_pairs(runs: Runs, rows: Int[AnyArray, " B"]) -> Runs:
+    """Pick some pairs.
 
     Raises:
-      ValueError: they differ in kind, tap or basis shape.
+      ValueError: a row is not a whole number of 0 to N - 1; rows that JAX traces cannot be checked.
     """
-    if len({jax.tree.structure(handle) for handle in handles}) != 1:
-        raise ValueError(f"got {len(handles)} handles of different kinds, expected one kind, tap and basis")
-    return jax.tree.map(lambda *leaves: leaves[0].__array_namespace__().stack(leaves), *handles)
+    places("rows", rows, runs.outputs.shape[0])
+    states = jax.tree.map(lambda values: jnp.take(values, rows, axis=1), (runs.base, runs.source))
+    inputs = jax.tree.map(lambda values: values[rows], runs.inputs)
+    return Runs(inputs, runs.outputs[rows], *states)
 
 
-def take_handle(handles: AnyHandle, index: int | Int[AnyArray, "..."]) -> AnyHandle:
-    """Pick one handle, or several, from a batch."""
-    return jax.tree.map(lambda leaf: leaf[index] if isinstance(leaf, Array) else np.asarray(leaf[index]), handles)
+def reorder_sources(runs: Runs, order: Int[AnyArray, " N"]) -> Runs:
+    """Give pair t the source of pair `order[t]`.
+
+    Raises:
+      ValueError: there is not one pair for each, or one is not there; an order that JAX traces cannot be checked.
+    """
+    count = runs.outputs.shape[0]
+    places("pairs to take sources from", order, count)
+    if np.shape(order) != (count,):
+        raise ValueError(f"got an order of shape {np.shape(order)}, expected ({count},), a pair for each")
+    source = {name: states[:, order] for name, states in runs.source.items()}
+    return Runs(runs.inputs, runs.outputs, runs.base, source)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
+from abstraction.checks import are_some_of, is_whole
 from abstraction.interventions.bases import Basis
-from abstraction.interventions.edits import Interchange
-from abstraction.models import Edits, Tap
+from abstraction.interventions.handles import Handle, check_depths
+from abstraction.models import Tap
 from abstraction.pytrees import pytree, static
 from abstraction.typing import AnyArray
 
@@ -44,9 +44,9 @@ class SiteBank:
         """The number of sites S."""
         return self.depth.shape[0]
 
-    def handles(self) -> "LocalHandle":
+    def handles(self) -> Handle:
         """Make each site a handle of strength 1, alone."""
-        return LocalHandle(self.depth, self.weight, basis_at(self.basis, self.depth), self.tap)
+        return Handle(self.tap, self.weight, basis_at(self.basis, self.depth), self.depth)
 
     def rows(self) -> Float[np.ndarray, "S L K"]:
         """Spread each site over the tap's depth axis."""
@@ -70,45 +70,6 @@ class SiteBank:
         return dataclasses.replace(self, depth=self.depth[index], weight=self.weight[index])
 
 
-@pytree
-class Handle:
-    """Where a causal variable lives: a weight per depth and feature of one tap, in a basis.
-
-    Attributes:
-      weight: strength times site weight, `[L, K]` (more leading axes for a batch of handles).
-      basis: features per depth, each leaf `[L, ...]`, or None for native coordinates.
-      tap: the tap's name.
-    """
-
-    weight: AnyArray
-    basis: Basis | None = None
-    tap: str = static(default="hidden")
-
-    def edits(self, source: Float[Array, "L N D"]) -> Edits:
-        """The interchange of this handle's features with those of recorded source states."""
-        return {self.tap: Interchange(source, jnp.asarray(self.weight)[:, None, :], self.basis)}
-
-
-@pytree
-class LocalHandle:
-    """A handle at a single depth, evaluated by resuming the network there.
-
-    Attributes:
-      depth: depth index, a scalar (a value: handles at different depths share one program).
-      weight: `[K]`.
-      basis: features at that depth, or None for native coordinates.
-      tap: the tap's name.
-    """
-
-    depth: AnyArray
-    weight: AnyArray
-    basis: Basis | None = None
-    tap: str = static(default="hidden")
-
-
-AnyHandle = TypeVar("AnyHandle", bound=Handle | LocalHandle)
-
-
 def unit_sites(tap: Tap) -> SiteBank:
     """Make every single coordinate a site, depth-major."""
     return group_sites(tap, 1)
@@ -120,11 +81,11 @@ def group_sites(tap: Tap, width: int) -> SiteBank:
     Raises:
       ValueError: `width` is not between 1 and the tap's width.
     """
-    if not 1 <= width <= tap.width:
+    if not is_whole(width) or not 1 <= width <= tap.width:
         raise ValueError(f"got site width {width}, expected between 1 and {tap.width}, the width of tap {tap.name!r}")
     starts = range(0, tap.width, width)
     return coordinate_sites(
-        tap, [(depth, range(s, min(s + width, tap.width))) for depth in range(_depth(tap)) for s in starts]
+        tap, [(depth, range(s, min(s + width, tap.width))) for depth in range(tap.depth) for s in starts]
     )
 
 
@@ -137,60 +98,52 @@ def coordinate_sites(tap: Tap, sites: Sequence[tuple[int, Sequence[int]]]) -> Si
     """Make sites from explicit (depth, coordinates).
 
     Raises:
-      ValueError: a depth or a coordinate is outside the tap, or a site is empty.
+      ValueError: a depth or a coordinate is outside the tap or given twice, or there is no site, or an empty one.
     """
+    if not len(sites):
+        raise ValueError(f"got no site of tap {tap.name!r}, expected at least one")
     weight = np.zeros((len(sites), tap.width), np.float32)
     for index, (depth, coordinates) in enumerate(sites):
-        if not 0 <= depth < _depth(tap):
-            raise ValueError(f"got site {index} at depth {depth}, expected 0 to {_depth(tap) - 1} of tap {tap.name!r}")
-        wrong = [c for c in coordinates if not 0 <= c < tap.width]
-        if wrong or not len(coordinates):
+        _check_place(tap, index, depth)
+        if not are_some_of(coordinates, tap.width):
             raise ValueError(
-                f"got coordinates {list(coordinates)} in site {index}, expected some of 0 to {tap.width - 1}, "
-                f"the width of tap {tap.name!r}"
+                f"got coordinates {list(coordinates)} in site {index}, expected some of 0 to {tap.width - 1}, each "
+                f"once, the width of tap {tap.name!r}"
             )
         weight[index, list(coordinates)] = 1.0
-    return SiteBank(np.array([depth for depth, _ in sites], np.int32), weight, tap.name, _depth(tap))
+    return SiteBank(np.array([depth for depth, _ in sites], np.int32), weight, tap.name, tap.depth)
 
 
-def basis_at(basis: Basis | None, depth: Int[AnyArray, "*H"]) -> Basis | None:
+_Basis = TypeVar("_Basis", bound=Basis | None)
+
+
+def basis_at(basis: _Basis, depth: Int[AnyArray, "*H"]) -> _Basis:
     """Pick a basis per depth, each leaf `[L, ...]`, at given depths."""
     index = np.asarray(depth)
     return jax.tree.map(lambda leaf: np.asarray(leaf)[index], basis)
-
-
-def at_one_depth(handles: Handle) -> Handle | LocalHandle:
-    """Make a batch of handles local if each of them acts at one depth, so that the network resumes there."""
-    weight = np.asarray(handles.weight)
-    acts = (weight != 0).any(axis=-1)
-    if weight.ndim != 3 or (acts.sum(axis=1) > 1).any():
-        return handles
-    depth, rows = acts.argmax(axis=1).astype(np.int32), np.arange(len(weight))
-    basis = jax.tree.map(lambda leaf: np.asarray(leaf)[rows, depth], handles.basis)
-    return LocalHandle(depth, weight[rows, depth], basis, handles.tap)
 
 
 def span_sites(tap: Tap, basis: Basis, spans: Sequence[tuple[int, Sequence[int]]]) -> SiteBank:
     """Make sites from explicit (depth, features of a basis per depth).
 
     Raises:
-      ValueError: a depth is outside the tap, a site is empty, or the basis has no such feature there.
+      ValueError: a depth is outside the tap, there is no site, or an empty one, the basis has no such feature there, or
+        is not one per depth of the tap.
     """
+    _check_basis(tap, basis)
     ranks = feature_ranks(basis)
-    if len(ranks) != _depth(tap):
-        raise ValueError(f"got a basis at {len(ranks)} depths, expected {_depth(tap)}, the depth of tap {tap.name!r}")
+    if not len(spans):
+        raise ValueError(f"got no site of tap {tap.name!r}, expected at least one")
     weight = np.zeros((len(spans), np.shape(basis.encoder)[-1]), np.float32)
     for index, (depth, features) in enumerate(spans):
-        if not 0 <= depth < _depth(tap):
-            raise ValueError(f"got site {index} at depth {depth}, expected 0 to {_depth(tap) - 1} of tap {tap.name!r}")
-        wrong = [feature for feature in features if not 0 <= feature < ranks[depth]]
-        if wrong or not len(features):
+        _check_place(tap, index, depth)
+        if not are_some_of(features, ranks[depth]):
             raise ValueError(
-                f"got components {list(features)} in site {index}, expected 0 to {ranks[depth] - 1}: the states "
-                f"of tap {tap.name!r} at depth {depth} have rank {ranks[depth]}"
+                f"got components {list(features)} in site {index}, expected 0 to {ranks[depth] - 1}, each once: the "
+                f"states of tap {tap.name!r} at depth {depth} have rank {ranks[depth]}"
             )
         weight[index, list(features)] = 1.0
-    return SiteBank(np.array([depth for depth, _ in spans], np.int32), weight, tap.name, _depth(tap), basis)
+    return SiteBank(np.array([depth for depth, _ in spans], np.int32), weight, tap.name, tap.depth, basis)
 
 
 def prefix_sites(tap: Tap, basis: Basis, size: int) -> SiteBank:
@@ -221,14 +174,47 @@ def feature_ranks(basis: Basis) -> list[int]:
 
 def _enough(basis: Basis, size: int) -> list[int]:
     ranks = feature_ranks(basis)
-    if not 1 <= size <= max(ranks):
+    if not is_whole(size) or not 1 <= size <= max(ranks):
         raise ValueError(
             f"got spans of {size} components, expected 1 to {max(ranks)}, the states' rank by depth {ranks}"
         )
     return ranks
 
 
-def _depth(tap: Tap) -> int:
-    if tap.depth is None:
-        raise ValueError(f"got tap {tap.name!r} without a depth axis, expected a tap that recurs along depth")
-    return tap.depth
+def check_sites(sites: SiteBank, tap: Tap) -> None:
+    """Refuse a bank of sites that does not fit its tap.
+
+    Raises:
+      ValueError: another tap, depth or width, no site, a depth that is not there, or weights that are not finite.
+    """
+    if (sites.tap, sites.tap_depth) != (tap.name, tap.depth):
+        raise ValueError(
+            f"got sites of tap {sites.tap!r} of depth {sites.tap_depth}, expected tap {tap.name!r} of depth {tap.depth}"
+        )
+    if sites.basis is not None:
+        _check_basis(tap, sites.basis)
+    features = tap.width if sites.basis is None else np.shape(sites.basis.encoder)[-1]
+    if np.shape(sites.weight) != (len(sites.depth), features) or not len(sites.depth):
+        raise ValueError(
+            f"got weights of shape {np.shape(sites.weight)} for {len(sites.depth)} sites, expected a row of {features} "
+            f"for each, at least one, at tap {tap.name!r}"
+        )
+    check_depths(np.asarray(sites.depth), tap)
+    if not np.isfinite(np.asarray(sites.weight, np.float64)).all():
+        raise ValueError(f"got weights of sites of tap {tap.name!r} that are not finite, expected finite numbers")
+
+
+def _check_basis(tap: Tap, basis: Basis) -> None:
+    shape, back = np.shape(basis.encoder), np.shape(basis.decoder)
+    if len(shape) != 3 or shape[0] != tap.depth:
+        depths = shape[0] if len(shape) == 3 else f"no axis of depths, but an encoder {shape}"
+        raise ValueError(f"got a basis at {depths} depths, expected {tap.depth}, the depth of tap {tap.name!r}")
+    if shape[1] != tap.width or back != (shape[0], shape[2], shape[1]):
+        raise ValueError(f"got encoder {shape} and decoder {back}, expected a basis of width {tap.width}")
+    if not np.isfinite(np.asarray(basis.encoder)).all() or not np.isfinite(np.asarray(basis.decoder)).all():
+        raise ValueError(f"got a basis of tap {tap.name!r} that is not finite, expected finite numbers")
+
+
+def _check_place(tap: Tap, index: int, depth: int) -> None:
+    if not is_whole(depth) or not 0 <= depth < tap.depth:
+        raise ValueError(f"got site {index} at depth {depth}, expected 0 to {tap.depth - 1} of tap {tap.name!r}")

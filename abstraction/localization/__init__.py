@@ -3,145 +3,63 @@
 `pipeline` reads like the paper; the other files are its steps.
 """
 
-from abstraction.localization.calibration import (
-    Choice,
-    Evidence,
-    calibrate,
-    calibrate_candidates,
-    gather_evidence,
-    record_bank,
-)
-from abstraction.localization.couplings import (
-    Coupling,
-    gromov_wasserstein_couplings,
-    nearest_coupling,
-    reference_couplings,
-    relative_epsilons,
-    score_coupling,
-    sinkhorn_couplings,
-)
-from abstraction.localization.cutting import CutMenu, Grid, handle_grid
-from abstraction.localization.das import Boundless, Parametrization, Rotation, orthogonality_error
+from abstraction.localization.calibration import Choice, Selection
+from abstraction.localization.cutting import CutMenu
+from abstraction.localization.das import Boundless, Rotation
 from abstraction.localization.masks import Mask, Weights
-from abstraction.localization.pipeline import AlignmentSearch, Localization, alignment_search, localize, plot
-from abstraction.localization.progressive import (
-    PROTOCOLS,
-    Protocol,
-    Refinement,
-    chosen_rows,
-    coarse_stage,
-    evidence_support,
-    fine_stage,
-    handle_depths,
+from abstraction.localization.pipeline import (
+    AlignmentSearch,
+    Localization,
+    Recipe,
+    Search,
+    alignment_search,
+    localize,
+    plot,
 )
-from abstraction.localization.readwrite import ReadWrite, readwrite_handles, readwrite_start, stack_candidates
+from abstraction.localization.progressive import VARIANTS, Variant, coarse_stage, fine_stage
 from abstraction.localization.rules import (
     BruteForce,
     Cosine,
     GromovWasserstein,
     Nearest,
-    Plans,
     ReferenceTransport,
     Rule,
-    Scope,
-    Scopes,
     Transport,
-    single_site_scores,
 )
-from abstraction.localization.searching import (
-    Featurizer,
-    SearchConfig,
-    Searched,
-    geometry,
-    train_candidates,
-)
-from abstraction.localization.signatures import (
-    CostMetric,
-    Effects,
-    SignatureMode,
-    abstract_signatures,
-    cosine_similarity,
-    measure_effects,
-    site_signatures,
-    transport_cost,
-)
-from abstraction.localization.supports import (
-    Candidates,
-    Support,
-    candidate_grid,
-    coordinate_support,
-    feature_support,
-    full_supports,
-)
+from abstraction.localization.searching import SearchConfig
+from abstraction.localization.signatures import Effects, Signature, measure_effects
+from abstraction.localization.supports import candidate_grid, full_supports
 
 __all__ = [
-    "PROTOCOLS",
+    "VARIANTS",
     "AlignmentSearch",
     "Boundless",
     "BruteForce",
-    "Candidates",
     "Choice",
     "Cosine",
-    "CostMetric",
-    "Coupling",
     "CutMenu",
     "Effects",
-    "Evidence",
-    "Featurizer",
-    "Grid",
     "GromovWasserstein",
     "Localization",
     "Mask",
     "Nearest",
-    "Parametrization",
-    "Plans",
-    "Protocol",
-    "ReadWrite",
+    "Recipe",
     "ReferenceTransport",
-    "Refinement",
     "Rotation",
     "Rule",
-    "Scope",
-    "Scopes",
+    "Search",
     "SearchConfig",
-    "Searched",
-    "SignatureMode",
-    "Support",
+    "Selection",
+    "Signature",
     "Transport",
+    "Variant",
     "Weights",
-    "abstract_signatures",
     "alignment_search",
-    "calibrate",
-    "calibrate_candidates",
     "candidate_grid",
-    "chosen_rows",
     "coarse_stage",
-    "coordinate_support",
-    "cosine_similarity",
-    "evidence_support",
-    "feature_support",
     "fine_stage",
     "full_supports",
-    "gather_evidence",
-    "geometry",
-    "gromov_wasserstein_couplings",
-    "handle_depths",
-    "handle_grid",
     "localize",
     "measure_effects",
-    "nearest_coupling",
-    "orthogonality_error",
     "plot",
-    "readwrite_handles",
-    "readwrite_start",
-    "record_bank",
-    "reference_couplings",
-    "relative_epsilons",
-    "score_coupling",
-    "single_site_scores",
-    "sinkhorn_couplings",
-    "site_signatures",
-    "stack_candidates",
-    "train_candidates",
-    "transport_cost",
 ]

@@ -1,63 +1,75 @@
 """The choice among handles (PLOT, Sec. 3.3): all of them are evaluated by one compiled program.
 
-Selection sees `Evidence`, which is built from fit and calibration pairs and refuses test pairs. Among candidates of
-equal IIA the lower calibration loss wins, then the lower transport cost, then the earlier one; `ties` says how many
-distinct handles shared the winning IIA.
+Selection sees fit and calibration pairs and refuses test pairs. Among candidates of equal IIA the lower calibration
+loss wins, then the lower transport cost, then the earlier one; `ties` says how many distinct handles shared the winning
+IIA. A candidate with an output that is not finite on any pair is never chosen; `not_finite` says how many there were.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 
-from abstraction.causal import PairBank
-from abstraction.evaluation import CLASSES, Readout, Tally, tally_handles, unique_handles
-from abstraction.interventions import Basis, Handle, LocalHandle, Recording, at_one_depth, record_pairs, take_handle
+from abstraction.checks import flag, kind, places
+from abstraction.evaluation import Recorded, Tally, tally_handles
+from abstraction.evaluation.iia import unique_handles
+from abstraction.interventions import Basis, Handle
+from abstraction.interventions.handles import take_handle
 from abstraction.localization.cutting import Grid
-from abstraction.models import Model
-from abstraction.typing import AnyArray, Params, Setting
+from abstraction.models import Network
+
+Evidence: TypeAlias = Recorded | Sequence[Recorded]
+"""What a selection may look at: one recorded bank, or several of the same variables, whose counts are pooled."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Evidence:
-    """What a selection may look at; build it with `gather_evidence`.
+class Selection:
+    """How one handle per variable is selected.
 
     Attributes:
-      recordings: base and source runs, one per bank.
-      banks: fit and calibration banks of the same variables.
-    """
-
-    recordings: tuple[Recording, ...]
-    banks: tuple[PairBank, ...]
-
-
-def record_bank(
-    model: Model, params: Params, encode: Callable[[Setting], AnyArray], bank: PairBank, *, tap: str
-) -> Recording:
-    """Run a bank's base and source settings through the network once."""
-    return record_pairs(model, params, encode(bank.base), encode(bank.source), taps=(tap,))
-
-
-def gather_evidence(pairs: Sequence[tuple[Recording, PairBank]]) -> Evidence:
-    """Collect recorded banks for a selection.
+      shared_axis: an axis on which all variables must agree (the paper's shared-eps rule); by default none.
+      first_wins: let the earliest of equal IIA win, as in the paper, whatever its loss and cost.
 
     Raises:
-      ValueError: a bank has the role `test`, banks differ in variables, or there is none.
+      ValueError: the axis is not a name, or the flag not a truth value.
     """
-    banks = tuple(bank for _, bank in pairs)
+
+    shared_axis: str | None = None
+    first_wins: bool = False
+
+    def __post_init__(self) -> None:
+        kind("shared axis", self.shared_axis, (str, type(None)))
+        flag("first_wins", self.first_wins)
+
+
+SELECTION = Selection()
+
+
+def checked_evidence(evidence: Evidence) -> tuple[Recorded, ...]:
+    """Return the banks of the evidence for a selection.
+
+    Raises:
+      ValueError: there is none, one is a test bank, they differ in variables, or a variable has no pair in any.
+    """
+    banks = (evidence,) if isinstance(evidence, Recorded) else tuple(evidence)
     if not banks or len({bank.variables for bank in banks}) != 1:
         raise ValueError(
-            f"got banks of {[bank.variables for bank in banks]}, expected at least one, of equal variables"
+            f"got evidence of variables {[bank.variables for bank in banks]}, expected at least one recorded bank, all "
+            "of equal variables"
         )
-    forbidden = [bank.role for bank in banks if bank.role not in ("fit", "calibration")]
+    forbidden = [one.bank.role for one in banks if one.bank.role not in ("fit", "calibration")]
     if forbidden:
         raise ValueError(
             f"got a {forbidden[0]} bank as evidence for a selection, expected fit or calibration pairs only"
         )
-    return Evidence(tuple(recording for recording, _ in pairs), banks)
+    counted = np.any([one.bank.eligible.any(axis=1) for one in banks], axis=0)
+    if not counted.all():
+        empty = [name for name, there in zip(banks[0].variables, counted, strict=True) if not there]
+        raise ValueError(f"got evidence without an eligible pair of {empty}, expected some of every variable")
+    return banks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +77,7 @@ class Choice:
     """The handle chosen for each variable, and on what grounds.
 
     Attributes:
+      variables: names of the V variables.
       handles: one handle per variable, batched.
       settings: the grid values of each variable's winner.
       tally: the winners' counts on the evidence, `[V]`.
@@ -73,9 +86,11 @@ class Choice:
       candidates: grid size per variable, the largest where they differ.
       evaluated: distinct (handle, variable) that were run.
       scores: combined IIA of every candidate, `[V, *axes]`; NaN where a variable has fewer than others.
+      not_finite: candidates that were not finite on the evidence, and so could not be chosen, per variable.
     """
 
-    handles: Handle | LocalHandle
+    variables: tuple[str, ...]
+    handles: Handle
     settings: tuple[dict[str, Any], ...]
     tally: Tally
     ties: np.ndarray
@@ -83,51 +98,47 @@ class Choice:
     candidates: int
     evaluated: int
     scores: np.ndarray
+    not_finite: np.ndarray
 
 
-def calibrate(
-    model: Model,
-    params: Params,
-    evidence: Evidence,
-    grid: Grid,
-    *,
-    tap: str,
-    shared_axis: str | None = None,
-    first_wins: bool = False,
-    readout: Readout = CLASSES,
-) -> Choice:
+def calibrate(network: Network, evidence: Evidence, grid: Grid, selection: Selection = SELECTION) -> Choice:
     """Evaluate every distinct handle of a grid on the evidence and choose one per variable.
 
     Args:
-      model: the network.
-      params: its weights.
-      evidence: the pairs to choose by; counts of all its banks are pooled.
+      network: the network.
+      evidence: the pairs to choose by.
       grid: the candidates.
-      tap: the tap they edit.
-      shared_axis: an axis on which all variables must agree (the paper's shared-eps rule); by default none.
-      first_wins: let the earliest of equal IIA win, as in the paper, whatever its loss and cost.
-      readout: how outputs meet labels.
+      selection: how to select.
 
     Returns:
       The choice, best combined IIA first.
+
+    Raises:
+      ValueError: what `checked_evidence` and `select` refuse, an unknown shared axis, or a grid of other variables.
     """
+    banks = checked_evidence(evidence)
     variables, *shape = grid.cost.shape
-    variable = np.repeat(np.arange(variables), np.prod(shape, dtype=int))
-    flat = Handle(grid.weight.reshape(len(variable), *grid.weight.shape[-2:]), None, tap)
+    if variables != len(banks[0].variables):
+        raise ValueError(f"got a grid of {variables} variables, expected {len(banks[0].variables)}, the evidence's")
+    shared, size = _axis_index(grid, selection.shared_axis), int(np.prod(shape, dtype=int))
+    variable = np.repeat(np.arange(variables), size)
+    flat = Handle(grid.tap, grid.weight.reshape(len(variable), *grid.weight.shape[-2:]))
     distinct, owner, inverse = unique_handles(flat, variable)
     distinct = dataclasses.replace(distinct, basis=_repeated(grid.basis, len(owner)))
-    tally = tally_evidence(model, params, evidence, at_one_depth(distinct), owner, readout=readout)
-    every = tally[inverse]
+    every = tally_evidence(network, banks, distinct, owner)[inverse]
     scores, losses = every.combined.reshape(variables, *shape), every.mean_loss.reshape(variables, *shape)
+    indifferent = np.where(np.isfinite(losses), 0.0, losses)
     winners = select(
         scores,
-        np.zeros_like(losses) if first_wins else losses,
-        np.zeros_like(grid.cost) if first_wins else grid.cost,
-        shared_axis=_axis_index(grid, shared_axis),
+        indifferent if selection.first_wins else losses,
+        np.zeros_like(grid.cost) if selection.first_wins else grid.cost,
+        names=banks[0].variables,
+        shared_axis=shared,
     )
     chosen = [(v, *np.unravel_index(index, shape)) for v, index in enumerate(winners)]
-    flat_index = [int(v * np.prod(shape, dtype=int) + index) for v, index in enumerate(winners)]
+    flat_index = [int(v * size + index) for v, index in enumerate(winners)]
     return Choice(
+        variables=banks[0].variables,
         handles=take_handle(distinct, inverse[flat_index]),
         settings=tuple(
             {name: values[i] for (name, values), i in zip(grid.axes, place[1:], strict=True)} for place in chosen
@@ -135,50 +146,56 @@ def calibrate(
         tally=every[np.array(flat_index)],
         ties=_distinct_ties(scores.reshape(variables, -1), winners, inverse.reshape(variables, -1)),
         ambiguous=np.array([grid.ambiguous[place] for place in chosen]),
-        candidates=int(np.prod(shape, dtype=int)),
+        candidates=size,
         evaluated=len(owner),
         scores=scores,
+        not_finite=(~np.isfinite(losses)).reshape(variables, -1).sum(axis=1),
     )
 
 
 def calibrate_candidates(
-    model: Model,
-    params: Params,
+    network: Network,
     evidence: Evidence,
-    handles: Handle | LocalHandle,
+    handles: Handle,
     variable: Int[np.ndarray, " H"],
     settings: Sequence[dict[str, Any]],
     *,
     cost: Real[np.ndarray, " H"],
-    readout: Readout = CLASSES,
 ) -> Choice:
     """Choose one handle per variable from a flat list, such as trained rotations.
 
     Args:
-      model: the network.
-      params: its weights.
+      network: the network.
       evidence: the pairs to choose by.
       handles: the candidates.
       variable: which variable each candidate stands for.
       settings: what each candidate is, for the report.
       cost: decides between candidates of equal IIA and loss (a rank, say: smaller wins).
-      readout: how outputs meet labels.
 
     Raises:
-      ValueError: a variable has no candidate.
+      ValueError: a variable has no candidate, none that is finite, or no pair; other numbers of handles, variables,
+        settings and costs; a cost that is not a number.
     """
-    counts = np.bincount(variable, minlength=len(evidence.banks[0].variables))
+    banks, variable = checked_evidence(evidence), np.atleast_1d(np.asarray(variable))
+    names, sizes = banks[0].variables, (len(variable), len(settings), len(np.atleast_1d(cost)))
+    if len({len(np.asarray(handles.weight)), *sizes}) != 1 or np.isnan(np.asarray(cost, float)).any():
+        raise ValueError(
+            f"got {len(np.asarray(handles.weight))} handles and {sizes} variables, settings and costs, expected one of "
+            "each per handle, and costs that are numbers"
+        )
+    tally = tally_evidence(network, banks, handles, variable)
+    counts = np.bincount(variable, minlength=len(names))
     if not counts.all():
-        raise ValueError(f"got {counts.tolist()} candidates per variable, expected at least one of each")
-    tally = tally_evidence(model, params, evidence, handles, variable, readout=readout)
+        raise ValueError(f"got {counts.tolist()} candidates of {list(names)}, expected at least one of each")
     order = np.full((len(counts), counts.max()), -1)
     for index, count in enumerate(counts):
         order[index, :count] = np.flatnonzero(variable == index)
     there = order >= 0
-    scores = np.where(there, tally.combined[order], np.nan)
-    winners = select(scores, np.where(there, tally.mean_loss[order], np.inf), np.asarray(cost)[order])
+    scores, losses = (np.where(there, values[order], np.nan) for values in (tally.combined, tally.mean_loss))
+    winners = select(scores, losses, np.asarray(cost)[order], names=names)
     chosen = order[np.arange(len(counts)), winners]
     return Choice(
+        variables=names,
         handles=take_handle(handles, chosen),
         settings=tuple(settings[index] for index in chosen),
         tally=tally[chosen],
@@ -187,23 +204,13 @@ def calibrate_candidates(
         candidates=int(counts.max()),
         evaluated=len(variable),
         scores=scores,
+        not_finite=(there & ~np.isfinite(losses)).sum(axis=1),
     )
 
 
-def tally_evidence(
-    model: Model,
-    params: Params,
-    evidence: Evidence,
-    handles: Handle | LocalHandle,
-    variable: Int[np.ndarray, " H"],
-    *,
-    readout: Readout = CLASSES,
-) -> Tally:
+def tally_evidence(network: Network, evidence: Evidence, handles: Handle, variable: Int[np.ndarray, " H"]) -> Tally:
     """Count hits of many handles, pooled over all banks of the evidence."""
-    tallies = [
-        tally_handles(model, params, recording, bank, handles, variable, readout=readout)
-        for recording, bank in zip(evidence.recordings, evidence.banks, strict=True)
-    ]
+    tallies = [tally_handles(network, recorded, handles, variable) for recorded in checked_evidence(evidence)]
     return sum(tallies[1:], start=tallies[0])
 
 
@@ -212,29 +219,50 @@ def select(
     losses: Float[np.ndarray, "V ..."],
     costs: Real[np.ndarray, "V ..."],
     *,
+    names: Sequence[str] | None = None,
     shared_axis: int | None = None,
 ) -> list[int]:
     """Return the flat index of each variable's winner over `*axes`.
 
     Highest score, then lowest loss, then lowest cost, then first. With a shared axis, its value is fixed first: the
-    one with the highest mean over variables of each variable's best score there, the first of equals.
+    one with the highest mean over variables of each variable's best score there, the first of equals. Where score or
+    loss is not finite there is no candidate.
+
+    Raises:
+      ValueError: a variable is left without a candidate, arrays of unequal shapes, or an axis that is not there.
     """
+    if not np.shape(scores) == np.shape(losses) == np.shape(costs) or np.ndim(scores) < 2:
+        shapes = [np.shape(values) for values in (scores, losses, costs)]
+        raise ValueError(f"got scores, losses and costs of shapes {shapes}, expected one shape [V, ...] for all")
+    if shared_axis is not None:
+        places("shared axis", shared_axis, np.ndim(scores) - 1)
+    finite = np.isfinite(scores) & np.isfinite(losses)
+    scores = np.where(finite, np.round(scores, 9), -1.0)
     allowed = np.ones(scores.shape[1:], bool)
     if shared_axis is not None:
         others = tuple(axis for axis in range(1, scores.ndim) if axis != shared_axis + 1)
         best = np.round(scores.max(axis=others).mean(axis=0), 9)
+        # A value that leaves a variable without a candidate is none that all can share.
+        best = np.where(finite.any(axis=others).all(axis=0), best, -1.0)
         allowed = np.moveaxis(np.zeros_like(allowed), shared_axis, 0)
         allowed[int(best.argmax())] = True
         allowed = np.moveaxis(allowed, 0, shared_axis)
+    _require_candidates(finite & allowed, names)
     winners = []
-    for score, loss, cost in zip(scores, losses, costs, strict=True):
-        keys = (
-            cost.ravel(),
-            np.nan_to_num(loss, nan=np.inf).ravel(),
-            -np.where(allowed, np.round(np.nan_to_num(score, nan=-1.0), 9), -1).ravel(),
-        )
+    for score, loss, cost, there in zip(scores, losses, costs, finite & allowed, strict=True):
+        keys = (cost.ravel(), np.where(there, loss, np.inf).ravel(), -np.where(there, score, -1.0).ravel())
         winners.append(int(np.lexsort(keys)[0]))
     return winners
+
+
+def _require_candidates(there: Bool[np.ndarray, "V ..."], names: Sequence[str] | None) -> None:
+    left = there.reshape(len(there), -1).any(axis=1)
+    if not left.all():
+        lost = [names[v] if names else v for v in np.flatnonzero(~left).tolist()]
+        raise ValueError(
+            f"got no candidate of {lost} whose outputs are finite on every pair, expected at least one: the search "
+            "diverged, or the network's outputs are not finite"
+        )
 
 
 def _repeated(basis: Basis | None, count: int) -> Basis | None:

@@ -12,11 +12,16 @@ cap. `saturated` counts them; ties are broken by cost when handles are cut.
 A scope restricts the columns, so one call solves a joint problem, or one problem per depth, or per resolution.
 eps is relative to the spread of the costs in scope, so it needs no tuning to the number of pairs.
 
+A cost of +inf forbids a pair: its plan is 0, and eps is relative to the spread of the costs that are allowed. Where
+what is allowed cannot carry the marginals, no plan exists, and the coupling says `converged=False`. Any other cost that
+is not finite is refused.
+
 `reference_couplings` is the authors' numerics instead: the float32 kernel exp(-C / eps) clamped at 1e-30, iterated a
 fixed number of times. `clamped` says how much of the kernel the clamp has erased; where that is nearly all of it,
 the plan is the uniform product and means nothing.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import cast
@@ -25,13 +30,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from ott.geometry import geometry
-from ott.problems.linear import linear_problem
-from ott.problems.quadratic import quadratic_problem
-from ott.solvers.linear import sinkhorn
-from ott.solvers.quadratic import gromov_wasserstein
 from scipy import special
 
+from abstraction.checks import positive, whole
+from abstraction.localization.costs import (
+    checked_cost,
+    checked_distance,
+    checked_scopes,
+    epsilons_in_units,
+    in_units,
+    matrix,
+    refuse,
+    refuse_empty,
+    spread,
+    unit,
+)
 from abstraction.pytrees import pytree
 from abstraction.typing import AnyArray
 
@@ -47,7 +60,7 @@ class Coupling:
     Attributes:
       plan: transported mass, `[*B, V, S]`.
       epsilon: absolute eps, `[*B]`.
-      converged: whether the residual is below tolerance, `[*B]`.
+      converged: whether the residual is below tolerance and the plan finite, `[*B]`; others mean nothing.
       marginal_error: largest deviation from a marginal that is enforced, `[*B]`.
       mass: total mass of the plan, 1 unless both marginals are penalised, `[*B]`.
       saturated: sites tied at the top of each row, `[*B, V]`.
@@ -68,14 +81,17 @@ def relative_epsilons(
 ) -> Float[np.ndarray, "G R"]:
     """Scale eps to each scope: ratio times the standard deviation of the costs in scope.
 
-    Where all costs in scope are equal every eps gives the same plan, and the ratio itself is returned.
+    Where all costs in scope are equal every eps gives the same plan, and the ratio itself is returned. Forbidden pairs
+    (cost +inf) have no part in the spread.
 
     Raises:
-      ValueError: a ratio is not positive.
+      ValueError: a ratio is not positive, a cost is NaN or -inf, or a scope forbids a variable or a site altogether.
     """
-    _require_positive(ratios, "epsilon ratios")
-    spread = np.array([np.asarray(cost)[:, scope].std() for scope in np.asarray(scopes)])
-    return np.where(spread > 0, spread, 1.0)[:, None] * np.asarray(ratios, np.float32)
+    positive("epsilon ratios", ratios)
+    scopes = checked_scopes(scopes, np.shape(cost)[-1] if np.ndim(cost) else 0)
+    cost = checked_cost(cost, scopes)
+    spreads = np.array([spread(cost[:, scope]) for scope in scopes])
+    return np.where(spreads > 0, spreads, 1.0)[:, None] * np.asarray(ratios, np.float32)
 
 
 def sinkhorn_couplings(
@@ -90,7 +106,7 @@ def sinkhorn_couplings(
     """Solve every scope at every eps in one compiled program, in the log domain.
 
     Args:
-      cost: transport cost C.
+      cost: transport cost C; +inf forbids a pair.
       epsilons: absolute eps per scope.
       scopes: which sites each scope may use; by default one scope of all sites.
       tau_abstract: 1 enforces that every variable is matched.
@@ -102,21 +118,36 @@ def sinkhorn_couplings(
       Couplings with leading axes `[G, R]`.
 
     Raises:
-      ValueError: an eps or tau out of range, or a scope without sites.
+      ValueError: an eps, tau or number of iterations out of range, a cost that is NaN or -inf, a scope without sites,
+        or one in which a variable or a site has no pair that is allowed.
     """
-    scopes = np.ones((1, cost.shape[1]), bool) if scopes is None else np.asarray(scopes)
-    _require_positive(np.asarray(epsilons).ravel(), "epsilons")
+    sites = np.shape(cost)[-1] if np.ndim(cost) else 0
+    scopes = checked_scopes(np.ones((1, sites), bool) if scopes is None else scopes, sites)
+    positive("epsilons", np.asarray(epsilons).ravel())
+    if np.ndim(epsilons) != 2 or len(epsilons) != len(scopes):
+        raise ValueError(
+            f"got epsilons of shape {np.shape(epsilons)}, expected one row for each of {len(scopes)} scopes"
+        )
     if not (0 < tau_abstract <= 1 and 0 < tau_neural <= 1):
         raise ValueError(f"got tau {tau_abstract} and {tau_neural}, expected values in (0, 1]")
-    if not scopes.any(axis=1).all():
-        raise ValueError("got a scope without sites, expected at least one site in each")
-    return _sinkhorn(cost, np.asarray(epsilons, np.float32), scopes, tau_abstract, tau_neural, iterations)
+    whole("iterations", iterations)
+    checked = checked_cost(cost, scopes)
+    units = unit(checked)
+    eps = epsilons_in_units(epsilons, units)
+    if units == 1:
+        return _sinkhorn(checked, eps, scopes, tau_abstract, tau_neural, iterations)
+    solved = _sinkhorn(in_units(checked, units), eps, scopes, tau_abstract, tau_neural, iterations)
+    return dataclasses.replace(solved, epsilon=np.asarray(epsilons, np.float32))
 
 
 @partial(jax.jit, static_argnames=("tau_abstract", "tau_neural", "iterations"))
 def _sinkhorn(
     cost: Array, epsilons: Array, scopes: Array, tau_abstract: float, tau_neural: float, iterations: int
 ) -> Coupling:
+    from ott.geometry import geometry
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import sinkhorn
+
     variables = cost.shape[0]
     row_marginal = jnp.full(variables, 1 / variables)
     solver = sinkhorn.Sinkhorn(
@@ -167,15 +198,25 @@ def reference_couplings(
       Couplings with leading axes `[len(beta_neural), len(epsilons)]`.
 
     Raises:
-      ValueError: an eps or beta is not positive.
+      ValueError: an eps or beta is not positive, there is none, a number of iterations below 1, or a cost that is not
+        finite: the clamp knows no forbidden pairs.
     """
-    _require_positive(epsilons, "epsilons")
-    _require_positive([1.0 if beta is None else beta for beta in (beta_abstract, *beta_neural)], "betas")
-    eps = np.asarray(epsilons, np.float32)
-    exponent = lambda beta: np.ones_like(eps) if beta is None else np.float32(beta / (beta + eps))
+    positive("epsilons", epsilons)
+    positive("neural betas", [1.0 if beta is None else beta for beta in beta_neural])
+    positive("abstract betas", [1.0 if beta_abstract is None else beta_abstract])
+    whole("iterations", iterations)
+    checked = matrix(cost, "costs")
+    refuse(~np.isfinite(checked), checked, "cost", "finite costs: forbidden pairs are for sinkhorn_couplings")
+    units = unit(checked)
+    eps = epsilons_in_units(epsilons, units)
+    given = np.asarray(epsilons, np.float32 if units == 1 else np.float64)
+    exponent = lambda beta: np.ones_like(eps) if beta is None else np.float32(beta / (beta + given))
     rho_neural = np.stack([exponent(beta) for beta in beta_neural])
     hard = beta_abstract is None, all(beta is None for beta in beta_neural)
-    return _reference(cost, eps, exponent(beta_abstract), rho_neural, hard, iterations)
+    if units == 1:
+        return _reference(checked, eps, exponent(beta_abstract), rho_neural, hard, iterations)
+    solved = _reference(in_units(checked, units), eps, exponent(beta_abstract), rho_neural, hard, iterations)
+    return dataclasses.replace(solved, epsilon=np.broadcast_to(np.float32(given), np.shape(solved.epsilon)))
 
 
 @partial(jax.jit, static_argnames=("hard", "iterations"))
@@ -225,7 +266,7 @@ def gromov_wasserstein_couplings(
       abstract_distance: distances among the variables' signatures.
       neural_distance: distances among the sites' signatures.
       epsilons: absolute values.
-      cross_cost: C, needed for alpha < 1 (fused Gromov-Wasserstein).
+      cross_cost: C, finite, needed for alpha < 1 (fused Gromov-Wasserstein).
       alpha: weight of the relational part, in (0, 1].
       outer_iterations: linearisations, each solved by Sinkhorn.
 
@@ -233,25 +274,44 @@ def gromov_wasserstein_couplings(
       Couplings with leading axis `[len(epsilons)]`.
 
     Raises:
-      ValueError: an eps is not positive, alpha is out of range, or the cross cost is missing.
+      ValueError: an eps is not positive, alpha or the number of linearisations is out of range, the cross cost is
+        missing, or distances are not square, symmetric, finite and 0 from a thing to itself.
     """
-    _require_positive(epsilons, "epsilons")
+    positive("epsilons", epsilons)
     if not 0 < alpha <= 1:
         raise ValueError(f"got alpha {alpha}, expected a value in (0, 1]; use sinkhorn_couplings for 0")
     if (cross_cost is None) != (alpha == 1):
         raise ValueError(f"got alpha {alpha} and cross cost {cross_cost is not None}, expected both or neither")
-    if cross_cost is None:
-        cross_cost = np.zeros((len(abstract_distance), len(neural_distance)), np.float32)
-    scaled = np.asarray(epsilons, np.float32) / np.float32(alpha)
-    return _gromov_wasserstein(
-        abstract_distance, neural_distance, cross_cost, scaled, np.float32(alpha), outer_iterations
-    )
+    whole("outer iterations", outer_iterations)
+    abstract = checked_distance(abstract_distance, "abstract")
+    neural = checked_distance(neural_distance, "neural")
+    shape = len(abstract), len(neural)
+    cross = matrix(np.zeros(shape, np.float32) if cross_cost is None else cross_cost, "cross costs")
+    if cross.shape != shape:
+        raise ValueError(f"got a cross cost of shape {cross.shape}, expected {shape}")
+    refuse(~np.isfinite(cross), cross, "cross cost", "finite costs")
+    units = unit(np.concatenate([abstract.ravel(), neural.ravel()]))
+    if units == 1:
+        scaled = epsilons_in_units(epsilons) / np.float32(alpha)
+        return _gromov_wasserstein(abstract, neural, cross, scaled, np.float32(alpha), outer_iterations)
+    # Distances are squared, so costs and eps are in squared units.
+    given = np.asarray(epsilons, np.float64)
+    scaled, inside = epsilons_in_units(given / alpha, units, units), in_units(cross, units, units)
+    refuse(~np.isfinite(inside), cross, "cross cost", "costs of the order of squared distances")
+    distances = in_units(abstract, units), in_units(neural, units)
+    solved = _gromov_wasserstein(*distances, inside, scaled, np.float32(alpha), outer_iterations)
+    return dataclasses.replace(solved, epsilon=np.float32(given))
 
 
 @partial(jax.jit, static_argnames=("outer_iterations",))
 def _gromov_wasserstein(
     abstract: Array, neural: Array, cross: Array, scaled: Array, alpha: Array, outer_iterations: int
 ) -> Coupling:
+    from ott.geometry import geometry
+    from ott.problems.quadratic import quadratic_problem
+    from ott.solvers.linear import sinkhorn
+    from ott.solvers.quadratic import gromov_wasserstein
+
     a = jnp.full(abstract.shape[0], 1 / abstract.shape[0])
     b = jnp.full(neural.shape[0], 1 / neural.shape[0])
 
@@ -281,18 +341,28 @@ def _gromov_wasserstein(
 def score_coupling(scores: Float[AnyArray, "V S"], *, temperature: float = 1.0) -> Coupling:
     """Turn any score of (variable, site) into a plan by a softmax over sites: no transport.
 
-    With cosines of signatures, or single-site accuracies, these are the paper's cosine and brute-force baselines.
+    With cosines of signatures, or single-site accuracies, these are the paper's cosine and brute-force baselines. A
+    score of -inf forbids a pair.
 
     Raises:
-      ValueError: the temperature is not positive.
+      ValueError: the temperature is not positive, a score is NaN or +inf, or a variable has no score above -inf.
     """
-    _require_positive([temperature], "temperature")
+    positive("temperature", [temperature])
+    checked = matrix(scores, "scores")
+    refuse(np.isnan(checked) | (checked == np.inf), checked, "score", "finite scores, or -inf to forbid a pair")
+    refuse_empty(np.isfinite(checked), "scores")
     return _plain(np.asarray(special.softmax(np.asarray(scores) / temperature, axis=-1), np.float32), temperature)
 
 
 def nearest_coupling(cost: Float[AnyArray, "V S"]) -> Coupling:
-    """Give each variable the site of smallest cost, the first of equals."""
-    cost = np.asarray(cost)
+    """Give each variable the site of smallest cost, the first of equals; +inf forbids a pair.
+
+    Raises:
+      ValueError: a cost is NaN or -inf, or a variable has no pair that is allowed.
+    """
+    cost = matrix(cost, "costs")
+    refuse(np.isnan(cost) | (cost == -np.inf), cost, "cost", "finite costs, or +inf to forbid a pair")
+    refuse_empty(np.isfinite(cost), "costs")
     return _plain(np.eye(cost.shape[1], dtype=np.float32)[cost.argmin(axis=-1)], 0.0)
 
 
@@ -306,6 +376,7 @@ def _plain(rows: Float[Array, "V S"], epsilon: Float[Array, ""]) -> Coupling:
 def _coupling(plan: Array, epsilon: Array, converged: Array, error: Array, clamped: Array) -> Coupling:
     top = plan.max(axis=-1, keepdims=True)
     saturated = ((plan >= top * (1 - TIE_RTOL)) & (plan > 0)).sum(axis=-1)
+    converged = converged & jnp.isfinite(plan).all(axis=(-2, -1))
     return Coupling(plan, epsilon, converged, error, plan.sum(axis=(-2, -1)), saturated, clamped)
 
 
@@ -313,8 +384,3 @@ def _marginal_error(plan: Array, a: Array, b: Array, rows: bool, columns: bool) 
     row = jnp.abs(plan.sum(axis=1) - a).max() if rows else jnp.zeros(())
     column = jnp.abs(plan.sum(axis=0) - b).max() if columns else jnp.zeros(())
     return jnp.maximum(row, column)
-
-
-def _require_positive(values: Sequence[float] | np.ndarray, what: str) -> None:
-    if not len(values) or not all(value > 0 and np.isfinite(value) for value in values):
-        raise ValueError(f"got {what} {[float(value) for value in values]}, expected positive finite numbers")

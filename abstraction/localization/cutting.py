@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from abstraction.checks import flag, one_of, positive, whole
 from abstraction.interventions import Basis, SiteBank
 from abstraction.localization.couplings import TIE_RTOL
 from abstraction.typing import AnyArray
@@ -27,6 +28,7 @@ class Grid(NamedTuple):
       cost: transport cost of each handle, `[V, *axes]`: the mean cost of its sites under its weights.
       ambiguous: whether the last site kept ties with the first one dropped, in mass and cost, `[V, *axes]`.
       axes: name and values of every axis after V.
+      tap: the tap the weights are at.
       basis: the features the weights are on, per depth, or None for native coordinates.
     """
 
@@ -34,16 +36,25 @@ class Grid(NamedTuple):
     cost: Float[np.ndarray, "V ..."]
     ambiguous: Bool[np.ndarray, "V ..."]
     axes: tuple[tuple[str, tuple[Any, ...]], ...]
+    tap: str
     basis: Basis | None = None
 
     def only(self, name: str, values: Collection[Any]) -> "Grid":
-        """Keep some values of one axis."""
+        """Keep some values of one axis.
+
+        Raises:
+          ValueError: there is no such axis, or none of the values is on it.
+        """
         names = [axis for axis, _ in self.axes]
+        if name not in names:
+            raise ValueError(f"got axis {name!r}, expected one of {names}")
         axis = names.index(name)
         kept = [index for index, value in enumerate(self.axes[axis][1]) if value in values]
+        if not kept:
+            raise ValueError(f"got values {list(values)} of axis {name!r}, expected some of {list(self.axes[axis][1])}")
         axes = [(n, tuple(v[i] for i in kept)) if n == name else (n, v) for n, v in self.axes]
         pick = lambda array: np.take(array, kept, axis=axis + 1)
-        return Grid(pick(self.weight), pick(self.cost), pick(self.ambiguous), tuple(axes), self.basis)
+        return Grid(pick(self.weight), pick(self.cost), pick(self.ambiguous), tuple(axes), self.tap, self.basis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +70,9 @@ class CutMenu:
       break_ties: whether sites of equal mass are kept by `cost`, cheapest first, or in site `order` as in the paper.
       overlap: whether the weights of sites that overlap `add` up, or the sites are swapped one `after` another.
       alone: K picks the K-th heaviest site, alone, instead of the K heaviest together.
+
+    Raises:
+      ValueError: no sizes or strengths, one that is not positive and finite, or an unknown word.
     """
 
     subset_sizes: tuple[int, ...]
@@ -67,6 +81,16 @@ class CutMenu:
     break_ties: Literal["cost", "order"] = "cost"
     overlap: Literal["add", "after"] = "add"
     alone: bool = False
+
+    def __post_init__(self) -> None:
+        positive("subset sizes", self.subset_sizes)
+        for size in self.subset_sizes:
+            whole("subset size", size)
+        positive("strengths", self.strengths)
+        one_of("break_ties", self.break_ties, ("cost", "order"))
+        one_of("overlap", self.overlap, ("add", "after"))
+        flag("per_site", self.per_site)
+        flag("alone", self.alone)
 
 
 def handle_grid(
@@ -89,15 +113,27 @@ def handle_grid(
       A grid with axes `*B`, `subset`, `strength`. A row without mass gives handles that change nothing.
 
     Raises:
-      ValueError: K is not between 1 and the number of sites, or a strength is not positive.
+      ValueError: K exceeds the number of sites, plan and cost are not over these sites, a cost is NaN, or the axes are
+        not those of the plan.
     """
     sizes, strengths = np.asarray(menu.subset_sizes), np.asarray(menu.strengths, np.float32)
-    if not len(sizes) or not 1 <= sizes.min() <= sizes.max() <= sites.size:
+    if np.shape(plan)[-2:] != np.shape(cost) or np.shape(cost)[-1] != sites.size:
+        raise ValueError(
+            f"got a plan of shape {np.shape(plan)} and a cost of shape {np.shape(cost)}, expected both over "
+            f"{sites.size} sites and the same variables"
+        )
+    lengths = tuple(len(values) for _, values in axes)
+    if lengths != np.shape(plan)[:-2]:
+        raise ValueError(
+            f"got axes {[name for name, _ in axes]} of lengths {lengths}, expected {np.shape(plan)[:-2]}, those of "
+            "the plan"
+        )
+    if np.isnan(np.asarray(cost)).any():
+        raise ValueError("got a cost that is not a number, expected numbers, or +inf for a pair that is forbidden")
+    if sizes.max() > sites.size:
         raise ValueError(
             f"got subset sizes {sizes.tolist()}, expected values from 1 to {sites.size}, the sites there are"
         )
-    if not len(strengths) or not (strengths > 0).all():
-        raise ValueError(f"got strengths {strengths.tolist()}, expected positive numbers")
     plan = np.nan_to_num(np.moveaxis(np.asarray(plan), -2, 0), nan=0.0, posinf=0.0, neginf=0.0)
     cost = np.broadcast_to(np.expand_dims(np.asarray(cost), tuple(range(1, plan.ndim - 1))), plan.shape)
     masses, ambiguous = _cut(plan, cost, sizes, menu.break_ties, menu.alone)
@@ -110,9 +146,11 @@ def handle_grid(
     repeat = lambda values: np.repeat(values[..., None], len(strengths), axis=-1)
     return Grid(
         weight.astype(np.float32),
-        repeat((masses * cost[..., None, :]).sum(axis=-1)),
+        # A forbidden pair costs +inf and has no mass: it is no part of the handle, nor of its cost.
+        repeat((masses * np.where(masses > 0, cost[..., None, :], 0.0)).sum(axis=-1)),
         repeat(ambiguous),
         (*((n, tuple(v)) for n, v in axes), ("subset", menu.subset_sizes), ("strength", menu.strengths)),
+        sites.tap,
         sites.basis,
     )
 

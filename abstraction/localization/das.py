@@ -18,13 +18,14 @@ A is confined to the first m rows and columns, so a search stays inside its supp
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from abstraction.checks import number, one_of, places, positive
 from abstraction.interventions import Basis
 from abstraction.localization.searching import Free, zero_mean
 from abstraction.localization.supports import Candidates
@@ -38,6 +39,9 @@ class Rotation:
     """DAS at a fixed rank, or, with `oblique`, its relaxation to invertible maps; a `Featurizer`."""
 
     parametrization: Parametrization = "cayley"
+
+    def __post_init__(self) -> None:
+        _check_parametrization(self.parametrization)
 
     @property
     def rates(self) -> Mapping[str, float]:
@@ -79,6 +83,12 @@ class Boundless:
     penalty_weight: float = 1.0
     temperatures: tuple[float, float] = (1.0, 0.1)
 
+    def __post_init__(self) -> None:
+        _check_parametrization(self.parametrization)
+        positive("temperatures", self.temperatures, 2)
+        number("boundary rate", self.boundary_rate, 0, np.inf)
+        number("penalty weight", self.penalty_weight, 0, np.inf)
+
     @property
     def rates(self) -> Mapping[str, float]:
         """The rotation at the candidate's rate, the boundary at its own."""
@@ -93,9 +103,9 @@ class Boundless:
         """Turn the start; features count the less the further they are beyond the boundary."""
         first, last = self.temperatures
         temperature = first + (last - first) * progress
-        places = jnp.arange(candidate.encoder.shape[-1]) + 0.5
-        weight = jax.nn.sigmoid((free["boundary"] * candidate.limit - places) / temperature)
-        weight = weight * leading(candidate.limit, len(places))
+        spots = jnp.arange(candidate.encoder.shape[-1]) + 0.5
+        weight = jax.nn.sigmoid((free["boundary"] * candidate.limit - spots) / temperature)
+        weight = weight * leading(candidate.limit, len(spots))
         return weight, turned(free["matrix"], candidate, self.parametrization)
 
     def final(self, free: Free, candidate: Candidates) -> tuple[Array, Basis]:
@@ -128,11 +138,13 @@ def _map(
         orthogonal = jnp.linalg.qr(identity + free)[0]
     elif parametrization == "expm":
         orthogonal = jax.scipy.linalg.expm(skew)
-    elif parametrization == "cayley":
-        orthogonal = jnp.linalg.solve(identity + skew, identity - skew)
     else:
-        raise ValueError(f"got parametrization {parametrization!r}, expected 'cayley', 'expm', 'qr' or 'oblique'")
+        orthogonal = jnp.linalg.solve(identity + skew, identity - skew)
     return orthogonal, orthogonal.T
+
+
+def _check_parametrization(name: str) -> None:
+    one_of("parametrization", name, get_args(Parametrization))
 
 
 def leading(count: Int[AnyArray, "*C"], width: int) -> Float[Array, "*C K"]:
@@ -141,7 +153,15 @@ def leading(count: Int[AnyArray, "*C"], width: int) -> Float[Array, "*C K"]:
 
 
 def orthogonality_error(basis: Basis, rank: Int[AnyArray, " C"]) -> Float[np.ndarray, " C"]:
-    """Return max |R_k^T R_k - I| of each trained basis; 0 for DAS, and how oblique a map is otherwise."""
+    """Return max |R_k^T R_k - I| of each trained basis; 0 for DAS, and how oblique a map is otherwise.
+
+    Raises:
+      ValueError: bases that are not `[C, D, K]`, or there is not a rank of 0 to K for each.
+    """
+    shape = np.shape(basis.encoder)
+    if len(shape) != 3 or np.shape(rank) != shape[:1]:
+        raise ValueError(f"got encoders {shape} and ranks {np.shape(rank)}, expected [C, D, K] and a rank for each")
+    places("ranks", rank, shape[2] + 1)
     encoder = np.asarray(basis.encoder, np.float64) * np.asarray(leading(rank, basis.encoder.shape[-1]))[:, None, :]
     expected = np.eye(encoder.shape[-1]) * np.asarray(leading(rank, encoder.shape[-1]))[:, None, :]
     return np.abs(encoder.mT @ encoder - expected).max(axis=(1, 2))

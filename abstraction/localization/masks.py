@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from abstraction.checks import positive
 from abstraction.interventions import Basis
 from abstraction.localization.das import leading
 from abstraction.localization.searching import Free, zero_mean
@@ -28,6 +29,9 @@ class Mask:
     """
 
     temperatures: tuple[float, float] = (1.0, 0.01)
+
+    def __post_init__(self) -> None:
+        positive("temperatures", self.temperatures, 2)
 
     @property
     def rates(self) -> Mapping[str, float]:

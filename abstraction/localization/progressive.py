@@ -6,33 +6,33 @@
     guide     hand what Stage B selected to an alignment search as its support
 
 Stage B solves one coupling per resolution, or one for the union of all resolutions. Published variants are in
-`PROTOCOLS`: `v1` (May 2026: the union, the kernel solver with its clamp, sites swapped one after another) and `v4`
+`VARIANTS`: `v1` (May 2026: the union, the kernel solver with its clamp, sites swapped one after another) and `v4`
 (October 2026: one coupling per resolution, log domain). `ours` relaxes the neural marginal, which otherwise caps the
 share of a row's mass that its best site can have (balanced plans use every site equally).
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from abstraction.causal import PairBank
-from abstraction.evaluation import CLASSES, Readout
-from abstraction.interventions import Handle, LocalHandle, Recording, SiteBank, state_sites
-from abstraction.localization.calibration import Choice, Evidence, calibrate
+from abstraction.checks import flag, kind, whole
+from abstraction.evaluation import Recorded
+from abstraction.interventions import SiteBank, state_sites
+from abstraction.interventions.handles import check_depths
+from abstraction.localization.calibration import SELECTION, Choice, Evidence, Selection, calibrate
 from abstraction.localization.cutting import CutMenu, Grid, handle_grid
 from abstraction.localization.pipeline import Localization, localize
 from abstraction.localization.rules import Plans, ReferenceTransport, Rule, Scopes, Transport
-from abstraction.localization.signatures import Effects, measure_effects
-from abstraction.models import Model, Tap
-from abstraction.typing import Params
+from abstraction.localization.signatures import SIGNATURE, Effects, Signature, measure_effects
+from abstraction.models import Network
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class Variant:
     """How both stages couple, cut and choose.
 
     Attributes:
@@ -41,7 +41,10 @@ class Protocol:
       menu: how Stage B cuts; sizes beyond the number of sites keep all of them.
       union: one coupling for all resolutions together, instead of one each.
       heaviest: how many of a row's heaviest depths Stage A swaps, each alone, to choose one.
-      options: passed on to `calibrate` in both stages.
+      selection: how both stages choose.
+
+    Raises:
+      ValueError: an option of another kind, or fewer than one depth to swap.
     """
 
     coarse: Rule
@@ -49,28 +52,36 @@ class Protocol:
     menu: CutMenu
     union: bool = False
     heaviest: int = 1
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    selection: Selection = SELECTION
+
+    def __post_init__(self) -> None:
+        kind("coarse rule", self.coarse, Rule)
+        kind("fine rule", self.fine, Rule)
+        kind("menu", self.menu, CutMenu)
+        flag("union", self.union)
+        whole("heaviest", self.heaviest)
+        kind("selection", self.selection, Selection)
 
 
-_SHARED = {"shared_axis": "epsilon", "first_wins": True}
+_SHARED = Selection(shared_axis="epsilon", first_wins=True)
 _STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 COARSE_EPSILONS, FINE_EPSILONS = (0.01, 0.03), (0.003, 0.01, 0.03, 0.1)
 
-PROTOCOLS: dict[str, Protocol] = {
-    "v1": Protocol(
+VARIANTS: dict[str, Variant] = {
+    "v1": Variant(
         ReferenceTransport(COARSE_EPSILONS, iterations=80),
         ReferenceTransport(FINE_EPSILONS, iterations=80),
         CutMenu((1, 2, 4), _STRENGTHS, per_site=False, break_ties="order", overlap="after"),
         union=True,
-        options=_SHARED,
+        selection=_SHARED,
     ),
-    "v4": Protocol(
+    "v4": Variant(
         Transport("joint", COARSE_EPSILONS, absolute=True),
         Transport("joint", FINE_EPSILONS, absolute=True),
         CutMenu((1, 2, 4), _STRENGTHS, per_site=False, break_ties="order", overlap="after"),
-        options=_SHARED,
+        selection=_SHARED,
     ),
-    "ours": Protocol(
+    "ours": Variant(
         Transport("joint", (0.03, 0.1, 0.3, 1.0), taus=(0.5,)),
         Transport("joint", (0.03, 0.1, 0.3, 1.0), taus=(1.0, 0.5)),
         CutMenu((1, 2, 3, 4, 6, 8), tuple(round(0.5 + 0.1 * step, 1) for step in range(16))),
@@ -98,85 +109,62 @@ class Refinement(NamedTuple):
 
 
 def coarse_stage(
-    model: Model,
-    params: Params,
-    recording: Recording,
-    bank: PairBank,
-    tap: Tap,
-    protocol: Protocol,
-    evidence: Evidence,
-    *,
-    signature: Mapping[str, Any] | None = None,
-    readout: Readout = CLASSES,
+    network: Network, fit: Recorded, variant: Variant, signature: Signature = SIGNATURE, *, evidence: Evidence
 ) -> Localization:
     """Stage A: couple full states, swap each row's heaviest whole, or the best of a few on the evidence.
 
     Args:
-      model: the network.
-      params: its weights.
-      recording: base and source runs of the fit pairs.
-      bank: the fit pairs.
-      tap: whose depths are the sites.
-      protocol: how to couple and choose.
+      network: the network.
+      fit: recorded fit pairs; the depths of their tap are the sites.
+      variant: how to couple and choose.
+      signature: how effects are measured.
       evidence: the pairs to choose eps by.
-      signature: options of `measure_effects`.
-      readout: how outputs meet labels.
     """
-    effects = measure_effects(model, params, recording, bank, state_sites(tap), **(signature or {}))
-    tried = tuple(range(1, min(protocol.heaviest, effects.sites.size) + 1))
-    menu = CutMenu(tried, (1.0,), break_ties=protocol.menu.break_ties, alone=True)
-    plans = protocol.coarse(effects)
-    return localize(model, params, effects, plans, menu, evidence, readout=readout, **protocol.options)
-
-
-def handle_depths(handles: Handle | LocalHandle) -> Int[np.ndarray, " V"]:
-    """Return the depth at which each handle of a batch moves most; the earlier of equals."""
-    if isinstance(handles, Handle):
-        return np.abs(np.asarray(handles.weight)).sum(axis=-1).argmax(axis=-1)
-    return np.asarray(handles.depth)
+    effects = measure_effects(network, fit, state_sites(network.taps[fit.tap]), signature)
+    tried = tuple(range(1, min(variant.heaviest, effects.sites.size) + 1))
+    menu = CutMenu(tried, (1.0,), break_ties=variant.menu.break_ties, alone=True)
+    return localize(network, effects, variant.coarse(effects), menu, evidence=evidence, selection=variant.selection)
 
 
 def fine_stage(
-    model: Model,
-    params: Params,
-    recording: Recording,
-    bank: PairBank,
+    network: Network,
+    fit: Recorded,
     menus: Mapping[str, SiteBank],
     depths: Sequence[int] | Int[np.ndarray, " V"],
-    protocol: Protocol,
-    evidence: Evidence,
+    variant: Variant,
+    signature: Signature = SIGNATURE,
     *,
-    signature: Mapping[str, Any] | None = None,
-    readout: Readout = CLASSES,
+    evidence: Evidence,
 ) -> Refinement:
     """Stage B: couple finer sites at the depths that Stage A chose.
 
     Args:
-      model: the network.
-      params: its weights.
-      recording: base and source runs of the fit pairs.
-      bank: the fit pairs.
+      network: the network.
+      fit: recorded fit pairs.
       menus: sites by resolution, over all depths, on one basis.
       depths: where each variable goes.
-      protocol: how to couple, cut and choose.
+      variant: how to couple, cut and choose.
+      signature: how effects are measured.
       evidence: the pairs to choose by.
-      signature: options of `measure_effects`.
-      readout: how outputs meet labels.
 
     Raises:
-      ValueError: there is no menu, one has no site at the depth of some variable, or they differ in basis or tap.
+      ValueError: there is no menu, one has no site at the depth of some variable, they differ in basis or tap, or
+        there is not one depth per variable.
     """
     depths = np.asarray(depths)
-    banks = {name: _at_depths(name, sites, depths, bank.variables) for name, sites in menus.items()}
+    if depths.shape != (len(fit.variables),):
+        raise ValueError(f"got {depths.size} depths, expected one for each of {list(fit.variables)}")
+    check_depths(depths, network.taps[fit.tap])
+    banks = {name: _at_depths(name, sites, depths, fit.variables) for name, sites in menus.items()}
     if not banks:
         raise ValueError("got an empty stage menu, expected sites of at least one resolution")
-    sites, scopes = _joined(banks, protocol.union)
-    effects = measure_effects(model, params, recording, bank, sites, **(signature or {}))
-    plans, fallback = mask_rows(protocol.fine(effects, scopes), sites, depths)
-    sizes = tuple(min(size, sites.size) for size in protocol.menu.subset_sizes)
-    menu = dataclasses.replace(protocol.menu, subset_sizes=sizes)
+    sites, scopes = _joined(banks, variant.union)
+    effects = measure_effects(network, fit, sites, signature)
+    plans, fallback = mask_rows(variant.fine(effects, scopes), sites, depths)
+    sizes = tuple(min(size, sites.size) for size in variant.menu.subset_sizes)
+    menu = dataclasses.replace(variant.menu, subset_sizes=sizes)
     grid = handle_grid(plans.coupling.plan, effects.cost, sites, plans.axes, menu)
-    choice = calibrate(model, params, evidence, grid, tap=sites.tap, readout=readout, **protocol.options)
+    choice = calibrate(network, evidence, grid, variant.selection)
     return Refinement(effects, plans, fallback, grid, choice)
 
 
@@ -217,8 +205,15 @@ def evidence_support(mass: Float[np.ndarray, " S"], sites: SiteBank, share: floa
       The depth, and the features in order.
 
     Raises:
-      ValueError: the share is out of range, or the row has no mass.
+      ValueError: the share is out of range, or the row is not one of a mass per site, none of them negative, of which
+        there is some.
     """
+    mass = np.asarray(mass)
+    if mass.shape != (sites.size,) or not (mass >= 0).all() or not np.isfinite(mass).all():
+        raise ValueError(
+            f"got masses {mass.ravel()[:8].tolist()} of shape {mass.shape}, expected a finite mass of 0 or more for "
+            f"each of {sites.size} sites, and some mass"
+        )
     if not 0 < share <= 1 or not mass.sum() > 0:
         raise ValueError(f"got share {share} of a row of mass {mass.sum()}, expected a share in (0, 1] of some mass")
     size = np.maximum((sites.weight != 0).sum(axis=1), 1)

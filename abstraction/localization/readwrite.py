@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from abstraction.interventions import Basis, LocalHandle
+from abstraction.checks import places, positive, whole
+from abstraction.interventions import Basis, Handle
 from abstraction.localization.supports import Support, feature_support
 from abstraction.models import Tap
 
@@ -36,7 +37,7 @@ class ReadWrite(NamedTuple):
       read: v per ridge, `[R, D]`.
     """
 
-    handles: LocalHandle
+    handles: Handle
     settings: list[dict[str, Any]]
     write: Float[np.ndarray, " D"]
     read: Float[np.ndarray, "R D"]
@@ -64,30 +65,27 @@ def readwrite_handles(
       strengths: how far to move; 1 takes the source's reading.
 
     Raises:
-      ValueError: sizes differ, a ridge or strength is not positive, the variable is constant or a combination of the
-        covariates, or the states do not move with it.
+      ValueError: sizes differ, a number is not finite, a ridge or strength is not positive, the variable is constant or
+        a combination of the covariates, or the states do not move with it.
     """
-    if not len(states) == len(variable) == len(covariates):
-        raise ValueError(
-            f"got {len(states)} states, {len(variable)} values and {len(covariates)} rows of covariates, "
-            "expected one of each per run"
-        )
-    if not ridges or not strengths or min(*ridges, *strengths) <= 0:
-        raise ValueError(f"got ridges {list(ridges)}, strengths {list(strengths)}, expected positive numbers")
+    _check_values(states, variable, covariates)
+    positive("ridges", ridges)
+    positive("strengths", strengths)
+    whole("depth", depth, 0)
     states, values = np.asarray(states, np.float64), np.asarray(variable, np.float64)
     write = _write_direction(states, values, np.asarray(covariates, np.float64))
     read = np.stack([_read_direction(states, values, write, ridge) for ridge in ridges])
     pairs = [(index, strength) for index in range(len(ridges)) for strength in strengths]
     chosen = np.array([index for index, _ in pairs])
-    handles = LocalHandle(
-        np.full(len(pairs), depth, np.int32),
+    handles = Handle(
+        tap,
         np.array([[strength] for _, strength in pairs], np.float32),
         Basis(
             encoder=read[chosen][:, :, None].astype(np.float32),
             decoder=np.broadcast_to(write, (len(pairs), 1, len(write))).astype(np.float32),
             mean=np.zeros((len(pairs), len(write)), np.float32),
         ),
-        tap,
+        np.full(len(pairs), depth, np.int32),
     )
     norms = {"write_norm": float(np.linalg.norm(write))}
     settings = [
@@ -107,14 +105,40 @@ def readwrite_start(tap: Tap, variable: int, found: ReadWrite, *, ridge: int | N
       variable: which variable.
       found: the directions.
       ridge: index of the ridge to take, by default the middle one.
+
+    Raises:
+      ValueError: there is no such ridge, or the directions are of another tap.
     """
+    if (found.handles.tap, found.write.shape) != (tap.name, (tap.width,)):
+        raise ValueError(
+            f"got directions {found.write.shape} of tap {found.handles.tap!r}, expected ({tap.width},) of {tap.name!r}"
+        )
+    if ridge is not None:
+        places("ridge", ridge, len(found.read))
     read = found.read[len(found.read) // 2 if ridge is None else ridge]
     _, _, directions = np.linalg.svd(found.write[None])
     encoder = np.concatenate([read[:, None], directions[1:].T], axis=1)
     depth = int(np.asarray(found.handles.depth)[0])
     decoder = np.linalg.inv(encoder)
-    arrays = (encoder.astype(np.float32), decoder.astype(np.float32))
-    return feature_support(tap, variable, depth, *arrays, range(tap.width), "readwrite", turn=False)
+    basis = Basis(encoder.astype(np.float32), decoder.astype(np.float32), np.zeros(tap.width, np.float32))
+    return feature_support(tap, variable, depth, basis, range(tap.width), "readwrite", turn=False)
+
+
+def _check_values(states: np.ndarray, variable: np.ndarray, covariates: np.ndarray) -> None:
+    if not len(states) == len(variable) == len(covariates):
+        raise ValueError(
+            f"got {len(states)} states, {len(variable)} values and {len(covariates)} rows of covariates, "
+            "expected one of each per run"
+        )
+    for name, values in (("states", states), ("variable", variable), ("covariates", covariates)):
+        numbers = np.asarray(values)
+        if numbers.dtype.kind not in "biuf" or not np.isfinite(numbers).all():
+            raise ValueError(f"got {name} of type {numbers.dtype} or not finite, expected finite numbers")
+    if [np.ndim(values) for values in (states, variable, covariates)] != [2, 1, 2] or not np.size(states):
+        raise ValueError(
+            f"got states {np.shape(states)}, variable {np.shape(variable)} and covariates {np.shape(covariates)}, "
+            "expected [N, D], [N] and [N, Q]"
+        )
 
 
 def _write_direction(
@@ -142,21 +166,21 @@ def _read_direction(
     return read / overlap
 
 
-def stack_candidates(found: Sequence[ReadWrite]) -> tuple[LocalHandle, Int[np.ndarray, " C"], list[dict[str, Any]]]:
+def stack_candidates(found: Sequence[ReadWrite]) -> tuple[Handle, Int[np.ndarray, " C"], list[dict[str, Any]]]:
     """Join the candidates of several variables: handles, the variable of each, and their settings.
 
     Raises:
       ValueError: there are none, or they are of different taps.
     """
-    if not found or len({one.handles.tap for one in found}) != 1:
-        raise ValueError(f"got taps {[one.handles.tap for one in found]}, expected candidates of one tap")
+    if len(kinds := {(one.handles.tap, *one.write.shape) for one in found}) != 1:
+        raise ValueError(f"got candidates of taps and widths {sorted(kinds)}, expected at least one, all of one tap")
     bases = [one.handles.basis for one in found if one.handles.basis is not None]
     join = lambda arrays: np.concatenate([np.asarray(array) for array in arrays])
-    handles = LocalHandle(
-        join(one.handles.depth for one in found),
+    handles = Handle(
+        found[0].handles.tap,
         join(one.handles.weight for one in found),
         Basis(*(join(getattr(basis, name) for basis in bases) for name in ("encoder", "decoder", "mean"))),
-        found[0].handles.tap,
+        join(one.handles.depth for one in found),
     )
     owner = np.repeat(np.arange(len(found), dtype=np.int32), [len(one.settings) for one in found])
     return handles, owner, [settings for one in found for settings in one.settings]

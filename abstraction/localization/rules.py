@@ -7,15 +7,16 @@ is a comparison of their plans and of nothing else.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from abstraction.causal import PairBank
-from abstraction.evaluation import CLASSES, Readout, tally_handles
-from abstraction.interventions import Recording, SiteBank
+from abstraction.checks import flag, one_of, positive, whole
+from abstraction.evaluation import Recorded, tally_handles
+from abstraction.interventions import SiteBank
+from abstraction.interventions.sites import check_sites
 from abstraction.localization.couplings import (
     Coupling,
     gromov_wasserstein_couplings,
@@ -25,9 +26,9 @@ from abstraction.localization.couplings import (
     score_coupling,
     sinkhorn_couplings,
 )
-from abstraction.localization.signatures import Effects, cosine_similarity
-from abstraction.models import Model
-from abstraction.typing import Params
+from abstraction.localization.distances import cosine_similarity
+from abstraction.localization.signatures import Effects
+from abstraction.models import Network
 
 Scope = Literal["depth", "joint"]
 
@@ -80,6 +81,16 @@ class Transport:
     tau_abstract: float = 1.0
     absolute: bool = False
 
+    def __post_init__(self) -> None:
+        positive("epsilons", self.epsilons)
+        positive("tau_abstract", (self.tau_abstract,))
+        positive("taus", self.taus)
+        whole("iterations", self.iterations)
+        flag("absolute", self.absolute)
+        if max(self.tau_abstract, *self.taus) > 1:
+            raise ValueError(f"got tau_abstract {self.tau_abstract} and taus {self.taus}, expected values in (0, 1]")
+        _check_scope(self.scope)
+
     def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
         scopes = _checked(scopes) or site_scopes(effects.sites, self.scope)
         epsilons = relative_epsilons(effects.cost, scopes.mask, self.epsilons)
@@ -115,6 +126,12 @@ class ReferenceTransport:
     beta_abstract: float | None = None
     beta_neural: tuple[float | None, ...] = (None,)
     iterations: int = 500
+
+    def __post_init__(self) -> None:
+        positive("epsilons", self.epsilons)
+        positive("neural betas", [1.0 if beta is None else beta for beta in self.beta_neural])
+        positive("abstract betas", [1.0 if self.beta_abstract is None else self.beta_abstract])
+        whole("iterations", self.iterations)
 
     def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
         axes, scopes = (("beta", self.beta_neural), ("epsilon", self.epsilons)), _checked(scopes)
@@ -153,6 +170,13 @@ class GromovWasserstein:
     alpha: float = 1.0
     scope: Scope = "depth"
 
+    def __post_init__(self) -> None:
+        positive("epsilons", self.epsilons)
+        positive("alpha", (self.alpha,))
+        if self.alpha > 1:
+            raise ValueError(f"got alpha {self.alpha}, expected a value in (0, 1]")
+        _check_scope(self.scope)
+
     def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
         scopes = _checked(scopes) or site_scopes(effects.sites, self.scope)
         abstract, neural = effects.abstract, effects.neural
@@ -173,6 +197,10 @@ class Cosine:
     temperature: float = 1.0
     scope: Scope = "depth"
 
+    def __post_init__(self) -> None:
+        positive("temperature", (self.temperature,))
+        _check_scope(self.scope)
+
     def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
         scores = cosine_similarity(effects.abstract, effects.neural)
         coupling = score_coupling(scores, temperature=self.temperature)
@@ -185,11 +213,20 @@ class BruteForce:
 
     Attributes:
       scores: `[V, S]`, see `single_site_scores`.
+
+    Raises:
+      ValueError: a score is not finite, or the temperature or scope is not one.
     """
 
     scores: np.ndarray
     temperature: float = 1.0
     scope: Scope = "depth"
+
+    def __post_init__(self) -> None:
+        if np.ndim(self.scores) != 2 or not np.isfinite(self.scores).all():
+            raise ValueError(f"got scores of shape {np.shape(self.scores)}, expected finite numbers [V, S]")
+        positive("temperature", (self.temperature,))
+        _check_scope(self.scope)
 
     def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
         coupling = score_coupling(self.scores, temperature=self.temperature)
@@ -209,26 +246,20 @@ class Nearest:
         return Plans(stacked, ((scopes.axis, scopes.values),))
 
 
-def single_site_scores(
-    model: Model,
-    params: Params,
-    recording: Recording,
-    bank: PairBank,
-    sites: SiteBank,
-    *,
-    readout: Readout = CLASSES,
-) -> Float[np.ndarray, "V S"]:
+def single_site_scores(network: Network, fit: Recorded, sites: SiteBank) -> Float[np.ndarray, "V S"]:
     """Return the combined IIA on the fit bank of a full swap of each site alone.
 
     Raises:
-      ValueError: the bank is a test bank.
+      ValueError: the bank is not a fit bank, or sites that do not fit their tap.
     """
-    if bank.role != "fit":
-        raise ValueError(f"got a {bank.role} bank to rank sites on, expected a fit bank")
-    variables = len(bank.variables)
+    if fit.bank.role != "fit":
+        raise ValueError(f"got a {fit.bank.role} bank to rank sites on, expected a fit bank")
+    variables = len(fit.variables)
+    if sites.tap not in network.taps:
+        raise ValueError(f"got sites of tap {sites.tap!r}, expected one of {sorted(network.taps)}")
+    check_sites(sites, network.taps[sites.tap])
     handles = jax.tree.map(lambda leaf: np.concatenate([leaf] * variables), sites.handles())
-    variable = np.repeat(np.arange(variables), sites.size)
-    tally = tally_handles(model, params, recording, bank, handles, variable, readout=readout)
+    tally = tally_handles(network, fit, handles, np.repeat(np.arange(variables), sites.size))
     return tally.combined.reshape(variables, sites.size)
 
 
@@ -238,13 +269,16 @@ def site_scopes(sites: SiteBank, scope: Scope) -> Scopes:
     Raises:
       ValueError: an unknown scope.
     """
+    _check_scope(scope)
     if scope == "joint":
         return Scopes("scope", (0,), np.ones((1, sites.size), bool))
-    if scope == "depth":
-        depths = np.asarray(sites.depth)
-        masks = np.stack([depths == depth for depth in np.unique(depths)])
-        return Scopes("scope", tuple(range(len(masks))), masks)
-    raise ValueError(f"got scope {scope!r}, expected 'depth' or 'joint'")
+    depths = np.asarray(sites.depth)
+    masks = np.stack([depths == depth for depth in np.unique(depths)])
+    return Scopes("scope", tuple(range(len(masks))), masks)
+
+
+def _check_scope(scope: str) -> None:
+    one_of("scope", scope, get_args(Scope))
 
 
 def _checked(scopes: Scopes | None) -> Scopes | None:

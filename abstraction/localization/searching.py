@@ -22,16 +22,26 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import CLASSES, Readout
-from abstraction.interventions import Basis, LocalHandle, Recording, patched_outputs, take_pairs
+from abstraction.checks import flag, number, places, whole
+from abstraction.evaluation import Readout, Recorded
+from abstraction.evaluation.recording import check_recorded
+from abstraction.interventions import Basis, Handle
+from abstraction.interventions.handles import check_depths
+from abstraction.interventions.patching import Runs, patched_outputs, take_pairs
+from abstraction.localization.projectors import geometry
 from abstraction.localization.supports import Candidates
-from abstraction.models import Model, Recordable
+from abstraction.models import Network
+from abstraction.models.base import Recordable
 from abstraction.pytrees import pytree
-from abstraction.training import Plateau, start_plateau, update_plateau
-from abstraction.typing import AnyArray, Params
+from abstraction.randomness import check_key
+from abstraction.training.loop import Plateau, start_plateau, update_plateau
+from abstraction.typing import AnyArray
 
 _BLOCK = 24
 """Searches that are compiled for are a multiple of this, unless they are few."""
+
+_EPOCHS_PER_CALL = 20
+"""Epochs between two reports of progress."""
 
 Free: TypeAlias = dict[str, Array]
 """What a featurizer trains, by name."""
@@ -81,6 +91,9 @@ class SearchConfig:
       steps_per_epoch: steps that make an epoch; None for one pass over the bank.
       bands: train candidates in this many groups of neighbouring depths, one after another. Deeper groups leave out the
         blocks before them, in a network that can (`Recordable`); each group compiles a program of its own.
+
+    Raises:
+      ValueError: a number is out of range.
     """
 
     batch_size: int = 128
@@ -92,6 +105,23 @@ class SearchConfig:
     sensitive_weight: float | None = None
     steps_per_epoch: int | None = None
     bands: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_epochs", "bands"):
+            whole(name, getattr(self, name))
+        for name in ("min_epochs", "patience"):
+            whole(name, getattr(self, name), 0)
+        if self.steps_per_epoch is not None:
+            whole("steps per epoch", self.steps_per_epoch)
+        number("margin", self.margin, 0, 1)
+        flag("cosine", self.cosine)
+        if self.sensitive_weight is not None:
+            number("sensitive weight", self.sensitive_weight, 0, 1)
+        if self.margin == 1 or self.sensitive_weight in (0, 1):
+            raise ValueError(
+                f"got margin {self.margin} and sensitive weight {self.sensitive_weight}, expected a margin below 1, "
+                "and None or a weight inside (0, 1)"
+            )
 
 
 class Searched(NamedTuple):
@@ -107,7 +137,7 @@ class Searched(NamedTuple):
     """
 
     candidates: Candidates
-    handles: LocalHandle
+    handles: Handle
     curve: Float[Array, "E C"]
     epochs: Int[Array, " C"]
     stopped: Bool[Array, " C"]
@@ -120,107 +150,71 @@ class Searched(NamedTuple):
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
-def geometry(handles: LocalHandle) -> dict[str, Float[np.ndarray, " C"]]:
-    """Describe the map M = E diag(w) G that each handle applies to a difference of states.
-
-    A swap of an orthogonal subspace has ||M|| = 1; an oblique one reads and writes along different directions, and
-    ||M|| = |u| |v| for a single pair of them. A large norm amplifies what lies off the states it was trained on.
-
-    Returns:
-      `width` the sum of the weights, `projector_norm` ||M|| in the spectral norm, `read_norm` and `write_norm` the
-      spectral norms of the features in use, `condition` of the read directions, each `[C]`.
-    """
-    if handles.basis is None:
-        raise ValueError("got handles without a basis, expected trained features")
-    weight, encoder, decoder = (
-        np.asarray(array, np.float64) for array in (handles.weight, handles.basis.encoder, handles.basis.decoder)
-    )
-    used = (np.abs(weight) > 0)[:, None, :]
-    spectrum = lambda matrices: np.linalg.svd(np.nan_to_num(matrices), compute_uv=False)
-    read = spectrum(encoder * used)
-    count = np.maximum(used.sum(axis=(1, 2)), 1)
-    smallest = np.take_along_axis(read, np.minimum(count, read.shape[1])[:, None] - 1, axis=1)[:, 0]
-    return {
-        "width": weight.sum(axis=-1),
-        "projector_norm": spectrum((encoder * weight[:, None, :]) @ decoder)[:, 0],
-        "read_norm": read[:, 0],
-        "write_norm": spectrum(decoder * used.mT)[:, 0],
-        "condition": read[:, 0] / np.maximum(smallest, 1e-30),
-    }
-
-
 def train_candidates(
     key: Array,
-    model: Model,
-    params: Params,
-    recording: Recording,
-    bank: PairBank,
+    network: Network,
+    fit: Recorded,
     candidates: Candidates,
     featurizer: Featurizer,
-    *,
-    tap: str,
     config: SearchConfig | None = None,
-    readout: Readout = CLASSES,
-    epochs_per_call: int = 20,
     progress: Callable[[int, int], None] | None = None,
 ) -> Searched:
     """Train every candidate on the fit bank.
 
     Args:
       key: seeds the order of the pairs.
-      model: the network.
-      params: its weights.
-      recording: base and source runs of the fit pairs.
-      bank: the fit bank.
+      network: the network.
+      fit: recorded fit pairs.
       candidates: the searches.
       featurizer: what is free.
-      tap: where to search.
       config: how to train.
-      readout: how outputs meet labels.
-      epochs_per_call: epochs between two reports of progress.
       progress: told the epochs done and the candidates still training.
 
     Raises:
-      ValueError: a test bank, a bank smaller than a batch, or a recording of another size.
+      ValueError: not a fit bank, a bank smaller than a batch, or candidates of another tap or of variables that the
+        bank has not.
     """
     config = config or SearchConfig()
-    _check(recording, bank, config)
-    options: dict[str, Any] = {"tap": tap, "readout": readout, "epochs_per_call": epochs_per_call, "progress": progress}
+    check_key(key)
+    check_recorded(fit)
+    _check(network, fit, candidates, config)
     depths = np.asarray(candidates.depth)
     order = np.argsort(depths, kind="stable") if config.bands > 1 else np.arange(len(depths))
     groups, found = np.array_split(order, min(config.bands, len(depths))), []
     for group in groups:
         part = jax.tree.map(lambda leaf, group=group: np.asarray(leaf)[group], candidates)
-        view = model.from_depth(int(depths[group].min())) if isinstance(model, Recordable) else model
-        found.append(_train_group(key, view, params, recording, bank, part, featurizer, config, **options))
+        later = _from_depth(network, int(depths[group].min()))
+        found.append(_train_group(key, later, fit, part, featurizer, config, progress))
     return found[0] if len(groups) == 1 else _joined(found, groups)
+
+
+def _from_depth(network: Network, depth: int) -> Network:
+    """Leave out what comes before an edit at a depth, in a network that can."""
+    if isinstance(network.model, Recordable):
+        return dataclasses.replace(network, model=network.model.from_depth(depth))
+    return network
 
 
 def _train_group(
     key: Array,
-    model: Model,
-    params: Params,
-    recording: Recording,
-    bank: PairBank,
+    network: Network,
+    fit: Recorded,
     candidates: Candidates,
     featurizer: Featurizer,
     config: SearchConfig,
-    *,
-    tap: str,
-    readout: Readout,
-    epochs_per_call: int,
     progress: Callable[[int, int], None] | None,
 ) -> Searched:
     count, (candidates, idle) = len(candidates.depth), _padded(candidates)
     state = _start(candidates, idle, featurizer, config.max_epochs)
-    data = (recording, bank.labels, pair_weights(bank, config.sensitive_weight).astype(np.float32))
-    static = {"model": model, "featurizer": featurizer, "tap": tap, "config": config, "readout": readout}
+    weights = pair_weights(fit.bank, config.sensitive_weight).astype(np.float32)
+    data = (fit.runs, fit.bank.labels, weights)
+    training = _Training(featurizer, config, fit.readout)
     while int(state.epoch) < config.max_epochs and not bool(state.plateau.stopped.all()):
-        until = min(int(state.epoch) + epochs_per_call, config.max_epochs)
-        state = _train(params, data, candidates, state, key, np.int32(until), **static)
+        until = min(int(state.epoch) + _EPOCHS_PER_CALL, config.max_epochs)
+        state = _train(network, data, candidates, state, key, np.int32(until), training)
         if progress is not None:
             progress(int(state.epoch), int((~state.plateau.stopped).sum()))
-    return _without_padding(_result(candidates, state, featurizer, tap), count)
+    return _without_padding(_result(candidates, state, featurizer), count)
 
 
 def _padded(candidates: Candidates) -> tuple[Candidates, Bool[np.ndarray, " C"]]:
@@ -247,18 +241,26 @@ def _without_padding(searched: Searched, count: int) -> Searched:
     return cut._replace(curve=cut.curve.T)
 
 
-def _check(recording: Recording, bank: PairBank, config: SearchConfig) -> None:
+def _check(network: Network, fit: Recorded, candidates: Candidates, config: SearchConfig) -> None:
+    bank = fit.bank
     if bank.role != "fit":
         raise ValueError(f"got a {bank.role} bank to train on, expected a fit bank")
-    most = bank.size // max(config.batch_size, 1)
-    if not 1 <= config.batch_size <= bank.size or recording.outputs.shape[0] != bank.size:
+    if candidates.tap not in fit.runs.source:
         raise ValueError(
-            f"got batch size {config.batch_size}, a bank of {bank.size} pairs and a recording of "
-            f"{recording.outputs.shape[0]}, expected a recording of the bank and at least one batch"
+            f"got candidates of tap {candidates.tap!r}, expected a recorded tap: {sorted(fit.runs.source)}"
         )
-    if config.bands < 1:
-        raise ValueError(f"got {config.bands} bands of depths, expected at least 1")
-    if config.steps_per_epoch is not None and not 1 <= config.steps_per_epoch <= most:
+    tap, shape = network.taps[candidates.tap], np.shape(candidates.encoder)
+    check_depths(np.asarray(candidates.depth), tap)
+    places(f"candidates of variables {list(bank.variables)}", candidates.variable, len(bank.variables))
+    if len(shape) != 3 or shape[:2] != (len(candidates.depth), tap.width) or not shape[0]:
+        raise ValueError(
+            f"got {len(candidates.depth)} candidates of shape {shape}, expected [C, D, K] of width {tap.width}, the "
+            f"width of tap {tap.name!r}, and at least one"
+        )
+    most = bank.size // config.batch_size
+    if not most:
+        raise ValueError(f"got batch size {config.batch_size}, expected at most {bank.size}, the pairs of the bank")
+    if config.steps_per_epoch is not None and config.steps_per_epoch > most:
         raise ValueError(f"got {config.steps_per_epoch} steps per epoch, expected 1 to {most}, one pass over the bank")
 
 
@@ -283,36 +285,39 @@ def _start(candidates: Candidates, idle: Bool[Array, " C"], featurizer: Featuriz
     )
 
 
-@partial(jax.jit, static_argnames=("model", "featurizer", "tap", "config", "readout"))
+class _Training(NamedTuple):
+    """What a program that trains is compiled for."""
+
+    featurizer: Featurizer
+    config: SearchConfig
+    readout: Readout
+
+
+@partial(jax.jit, static_argnames=("training",))
 def _train(
-    params: Params,
-    data: tuple[Recording, Array, Array],
+    network: Network,
+    data: tuple[Runs, Array, Array],
     candidates: Candidates,
     state: _State,
     key: Array,
     until: Int[Array, ""],
-    *,
-    model: Model,
-    featurizer: Featurizer,
-    tap: str,
-    config: SearchConfig,
-    readout: Readout,
+    training: _Training,
 ) -> _State:
-    recording, labels, weights = data
-    pairs = labels.shape[1]
+    (runs, labels, weights), (featurizer, config, readout) = data, training
+    pairs, tap = labels.shape[1], candidates.tap
     steps = config.steps_per_epoch or pairs // config.batch_size
     optimizer = optax.scale_by_adam()
 
-    def loss(free: Free, candidate: Candidates, batch: Recording, rows: Array, progress: Array) -> Array:
+    def loss(free: Free, candidate: Candidates, batch: Runs, rows: Array, progress: Array) -> Array:
         weight, basis = featurizer.features(free, candidate, progress)
-        outputs = patched_outputs(model, params, batch, LocalHandle(candidate.depth, weight, basis, tap))
+        outputs = patched_outputs(network, batch, Handle(tap, weight, basis, candidate.depth))
         each = weights[candidate.variable, rows] * readout.loss(outputs, labels[candidate.variable, rows])
         return each.mean() + featurizer.penalty(free, candidate, progress)
 
     def step(state: _State, inputs: tuple[Array, Array]) -> tuple[_State, Array]:
         rows, progress = inputs
         values, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(0, 0, None, None, None))(
-            state.free, candidates, take_pairs(recording, rows), rows, progress
+            state.free, candidates, take_pairs(runs, rows), rows, progress
         )
         updates, optimizer_state = jax.vmap(optimizer.update)(gradients, state.optimizer_state)
         decay = 0.5 * (1 + jnp.cos(jnp.pi * progress)) if config.cosine else 1.0
@@ -347,13 +352,13 @@ def _moved(
     return jnp.where(column(stopped), values, values - column(rate) * update)
 
 
-@partial(jax.jit, static_argnames=("featurizer", "tap"))
-def _result(candidates: Candidates, state: _State, featurizer: Featurizer, tap: str) -> Searched:
+@partial(jax.jit, static_argnames=("featurizer",))
+def _result(candidates: Candidates, state: _State, featurizer: Featurizer) -> Searched:
     weight, basis = jax.vmap(featurizer.final)(state.free, candidates)
     healthy = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in (weight, *jax.tree.leaves(basis))]
     return Searched(
         candidates=candidates,
-        handles=LocalHandle(jnp.asarray(candidates.depth), weight, basis, tap),
+        handles=Handle(candidates.tap, weight, basis, jnp.asarray(candidates.depth)),
         curve=state.curve,
         epochs=(~jnp.isnan(state.curve)).sum(axis=0),
         stopped=state.plateau.stopped,
@@ -362,16 +367,10 @@ def _result(candidates: Candidates, state: _State, featurizer: Featurizer, tap: 
 
 
 def pair_weights(bank: PairBank, sensitive_weight: float | None) -> Float[np.ndarray, "V N"]:
-    """Weight pairs so that each variable's eligible pairs have mean 1 and sensitive ones the given share.
-
-    Raises:
-      ValueError: the share is not in (0, 1).
-    """
+    """Weight pairs so that each variable's eligible pairs have mean 1 and sensitive ones the given share."""
     eligible = bank.eligible.astype(float)
     if sensitive_weight is None:
         return eligible / np.maximum(eligible.mean(axis=1, keepdims=True), 1e-30)
-    if not 0 < sensitive_weight < 1:
-        raise ValueError(f"got sensitive weight {sensitive_weight}, expected None or a value in (0, 1)")
     sensitive, invariant = eligible * bank.active, eligible * ~bank.active
     share = lambda mask: mask / np.maximum(mask.mean(axis=1, keepdims=True), 1e-30)
     return sensitive_weight * share(sensitive) + (1 - sensitive_weight) * share(invariant)

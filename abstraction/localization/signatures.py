@@ -23,7 +23,9 @@ have no scale and no zero; a family without effect then stays zero).
 | `tv` | half the L1 distance of the probabilities | label changed |
 """
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -33,13 +35,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from abstraction.causal import PairBank
-from abstraction.interventions import LocalHandle, Recording, SiteBank, map_handles, patched_outputs, resume_chunk
-from abstraction.models import Model
-from abstraction.typing import AnyArray, Params
+from abstraction.checks import flag, one_of, whole
+from abstraction.evaluation import Recorded
+from abstraction.evaluation.recording import check_recorded
+from abstraction.interventions import Handle, SiteBank
+from abstraction.interventions.patching import Runs, map_handles, patched_outputs, resume_chunk
+from abstraction.interventions.sites import check_sites
+from abstraction.localization.distances import CostMetric, transport_cost
+from abstraction.models import Network
 
 SignatureMode = Literal["prob_delta", "bit_delta", "logit_delta", "margin_delta", "transition_margin", "kl", "tv"]
 Families: TypeAlias = Int[np.ndarray, " N"] | None
-CostMetric = Literal["sq_l2", "l1", "cosine"]
+_NO_EFFECT, _SMALL = 1e-8, 1e-4
+_CHANGE_ALONE = ("kl", "tv")
+"""Modes whose abstract effect is that the label changed, whatever it is."""
 
 
 class Effects(NamedTuple):
@@ -56,6 +65,51 @@ class Effects(NamedTuple):
     neural: Float[Array, "S F"]
     cost: Float[Array, "V S"]
     sites: SiteBank
+
+
+@dataclass(frozen=True, eq=False)
+class Signature:
+    """How effects are measured and compared.
+
+    Attributes:
+      mode: the effect, see the module.
+      metric: `sq_l2` |u - v|^2, `l1` |u - v|_1, or `cosine` 1 - cos(u, v).
+      unit: divide each signature by its Euclidean norm first.
+      blocks: centre and normalise each family's part of a signature, instead.
+      families: the family of each pair, 0 to their number less one; None keeps pairs apart.
+      classes: outputs that count, the first so many; by default all.
+
+    Raises:
+      ValueError: an unknown word, families that are not whole numbers from 0 on, blocks without families, or fewer than
+        one class.
+    """
+
+    mode: SignatureMode = "prob_delta"
+    metric: CostMetric = "sq_l2"
+    unit: bool = False
+    blocks: bool = False
+    families: Families = None
+    classes: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("signature mode", self.mode, get_args(SignatureMode))
+        one_of("cost metric", self.metric, get_args(CostMetric))
+        flag("unit", self.unit)
+        flag("blocks", self.blocks)
+        if self.classes is not None:
+            whole("classes", self.classes)
+        if self.blocks and self.families is None:
+            raise ValueError("got blocks without families, expected the family of each pair, whose parts they are")
+        if self.families is not None:
+            values = np.asarray(self.families)
+            if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer) or not values.size or values.min() < 0:
+                raise ValueError(
+                    f"got families of shape {values.shape} and type {values.dtype}, expected a whole number from 0 on "
+                    "for each pair"
+                )
+
+
+SIGNATURE = Signature()
 
 
 class _Effect(NamedTuple):
@@ -115,22 +169,35 @@ _EFFECTS: dict[str, _Effect] = {
 }
 
 
-def abstract_signatures(
-    bank: PairBank, classes: int, *, mode: SignatureMode = "prob_delta", families: Families = None
-) -> Float[Array, "V F"]:
+def abstract_signatures(bank: PairBank, classes: int, signature: Signature = SIGNATURE) -> Float[Array, "V F"]:
     """Measure what each variable's interchange does to the causal model's output.
 
     Args:
-      bank: fit pairs.
+      bank: fit pairs, of labels from 0 on.
       classes: number of output classes C, or of output bits.
-      mode: the effect, see the module.
-      families: the family of each pair, 0 to their number less one; None keeps pairs apart.
+      signature: how effects are measured.
 
     Raises:
-      ValueError: an unknown mode, or a two-class mode for other than two classes.
+      ValueError: a two-class mode for other than two classes, a label that is none of the classes, or families of
+        another number of pairs.
     """
+    mode = signature.mode
     _effect(mode, classes)
-    return _abstract_signatures(bank.labels, bank.factual, _family_means(families, bank.size), classes, mode)
+    _check_labels(bank, classes, mode)
+    return _abstract_signatures(bank.labels, bank.factual, _family_means(signature.families, bank.size), classes, mode)
+
+
+def _check_labels(bank: PairBank, classes: int, mode: SignatureMode) -> None:
+    """Refuse labels that a signature has no place for: their effect would be 0."""
+    values = np.concatenate([np.asarray(bank.labels).ravel(), np.asarray(bank.factual).ravel()])
+    most = 2**classes if mode == "bit_delta" else classes
+    counts = values.dtype.kind in "iu" and values.size and values.min() >= 0
+    if not counts or (mode not in _CHANGE_ALONE and values.max() >= most):
+        found = f"{values.min()} to {values.max()}" if values.size else "none"
+        raise ValueError(
+            f"got labels {found} of type {values.dtype}, expected integers of 0 to {most - 1} for signatures "
+            f"{mode!r} of {classes} classes"
+        )
 
 
 @partial(jax.jit, static_argnames=("classes", "mode"))
@@ -141,158 +208,105 @@ def _abstract_signatures(
     return jax.vmap(lambda labels: _flat(effect.abstract(labels, factual, classes), means))(labels)
 
 
-@partial(jax.jit, static_argnames=("model", "mode", "chunk", "classes"))
+class _Measuring(NamedTuple):
+    """What a program that measures is compiled for."""
+
+    mode: SignatureMode
+    chunk: int
+    classes: int
+
+
+@partial(jax.jit, static_argnames=("measuring",))
 def _site_signatures(
-    model: Model,
-    params: Params,
-    recording: Recording,
-    handles: LocalHandle,
-    means: Array | None,
-    mode: SignatureMode,
-    chunk: int,
-    classes: int,
+    network: Network, runs: Runs, handles: Handle, means: Array | None, measuring: _Measuring
 ) -> Float[Array, "S F"]:
-    effect = _effect(mode, classes)
-    base = recording.outputs[:, :classes]
+    classes, effect = measuring.classes, _effect(measuring.mode, measuring.classes)
+    base = runs.outputs[:, :classes]
 
-    def signature(handle: LocalHandle) -> Float[Array, " F"]:
-        return _flat(effect.neural(patched_outputs(model, params, recording, handle)[:, :classes], base), means)
+    def signature(handle: Handle) -> Float[Array, " F"]:
+        return _flat(effect.neural(patched_outputs(network, runs, handle)[:, :classes], base), means)
 
-    return map_handles(signature, handles, chunk=chunk)
+    return map_handles(signature, handles, chunk=measuring.chunk)
 
 
 def site_signatures(
-    model: Model,
-    params: Params,
-    recording: Recording,
-    sites: SiteBank,
-    *,
-    mode: SignatureMode = "prob_delta",
-    families: Families = None,
-    classes: int | None = None,
+    network: Network, runs: Runs, sites: SiteBank, signature: Signature = SIGNATURE
 ) -> Float[Array, "S F"]:
     """Measure what swapping each site, alone and at full strength, does to the network's output.
 
     Args:
-      model: the network.
-      params: its weights.
-      recording: base and source runs of the fit pairs.
+      network: the network.
+      runs: base and source runs of the fit pairs.
       sites: the sites to measure, all in one compiled program.
-      mode: the effect, see the module.
-      families: the family of each pair, see `abstract_signatures`.
-      classes: outputs that count, the first so many; by default all.
+      signature: how effects are measured.
 
     Returns:
       One signature per site; a site without causal effect has the zero signature.
 
     Raises:
-      ValueError: an unknown mode, or a two-class mode for other than two classes.
+      ValueError: sites that do not fit their tap, a two-class mode for other than two classes, or families of another
+        number of pairs.
     """
-    means, chunk = _family_means(families, recording.outputs.shape[0]), resume_chunk(recording, sites.tap)
-    classes = _classes(recording, classes)
-    return _site_signatures(model, params, recording, sites.handles(), means, mode, chunk, classes)
+    if sites.tap not in runs.source:
+        raise ValueError(f"got sites of tap {sites.tap!r}, expected a recorded tap: {sorted(runs.source)}")
+    check_sites(sites, network.taps[sites.tap])
+    handles = sites.handles()
+    means = _family_means(signature.families, runs.outputs.shape[0])
+    measuring = _Measuring(signature.mode, resume_chunk(runs, sites.tap), _classes(runs, signature.classes))
+    return _site_signatures(network, runs, handles, means, measuring)
 
 
-def transport_cost(
-    abstract: Float[AnyArray, "V F"],
-    neural: Float[AnyArray, "S F"],
-    *,
-    metric: CostMetric = "sq_l2",
-    unit: bool = False,
-    blocks: int = 1,
-) -> Float[Array, "V S"]:
-    """Return the distance of every variable's signature to every site's.
-
-    Args:
-      abstract: signatures u of the variables.
-      neural: signatures v of the sites.
-      metric: `sq_l2` |u - v|^2, `l1` |u - v|_1, or `cosine` 1 - cos(u, v).
-      unit: divide each signature by its Euclidean norm first (norms below 1e-30 count as 1e-30).
-      blocks: centre and divide by their norm this many equal parts of each signature, one per family, instead.
-
-    Raises:
-      ValueError: an unknown metric, or signatures that cannot be parted so.
-    """
-    if metric not in get_args(CostMetric):
-        raise ValueError(f"got cost metric {metric!r}, expected one of {get_args(CostMetric)}")
-    if blocks < 1 or abstract.shape[1] % blocks:
-        raise ValueError(f"got {blocks} blocks of signatures of length {abstract.shape[1]}, expected a divisor")
-    if blocks > 1:
-        abstract, neural = centred_blocks(abstract, blocks), centred_blocks(neural, blocks)
-    return _transport_cost(abstract, neural, metric, unit)
-
-
-@partial(jax.jit, static_argnames=("metric", "unit"))
-def _transport_cost(abstract: AnyArray, neural: AnyArray, metric: CostMetric, unit: bool) -> Float[Array, "V S"]:
-    if metric == "cosine":
-        return 1 - cosine_similarity(abstract, neural)
-    if unit:
-        abstract, neural = _unit(abstract), _unit(neural)
-    power = jnp.square if metric == "sq_l2" else jnp.abs
-    return jax.vmap(lambda u: jax.lax.map(lambda v: power(u - v).sum(), neural))(abstract)
-
-
-def measure_effects(
-    model: Model,
-    params: Params,
-    recording: Recording,
-    bank: PairBank,
-    sites: SiteBank,
-    *,
-    mode: SignatureMode = "prob_delta",
-    metric: CostMetric = "sq_l2",
-    unit: bool = False,
-    blocks: bool = False,
-    families: Families = None,
-    classes: int | None = None,
-) -> Effects:
+def measure_effects(network: Network, fit: Recorded, sites: SiteBank, signature: Signature = SIGNATURE) -> Effects:
     """Measure signatures on fit pairs and the cost between them.
 
     Args:
-      model: the network.
-      params: its weights.
-      recording: base and source runs of the fit pairs.
-      bank: the fit pairs.
+      network: the network.
+      fit: recorded fit pairs.
       sites: the sites to measure.
-      mode: the effect, see the module.
-      metric: see `transport_cost`.
-      unit: see `transport_cost`.
-      blocks: centre and normalise each family's part of a signature, see `transport_cost`.
-      families: the family of each pair, see `abstract_signatures`.
-      classes: outputs that count, the first so many; by default all.
+      signature: how effects are measured and compared.
 
     Raises:
-      ValueError: the bank is a test bank, or an option is unknown.
+      ValueError: the bank is not a fit bank, a signature is not finite, or what `site_signatures` refuses.
     """
-    if bank.role != "fit":
-        raise ValueError(f"got a {bank.role} bank to measure effects on, expected a fit bank")
-    abstract = abstract_signatures(bank, _classes(recording, classes), mode=mode, families=families)
-    neural = site_signatures(model, params, recording, sites, mode=mode, families=families, classes=classes)
-    parts = 1 if families is None or not blocks else len(np.unique(families))
-    return Effects(abstract, neural, transport_cost(abstract, neural, metric=metric, unit=unit, blocks=parts), sites)
+    check_recorded(fit)
+    if fit.bank.role != "fit":
+        raise ValueError(f"got a {fit.bank.role} bank to measure effects on, expected a fit bank")
+    abstract = abstract_signatures(fit.bank, _classes(fit.runs, signature.classes), signature)
+    neural = site_signatures(network, fit.runs, sites, signature)
+    broken = np.flatnonzero(~np.isfinite(np.asarray(neural)).all(axis=1))
+    if len(broken):
+        raise ValueError(
+            f"got effects of sites {broken[:8].tolist()} ({len(broken)} of {sites.size}) that are not finite, expected "
+            "finite outputs of every patched run"
+        )
+    families = signature.families
+    parts = len(np.unique(families)) if families is not None and signature.blocks else 1
+    cost = transport_cost(abstract, neural, metric=signature.metric, unit=signature.unit, blocks=parts)
+    return Effects(abstract, neural, cost, sites)
 
 
-@jax.jit
-def cosine_similarity(abstract: Float[AnyArray, "V F"], neural: Float[AnyArray, "S F"]) -> Float[Array, "V S"]:
-    """Return the cosine of the angle between signatures; 0 where one is zero."""
-    return _unit(abstract) @ _unit(neural).T
+def check_heard(network: Network, fit: Recorded, effects: Effects, signature: Signature = SIGNATURE) -> None:
+    """Refuse a network whose outputs no site changes: it ignores every edit, or says the same whatever happens.
 
-
-@partial(jax.jit, static_argnames=("blocks",))
-def centred_blocks(signatures: Float[AnyArray, "S F"], blocks: int) -> Float[Array, "S F"]:
-    """Centre equal parts of each signature and divide them by their norm.
-
-    Parts below 1e-5 of the largest are rounding noise, which must not be blown up: they become zero.
+    Raises:
+      ValueError: as said.
     """
-    parts = jnp.asarray(signatures).reshape(*signatures.shape[:-1], blocks, -1)
-    parts = parts - parts.mean(axis=-1, keepdims=True)
-    norm = jnp.linalg.norm(parts, axis=-1, keepdims=True)
-    floor = jnp.maximum(1e-5 * norm.max(), 1e-30)
-    return jnp.where(norm > floor, parts / jnp.maximum(norm, floor), 0.0).reshape(signatures.shape)
+    outputs, neural, sites = np.asarray(fit.runs.outputs), np.asarray(effects.neural), effects.sites
+    if np.abs(neural).max(initial=0.0) > _SMALL * max(1.0, float(np.abs(outputs).max())):
+        return
+    # A patched run sums in another order than a plain one, so that no edit at all has an effect of its own, if a small
+    # one: sites that have that effect, to the last bits, have none.
+    idle = dataclasses.replace(sites, weight=np.zeros_like(sites.weight))
+    moved = np.abs(neural - np.asarray(site_signatures(network, fit.runs, idle, signature))).max(initial=0.0)
+    if moved <= _NO_EFFECT:
+        raise ValueError(
+            f"got effects of at most {_NO_EFFECT} at all {sites.size} sites of tap {sites.tap!r}, expected a network "
+            "whose outputs an edit changes"
+        )
 
 
-def _classes(recording: Recording, classes: int | None) -> int:
-    outputs = recording.outputs.shape[-1]
+def _classes(runs: Runs, classes: int | None) -> int:
+    outputs = runs.outputs.shape[-1]
     if classes is not None and not 1 <= classes <= outputs:
         raise ValueError(f"got {classes} classes, expected 1 to {outputs}, the outputs there are")
     return outputs if classes is None else classes
@@ -314,15 +328,10 @@ def _family_means(families: Families, pairs: int) -> Float[np.ndarray, "G N"] | 
     """Return the matrix that averages within families."""
     if families is None:
         return None
-    counts = np.bincount(families)
+    counts = np.bincount(np.asarray(families))
     if len(families) != pairs or not counts.all():
         raise ValueError(
             f"got families of {len(families)} pairs with sizes {counts.tolist()}, expected one for each of {pairs} "
             "pairs and no family without pairs"
         )
     return ((np.arange(len(counts))[:, None] == families) / counts[:, None]).astype(np.float32)
-
-
-def _unit(signatures: Float[AnyArray, "S F"]) -> Float[Array, "S F"]:
-    signatures = jnp.asarray(signatures)
-    return signatures / jnp.maximum(jnp.linalg.norm(signatures, axis=-1, keepdims=True), 1e-30)

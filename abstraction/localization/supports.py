@@ -13,9 +13,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from abstraction.interventions import random_frames
+from abstraction.checks import are_some_of, is_whole, positive, whole
+from abstraction.interventions import Basis
+from abstraction.interventions.bases import frame_basis, random_frames
+from abstraction.interventions.handles import check_depths
 from abstraction.models import Tap
-from abstraction.pytrees import pytree
+from abstraction.pytrees import pytree, static
+from abstraction.randomness import check_key
 from abstraction.typing import AnyArray
 
 
@@ -49,6 +53,7 @@ class Candidates:
     """C searches; build them with `candidate_grid`.
 
     Attributes:
+      tap: the tap's name.
       variable: which variable, `[C]`.
       depth: where to intervene, `[C]`.
       support: index of the support in the grid's list, `[C]`.
@@ -61,6 +66,7 @@ class Candidates:
       decoder: write directions at the start, `[C, K, D]`.
     """
 
+    tap: str = static()
     variable: Int[AnyArray, "*C"]
     depth: Int[AnyArray, "*C"]
     support: Int[AnyArray, "*C"]
@@ -74,7 +80,7 @@ class Candidates:
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return what each candidate is, without its start."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in ("encoder", "decoder")]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("tap", "encoder", "decoder")]
         return {name: np.asarray(getattr(self, name)) for name in names}
 
 
@@ -82,9 +88,9 @@ def full_supports(tap: Tap, variables: Sequence[int], depths: Sequence[int] | No
     """Make the whole state at each depth a support of each variable, variable-major.
 
     Raises:
-      ValueError: a depth is outside the tap.
+      ValueError: a depth is outside the tap, or a variable is negative.
     """
-    depths = range(tap.depth or 0) if depths is None else depths
+    depths = range(tap.depth) if depths is None else depths
     return [coordinate_support(tap, v, depth, range(tap.width), "full") for v in variables for depth in depths]
 
 
@@ -92,21 +98,13 @@ def coordinate_support(tap: Tap, variable: int, depth: int, coordinates: Sequenc
     """Make some coordinates of the state at one depth a support.
 
     Raises:
-      ValueError: the support is empty, or the depth or a coordinate is outside the tap.
+      ValueError: the support is empty or repeats a coordinate, or the depth or a coordinate is outside the tap.
     """
-    return feature_support(tap, variable, depth, np.eye(tap.width, dtype=np.float32), None, coordinates, name)
+    return feature_support(tap, variable, depth, frame_basis(np.eye(tap.width, dtype=np.float32)), coordinates, name)
 
 
 def feature_support(
-    tap: Tap,
-    variable: int,
-    depth: int,
-    encoder: Float[AnyArray, "D K"],
-    decoder: Float[AnyArray, "K D"] | None,
-    features: Sequence[int],
-    name: str,
-    *,
-    turn: bool = True,
+    tap: Tap, variable: int, depth: int, basis: Basis, features: Sequence[int], name: str, *, turn: bool = True
 ) -> Support:
     """Make some features of a basis at one depth a support.
 
@@ -114,26 +112,31 @@ def feature_support(
       tap: the tap.
       variable: which variable.
       depth: depth index.
-      encoder: read directions of the basis.
-      decoder: its write directions; None where the encoder is orthonormal.
+      basis: the features at that depth.
       features: which of them.
       name: for people.
       turn: see `Support`.
 
     Raises:
-      ValueError: the support is empty, or the depth or a feature does not exist.
+      ValueError: the support is empty or repeats a feature, the depth or a feature does not exist, a variable is
+        negative, or the basis has another width or is not finite.
     """
-    encoder = np.asarray(encoder)
-    decoder = encoder.T if decoder is None else np.asarray(decoder)
-    if not 0 <= depth < (tap.depth or 0):
-        raise ValueError(f"got depths [{depth}], expected values from 0 to {(tap.depth or 0) - 1} of tap {tap.name!r}")
-    wrong = [feature for feature in features if not 0 <= feature < encoder.shape[1]]
-    if wrong or not len(features):
+    encoder, decoder = np.asarray(basis.encoder), np.asarray(basis.decoder)
+    check_depths(np.asarray(depth), tap)
+    whole(f"variable of support {name!r}", variable, 0)
+    if encoder.ndim != 2 or encoder.shape[0] != tap.width or decoder.shape != encoder.shape[::-1]:
+        raise ValueError(
+            f"got encoder {encoder.shape} and decoder {decoder.shape} in support {name!r}, expected a basis of width "
+            f"{tap.width}"
+        )
+    if not are_some_of(features, encoder.shape[1]):
         raise ValueError(
             f"got features {list(features)} in support {name!r} of variable {variable}, expected one or more of 0 to "
-            f"{encoder.shape[1] - 1}"
+            f"{encoder.shape[1] - 1}, each once"
         )
     chosen = list(features)
+    if not (np.isfinite(encoder[:, chosen]).all() and np.isfinite(decoder[chosen]).all()):
+        raise ValueError(f"got directions of support {name!r} that are not finite, expected finite numbers")
     return Support(variable, depth, encoder[:, chosen], decoder[chosen], name, turn)
 
 
@@ -163,6 +166,7 @@ def candidate_grid(
     Raises:
       ValueError: a rank exceeds the tap's width or every support of a variable, or a number is not positive.
     """
+    check_key(key)
     _check_grid(tap, supports, ranks, learning_rates, sparsities, restarts)
     rows = [
         row
@@ -171,16 +175,17 @@ def candidate_grid(
     ]
     index, rank, rate, sparsity, restart = (np.asarray(column) for column in zip(*rows, strict=True))
     encoder, decoder = _starts(key, [supports[i] for i in index], tap.width)
-    whole = lambda column: np.asarray(column, np.int32)
+    integers = lambda column: np.asarray(column, np.int32)
     return Candidates(
-        variable=whole([supports[i].variable for i in index]),
-        depth=whole([supports[i].depth for i in index]),
-        support=whole(index),
-        limit=whole([supports[i].size for i in index]),
-        rank=whole(rank),
+        tap=tap.name,
+        variable=integers([supports[i].variable for i in index]),
+        depth=integers([supports[i].depth for i in index]),
+        support=integers(index),
+        limit=integers([supports[i].size for i in index]),
+        rank=integers(rank),
         learning_rate=rate.astype(np.float32),
         sparsity=sparsity.astype(np.float32),
-        restart=whole(restart),
+        restart=integers(restart),
         encoder=encoder,
         decoder=decoder,
     )
@@ -194,17 +199,23 @@ def _check_grid(
     sparsities: Sequence[float],
     restarts: int,
 ) -> None:
-    if not ranks or not supports or not all(1 <= rank <= tap.width for rank in ranks):
+    integral = all(map(is_whole, ranks))
+    if not ranks or not supports or not integral or not all(1 <= rank <= tap.width for rank in ranks):
         raise ValueError(
             f"got ranks {list(ranks)} and {len(supports)} supports, expected ranks from 1 to {tap.width}, the width of "
             f"tap {tap.name!r}"
         )
-    positive = bool(learning_rates) and all(rate > 0 for rate in learning_rates)
-    if restarts < 1 or not positive or not sparsities or min(sparsities) < 0:
-        raise ValueError(
-            f"got {restarts} restarts, learning rates {list(learning_rates)}, sparsities {list(sparsities)}, "
-            "expected positive numbers, and sparsities of at least 0"
-        )
+    whole("restarts", restarts)
+    positive("learning rates", learning_rates)
+    if not sparsities or not all(0 <= price < np.inf for price in sparsities):
+        raise ValueError(f"got sparsities {list(sparsities)}, expected finite numbers of at least 0, one or more")
+    for support in supports:
+        check_depths(np.asarray(support.depth), tap)
+        if np.shape(support.encoder) != (tap.width, support.size) or support.size < 1:
+            raise ValueError(
+                f"got support {support.name!r} of shape {np.shape(support.encoder)}, expected [{tap.width}, m], "
+                f"features of tap {tap.name!r}"
+            )
     largest = {support.variable: 0 for support in supports}
     for support in supports:
         largest[support.variable] = max(largest[support.variable], support.size)

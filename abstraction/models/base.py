@@ -43,11 +43,11 @@ class Model(Protocol):
         Args:
           params: what `init` returns.
           inputs: a batch, `[N, ...]`; an array, or a pytree of them where a model says so.
-          edits: `{tap: edit}`; each leaf leads with the tap's depth axis, where it has one.
+          edits: `{tap: edit}`; each leaf leads with the tap's depth axis, of 1 where the tap occurs once.
           record: taps to return.
 
         Returns:
-          Outputs `[N, C]`, and each recorded activation, `[N, D]` or stacked `[L, N, D]`.
+          Outputs `[N, C]`, and each recorded activation, `[L, N, ..., D]`.
 
         Raises:
           ValueError: at trace time, for an unknown tap or an edit that does not fit.
@@ -63,11 +63,11 @@ class Model(Protocol):
 
         Args:
           params: what `init` returns.
-          tap: a tap with a depth axis, whose value, with the inputs, determines everything after it.
+          tap: a tap that `resumes`, whose value at a depth, with the inputs, determines everything after it.
           depth: where to resume, in [0, L).
-          activation: the tap's value there, `[N, D]`.
+          activation: the tap's value there, `[N, ..., D]`.
           inputs: the batch that is run; a network that reads at every depth needs what is still to be read.
-          states: the tap as recorded, `[L, N, D]`; a network that emits at every depth has emitted from the earlier.
+          states: the tap as recorded, `[L, N, ..., D]`; one that emits at every depth has emitted from the earlier.
 
         Returns:
           Outputs `[N, C]`.

@@ -9,7 +9,7 @@ products: norms, rotations, softmax and biases are a few per mille of them and l
 computed, masked ones too. Python integers only, so that nothing overflows and nothing is compiled.
 """
 
-from abstraction.models.decoder_config import DecoderConfig
+from abstraction.models.decoder_config import DecoderConfig, is_count
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _FLOAT32 = _INT32 = 4
@@ -40,7 +40,11 @@ def forward_flops(config: DecoderConfig, tokens: int, *, outputs: int, every_tok
       tokens: of the prompt, T.
       outputs: logits read, C.
       every_token: they are read at every token, as Hugging Face's models do by default, not at the last one alone.
+
+    Raises:
+      ValueError: a count below 1.
     """
+    _check_counts(tokens=tokens, outputs=outputs)
     reads = tokens if every_token else 1
     return config.depth * block_flops(config, tokens, tokens) + reads * read_flops(config, outputs)
 
@@ -56,11 +60,12 @@ def suffix_flops(config: DecoderConfig, depth: int, tokens: int, *, window: int 
       outputs: logits read, C.
 
     Raises:
-      ValueError: there is no such block, or the window is longer than the prompt.
+      ValueError: there is no such block, the window is longer than the prompt, or a count below 1.
     """
-    if not 0 <= depth < config.depth:
+    if depth not in range(config.depth):
         raise ValueError(f"got an edit after block {depth}, expected 0 to {config.depth - 1}")
     _check_window(tokens, window)
+    _check_counts(outputs=outputs)
     return (config.depth - depth - 1) * block_flops(config, window, tokens) + read_flops(config, outputs)
 
 
@@ -82,9 +87,10 @@ def recording_bytes(config: DecoderConfig, prompts: int, tokens: int, window: in
     token, and that of the chosen token after every block.
 
     Raises:
-      ValueError: the window is longer than the prompts.
+      ValueError: the window is longer than the prompts, or a count below 1.
     """
     _check_window(tokens, window)
+    _check_counts(prompts=prompts)
     past = 2 * (tokens - window) * config.kv_heads * config.head_size
     streams = config.width * (1 + (window if window > 1 else 0))
     return prompts * (_BYTES[config.dtype] * config.depth * (past + streams) + _INT32 * (tokens + 1))
@@ -107,9 +113,10 @@ def suffix_bytes(
       outputs: logits read, C.
 
     Raises:
-      ValueError: the window is longer than the prompts.
+      ValueError: the window is longer than the prompts, or a count below 1.
     """
     _check_window(tokens, window)
+    _check_counts(prompts=prompts, handles=handles, outputs=outputs)
     scores = 2 * _FLOAT32 * window * tokens * config.heads
     units = _BYTES[config.dtype] * window * config.hidden * (2 if config.gated else 1)
     stream = 2 * _BYTES[config.dtype] * window * config.width
@@ -124,5 +131,12 @@ def _kernels(config: DecoderConfig) -> int:
 
 
 def _check_window(tokens: int, window: int) -> None:
-    if not 1 <= window <= tokens:
+    _check_counts(tokens=tokens)
+    if not is_count(window) or window > tokens:
         raise ValueError(f"got a window of {window} tokens, expected 1 to {tokens}")
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if not is_count(count):
+            raise ValueError(f"got {name} {count!r}, expected a whole number of at least 1")

@@ -7,7 +7,7 @@ several ways (max over its tokens), with the best of all other tokens beside the
 Taps, `[L, N, T, D]` each: the residual stream `block_input` and `block_output`; `attention_input` (after its norm),
 `query`, `key`, `value` (before rotation; key and value in the space of key-value heads), `head_output` (z of all heads
 side by side), `attention_output`, `attention_post_norm`; `mlp_input`, `mlp_hidden` (after the nonlinearity),
-`mlp_product` (gated), `mlp_output`, `mlp_post_norm`. `final_input` is what the last norm reads, `logits` the outputs.
+`mlp_product` (gated), `mlp_output`, `mlp_post_norm`. Once: `final_input`, what the last norm reads, and `logits`.
 `at_positions` restricts an edit to some tokens; heads are groups of `head_size` coordinates.
 """
 
@@ -25,13 +25,24 @@ from jaxtyping import Array, Bool, Float, Int
 from abstraction.models.decoder_blocks import Past, Place
 from abstraction.models.decoder_config import DecoderConfig
 from abstraction.models.decoder_network import Network, StackedNetwork
-from abstraction.models.positions import last_token, picked, token_mask, token_positions
+from abstraction.models.positions import (
+    check_edited_positions,
+    check_positions,
+    check_tokens,
+    last_token,
+    picked,
+    recorded_at,
+    token_mask,
+    token_positions,
+)
 from abstraction.models.skipping import run_if
-from abstraction.models.taps import NO_EDITS, Edits, Tap, check_taps, tapped
+from abstraction.models.taps import NO_EDITS, Edits, Tap, check_taps, tapped_once
 from abstraction.typing import AnyArray, Outputs, Params
 
 RESUMES = {"block_input": 0, "block_output": 1}
 """Taps to resume from, and how many blocks later than theirs the next one is."""
+ONCE = ("final_input", "logits")
+"""Taps that are no block's."""
 
 
 class Run(NamedTuple):
@@ -90,10 +101,10 @@ class Decoder:
             sizes += [
                 (f"{part}_post_norm", c.width, f"what the {part} writes, normed") for part in ("attention", "mlp")
             ]
-        taps = [Tap(name, width, c.depth, about) for name, width, about in sizes]
+        taps = [Tap(name, width, c.depth, about, name in RESUMES) for name, width, about in sizes]
         taps += [
-            Tap("final_input", c.width, None, "what the last norm reads"),
-            Tap("logits", self.outputs, None, "the outputs"),
+            Tap("final_input", c.width, about="what the last norm reads"),
+            Tap("logits", self.outputs, about="the outputs"),
         ]
         return {tap.name: tap for tap in taps}
 
@@ -104,8 +115,9 @@ class Decoder:
           ValueError: an impossible configuration or answer.
         """
         self.config.check()
-        wrong = [token for symbol in self.answers for token in symbol if not 0 <= token < self.config.vocabulary]
-        if wrong or not all(self.answers):
+        known = range(self.config.vocabulary)
+        tokens = [token for symbol in self.answers for token in symbol]
+        if not all(self.answers) or any(isinstance(token, bool) or token not in known for token in tokens):
             raise ValueError(
                 f"got answers {self.answers}, expected one or more tokens from 0 to {self.config.vocabulary - 1} each"
             )
@@ -139,12 +151,33 @@ class Decoder:
           cache: keep keys and values.
 
         Raises:
-          ValueError: at trace time, for an unknown tap, an edit that does not fit, or too many tokens.
+          ValueError: at trace time, for an unknown tap, an edit that does not fit, or too many tokens; where values are
+            known, for a token that is none of the vocabulary or a position that is no token.
         """
+        check_tokens(tokens, self.config.vocabulary)
+        check_edited_positions(self.taps, edits, tokens)
+        if at is not None:
+            check_positions(tokens, at)
+            index = jnp.asarray(at)
+            mask = token_mask(tokens)
+            at = jnp.where(picked(mask, jnp.clip(index, 0, mask.shape[1] - 1)), index, -1)
+        return self.scan(params, tokens, edits, record, at=at, cache=cache)
+
+    def scan(
+        self,
+        params: Params,
+        tokens: Int[AnyArray, "N T"],
+        edits: Edits,
+        record: Sequence[str],
+        *,
+        at: Int[AnyArray, "N ..."] | None,
+        cache: bool,
+    ) -> Run:
+        """Run the network as `run` does; here a position may be padding, whose activations mean nothing."""
         check_taps(self.taps, edits, record)
         network, (tokens, place) = self._network(params), self.placed(tokens)
-        per_block = {name: edit for name, edit in edits.items() if self.taps[name].depth is not None}
-        keep = (lambda value: value) if at is None else (lambda value: picked(value, at))
+        per_block = {name: edit for name, edit in edits.items() if name not in ONCE}
+        keep = (lambda value: value) if at is None else (lambda value: recorded_at(value, jnp.asarray(at)))
         graph, weights = nnx.split(network.blocks)
 
         def step(stream: Array, slices: tuple) -> tuple[Array, tuple[Past | None, dict[str, Array]]]:
@@ -154,9 +187,9 @@ class Decoder:
 
         stream = network.embed(tokens, place.positions)
         stream, (past, recorded) = jax.lax.scan(step, stream, (weights, self._windowed(), per_block))
-        stream = tapped("final_input", stream, edits)
-        outputs = tapped("logits", self.read(network, picked(stream, last_token(tokens))), edits)
-        recorded |= {"final_input": keep(stream), "logits": outputs}
+        stream, _ = tapped_once("final_input", stream, edits)
+        outputs, emitted = tapped_once("logits", self.read(network, picked(stream, last_token(tokens))), edits)
+        recorded |= {"final_input": keep(stream)[None], "logits": emitted}
         return Run(outputs, {name: recorded[name] for name in record}, past)
 
     def resume(
@@ -269,13 +302,14 @@ class Decoder:
         return jnp.asarray(self.config.windowed or (False,) * self.config.depth)
 
     def _checked(self, tokens: AnyArray) -> Int[Array, "N T"]:
-        limit = self.config.learned_positions
+        check_tokens(tokens, self.config.vocabulary)
+        tokens, limit = jnp.asarray(tokens), self.config.learned_positions
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer) or (limit and tokens.shape[1] > limit):
             raise ValueError(
                 f"got tokens of shape {tokens.shape} and type {tokens.dtype}, expected integers (N, T), padded with -1"
                 + (f", of at most {limit} positions" if limit else "")
             )
-        return jnp.asarray(tokens)
+        return tokens
 
     def _network(self, params: Params) -> StackedNetwork:
         return nnx.merge(self._graph, params)

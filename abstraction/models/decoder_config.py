@@ -7,13 +7,29 @@
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
 NormKind = Literal["rms", "layer"]
 ActivationKind = Literal["gelu", "gelu_tanh", "silu"]
 Precision = Literal["float32", "bfloat16"]
+
+_MOST = 2**31 - 1
+_SIZES = ("vocabulary", "width", "depth", "heads", "kv_heads", "head_size", "hidden")
+_FLAGS = ("post_norms", "gated", "qkv_bias", "output_bias", "mlp_bias", "tied")
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value is a whole number from 1 on, small enough to count with 32 bits."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= _MOST
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(float(value))
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,18 @@ class RopeScaling:
     low: float
     high: float
     context: int
+
+    def check(self) -> None:
+        """Refuse what stretches nothing.
+
+        Raises:
+          ValueError: naming what was got and what is valid.
+        """
+        numbers = self.factor, self.low, self.high
+        if not all(is_number(value) and value > 0 for value in numbers) or not self.low < self.high:
+            raise ValueError(f"got rope_scaling {self}, expected finite numbers above 0, and low below high")
+        if not is_count(self.context):
+            raise ValueError(f"got rope_scaling {self}, expected a context of 1 token or more")
 
 
 @dataclass(frozen=True)
@@ -154,18 +182,35 @@ class DecoderConfig:
         Raises:
           ValueError: naming the field, what was got and what is valid.
         """
-        sizes = ("vocabulary", "width", "depth", "heads", "kv_heads", "head_size", "hidden")
-        if wrong := {name: getattr(self, name) for name in sizes if getattr(self, name) < 1}:
-            raise ValueError(f"got sizes {wrong} of a decoder, expected each to be at least 1")
+        self._check_numbers()
         if self.heads % self.kv_heads:
-            raise ValueError(f"got {self.heads} query heads for {self.kv_heads} key-value heads, expected a multiple")
+            raise ValueError(f"got {self.heads} query heads for kv_heads {self.kv_heads}, expected a multiple")
         if self.learned_positions is None and self.head_size % 2:
             raise ValueError(f"got head_size {self.head_size}, expected an even number: rotations turn pairs")
         for name, kinds in (("norm", NormKind), ("activation", ActivationKind), ("dtype", Precision)):
             if getattr(self, name) not in get_args(kinds):
                 raise ValueError(f"got {name} {getattr(self, name)!r}, expected one of {get_args(kinds)}")
-        if self.windowed and (len(self.windowed) != self.depth or not self.window or self.window < 1):
+        flags = isinstance(self.windowed, tuple) and all(isinstance(flag, bool) for flag in self.windowed)
+        if not flags or (self.windowed and (len(self.windowed) != self.depth or self.window is None)):
             raise ValueError(
-                f"got {len(self.windowed)} window flags and a window of {self.window} for {self.depth} blocks, "
-                "expected a flag per block and a window of at least 1"
+                f"got window flags {self.windowed!r} and a window of {self.window} for {self.depth} blocks, "
+                "expected True or False per block, and a window of at least 1"
             )
+
+    def _check_numbers(self) -> None:
+        if wrong := {name: getattr(self, name) for name in _SIZES if not is_count(getattr(self, name))}:
+            raise ValueError(f"got sizes {wrong} of a decoder, expected each to be at least 1 and at most {_MOST}")
+        for name in ("learned_positions", "window"):
+            if getattr(self, name) is not None and not is_count(getattr(self, name)):
+                raise ValueError(f"got {name} {getattr(self, name)!r}, expected None or 1 to {_MOST}")
+        if wrong := {name: getattr(self, name) for name in _FLAGS if not isinstance(getattr(self, name), bool)}:
+            raise ValueError(f"got switches {wrong}, expected True or False")
+        if not is_number(self.norm_offset):
+            raise ValueError(f"got norm_offset {self.norm_offset!r}, expected a finite number")
+        positive = {name: getattr(self, name) for name in ("rope_theta", "norm_epsilon", "embedding_scale")}
+        optional = {name: getattr(self, name) for name in ("query_scale", "attention_cap", "final_cap")}
+        positive |= {name: value for name, value in optional.items() if value is not None}
+        if wrong := {name: value for name, value in positive.items() if not is_number(value) or value <= 0}:
+            raise ValueError(f"got {wrong}, expected finite numbers above 0")
+        if self.rope_scaling is not None:
+            self.rope_scaling.check()

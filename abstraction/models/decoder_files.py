@@ -4,7 +4,6 @@ One file, so that the weights cannot be separated from what they are weights of.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -16,8 +15,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from abstraction.files import replaced
 from abstraction.models.decoder import Decoder
 from abstraction.models.decoder_config import DecoderConfig, RopeScaling
+from abstraction.models.network import Network
 from abstraction.typing import Params
 
 FILE = "decoder.safetensors"
@@ -25,28 +26,26 @@ _FORMAT = "abstraction decoder 1"
 _SHOWN = 4
 
 
-def save_decoder(folder: str | Path, decoder: Decoder, params: Params) -> None:
+def save_decoder(network: Network, folder: str | Path) -> None:
     """Write a decoder to a folder, where the file appears under its name only when complete.
 
     Raises:
-      ValueError: the parameters are not the decoder's.
+      ValueError: the model is no decoder, or the parameters are not its own, or not finite.
+      OSError: the folder cannot be written; names it.
     """
-    flat = flat_parameters(params)
+    decoder = network.model
+    if not isinstance(decoder, Decoder):
+        raise ValueError(f"got a network of {type(decoder).__name__}, expected one of Decoder")
+    flat = flat_parameters(network.params)
     require_alike(f"parameters to save in {folder}", _kinds(flat), _kinds(parameter_shapes(decoder)))
     arrays = {path: np.ascontiguousarray(leaf) for path, leaf in flat.items()}
+    _require_finite(arrays)
     about = {"config": asdict(decoder.config), "answers": decoder.answers, "rest": decoder.rest}
-    target = Path(folder) / FILE
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Named after the process, so that two that write the same decoder do not write into each other's file.
-    partial = target.with_name(f".{FILE}.{os.getpid()}")
-    try:
+    with replaced(Path(folder) / FILE) as partial:
         save_file(arrays, partial, {"format": _FORMAT, "decoder": json.dumps(about)})
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def read_decoder(folder: str | Path) -> tuple[Decoder, Params]:
+def read_decoder(folder: str | Path) -> Network:
     """Read what `save_decoder` has written.
 
     Raises:
@@ -54,19 +53,21 @@ def read_decoder(folder: str | Path) -> tuple[Decoder, Params]:
       FileNotFoundError: there is no such file.
     """
     path = Path(folder) / FILE
-    if not path.exists():
-        raise FileNotFoundError(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"got {path}, which is no file, expected one that `save_decoder` has written")
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             if header.get("format") != _FORMAT:
                 raise ValueError(f"format {header.get('format')!r}, expected {_FORMAT!r}")
-            decoder = _described(json.loads(header["decoder"]))
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            decoder = _described(json.loads(header["decoder"]), slices)
+            found = {name: file.get_tensor(name) for name in slices}
         require_alike("arrays", _kinds(found), _kinds(parameter_shapes(decoder)))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot read a decoder from {path}: {error}") from error
-    return decoder, nested_parameters({name: jnp.asarray(array) for name, array in found.items()})
+        _require_finite(found)
+    except (SafetensorError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, ValueError) as error:
+        raise ValueError(f"cannot read a decoder from {path}: got {error}, expected what was saved") from error
+    return Network(decoder, nested_parameters({name: jnp.asarray(array) for name, array in found.items()}))
 
 
 def parameter_shapes(decoder: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
@@ -113,8 +114,13 @@ def _kinds(arrays: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in arrays.items()}
 
 
-def _described(about: Mapping[str, Any]) -> Decoder:
-    """Build the decoder that a header describes."""
+def _require_finite(arrays: Mapping[str, Any]) -> None:
+    if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise ValueError(f"got {broken[0]} with values that are not finite, expected finite weights")
+
+
+def _described(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> Decoder:
+    """Build the decoder that a header describes, if its blocks are as many as the arrays'."""
     switches = dict(about["config"])
     names = {field.name for field in fields(DecoderConfig)}
     if set(switches) != names:
@@ -122,4 +128,9 @@ def _described(about: Mapping[str, Any]) -> Decoder:
     scaling = switches["rope_scaling"]
     switches["rope_scaling"] = None if scaling is None else RopeScaling(**scaling)
     switches["windowed"] = tuple(switches["windowed"])
+    depths = {array.get_shape()[0] for name, array in arrays.items() if name.startswith("blocks/")}
+    if depths != {switches["depth"]}:
+        raise ValueError(f"depth {switches['depth']!r}, expected {sorted(depths)}, the blocks that there are arrays of")
+    if not isinstance(about["rest"], bool):
+        raise ValueError(f"rest {about['rest']!r}, expected true or false")
     return Decoder(DecoderConfig(**switches), tuple(map(tuple, about["answers"])), about["rest"])

@@ -29,9 +29,13 @@ class Network(nnx.Module):
         raise NotImplementedError
 
     def embed(self, tokens: Int[Array, "N T"], positions: Int[Array, "N T"]) -> Float[Array, "N T D"]:
-        """Begin the residual stream."""
+        """Begin the residual stream; an id that is no token's becomes NaN, which reaches the outputs."""
         scale = jnp.asarray(self.config.embedding_scale, self.config.precision)
-        stream = self.embedding[...][jnp.maximum(tokens, 0)] * scale
+        # JAX takes the last row for an id past the end and -1 is padding: the factor says which ids are none. A factor
+        # in place of a gather that fills: that would compile to other sums.
+        none = (tokens < -1) | (tokens >= self.config.vocabulary) | (tokens < 0).all(axis=1, keepdims=True)
+        factor = jnp.where(none, jnp.nan, scale)
+        stream = self.embedding[...][jnp.maximum(tokens, 0)] * factor[..., None].astype(scale.dtype)
         return stream if self.positions is None else stream + self.positions[...][positions]
 
     def logits(self, stream: Float[Array, "N D"], tokens: Int[np.ndarray, " A"] | None) -> Float[Array, "N A"]:

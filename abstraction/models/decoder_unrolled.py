@@ -1,7 +1,7 @@
 """A decoder in its second form: blocks that may differ, where `Decoder` scans over blocks of one shape.
 
 The scan compiles once for any depth and is what is searched; this form is what units are removed from. Its taps are
-those of `Decoder` block by block, without a depth axis: `mlp_product0`, `head_output3`. Two kinds can be reduced:
+those of `Decoder` block by block, each once: `mlp_product0`, `head_output3`. Two kinds can be reduced:
 
     mlp_product (mlp_hidden where there is no gate)    units of the MLP, read by W_down
     head_output                                        z of the query heads, read by W_O; whole heads, `head_groups`
@@ -23,13 +23,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from abstraction.models.decoder import RESUMES, Decoder
+from abstraction.models.decoder import ONCE, RESUMES, Decoder
 from abstraction.models.decoder_blocks import Place
 from abstraction.models.decoder_config import BlockShape
 from abstraction.models.decoder_network import UnrolledNetwork
-from abstraction.models.positions import last_token, picked
-from abstraction.models.taps import NO_EDITS, Edits, Tap, check_taps, tapped
-from abstraction.models.wiring import Consumer, take_units
+from abstraction.models.positions import check_edited_positions, last_token, picked
+from abstraction.models.taps import NO_EDITS, Edits, Tap, at_depth, check_resume, check_taps, tapped
+from abstraction.models.wiring import Consumer, check_kept, take_units
 from abstraction.typing import AnyArray, Outputs, Params
 
 _READERS = {"mlp_product": "down", "mlp_hidden": "down", "head_output": "output"}
@@ -52,7 +52,7 @@ class UnrolledDecoder:
         """Those of `Decoder`, in the order they run, block by block."""
         known = self.decoder.taps
         last = known["block_output"]
-        parts = [tap for tap in known.values() if tap.depth is not None and tap != last]
+        parts = [tap for tap in known.values() if tap.name not in ONCE and tap != last]
         taps = [self._tap(part, index) for index in range(len(self.blocks)) for part in (*parts, last)]
         return {tap.name: tap for tap in (*taps, known["final_input"], known["logits"])}
 
@@ -66,12 +66,14 @@ class UnrolledDecoder:
     ) -> tuple[Outputs, dict[str, Array]]:
         """Run the network; see `Model.apply`."""
         check_taps(self.taps, edits, record)
+        check_edited_positions(self.taps, edits, inputs)
+        edits = at_depth(edits, 0)
         network, (tokens, place) = self._network(params), self.decoder.placed(inputs)
         stream, recorded = self._continued(network, network.embed(tokens, place.positions), 0, place, edits)
         stream = recorded["final_input"] = tapped("final_input", stream, edits)
         outputs = self.decoder.read(network, picked(stream, last_token(tokens)))
         recorded["logits"] = tapped("logits", outputs, edits)
-        return recorded["logits"], {name: recorded[name] for name in record}
+        return recorded["logits"], {name: recorded[name][None] for name in record}
 
     def resume(
         self,
@@ -83,10 +85,8 @@ class UnrolledDecoder:
         inputs: Int[AnyArray, "N T"],
         states: Array,
     ) -> Outputs:
-        """Run from the residual stream before or after one block; there is no depth. See `Model.resume`."""
-        valid = [f"{name}{index}" for index in range(len(self.blocks)) for name in RESUMES]
-        if tap not in valid:
-            raise ValueError(f"got a resume from {tap!r}, expected one of {valid}")
+        """Run from the residual stream before or after one block. See `Model.resume`."""
+        check_resume(self.taps, tap, depth, activation)
         name, index = _parts(tap)
         network, (tokens, place) = self._network(params), self.decoder.placed(inputs)
         stream, _ = self._continued(network, activation, index + RESUMES[name], place, NO_EDITS)
@@ -116,7 +116,8 @@ class UnrolledDecoder:
     def narrowed(self, params: Params, tap: str, kept: Int[np.ndarray, " K"]) -> tuple["UnrolledDecoder", Params]:
         """Remove the other units of a tap; see `Reducible.narrowed`."""
         name, index = self._reduced(tap)
-        reader, kept, width = _READERS[name], np.asarray(kept), self.taps[tap].width
+        reader, width = _READERS[name], self.taps[tap].width
+        kept = check_kept(tap, kept, width)
         arrays = dict(params[f"block{index}"])
         arrays[reader] = {**arrays[reader], "kernel": take_units(arrays[reader]["kernel"], kept, width, axis=0)}
         if reader == "down":
@@ -163,7 +164,7 @@ class UnrolledDecoder:
         heads, kv_heads = shape.heads * size, shape.kv_heads * size
         widths = {"query": heads, "key": kv_heads, "value": kv_heads, "head_output": heads}
         widths |= {"mlp_hidden": shape.hidden, "mlp_product": shape.hidden}
-        return Tap(f"{tap.name}{index}", widths.get(tap.name, tap.width), None, tap.about)
+        return Tap(f"{tap.name}{index}", widths.get(tap.name, tap.width), 1, tap.about, tap.resumes)
 
     def _reduced(self, tap: str) -> tuple[str, int]:
         """Return name and block of a tap whose units can be removed."""

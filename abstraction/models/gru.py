@@ -25,8 +25,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from abstraction.models.initialization import uniform_linear
-from abstraction.models.taps import NO_EDITS, Edits, Tap, check_taps, tapped
-from abstraction.models.wiring import Consumer, Passage, find_array, replace_array, take_units
+from abstraction.models.taps import NO_EDITS, Edits, Tap, check_resume, check_taps, tapped, tapped_once
+from abstraction.models.wiring import Consumer, Passage, check_kept, find_array, replace_array, take_units
 from abstraction.typing import AnyArray, Outputs, Params
 
 _TORCH_NAMES = {
@@ -68,8 +68,8 @@ class GRU:
         """`inputs`, `hidden`, `logits`."""
         taps = (
             Tap("inputs", self.inputs, self.depth, "what is read at each step"),
-            Tap("hidden", self.width, self.depth, "the state after each step"),
-            Tap("logits", self.depth + 1, None, "one logit per step and a final one"),
+            Tap("hidden", self.width, self.depth, "the state after each step", resumes=True),
+            Tap("logits", self.depth + 1, about="one logit per step and a final one"),
         )
         return {tap.name: tap for tap in taps}
 
@@ -80,7 +80,7 @@ class GRU:
           ValueError: a size is below 1.
         """
         sizes = (self.inputs, self.width, self.depth)
-        if min(sizes) < 1:
+        if not all(isinstance(size, int | np.integer) and size >= 1 for size in sizes):
             raise ValueError(f"got sizes {sizes} of (inputs, width, depth), expected each to be at least 1")
         return _initial(self, key)
 
@@ -95,7 +95,7 @@ class GRU:
         check_taps(self.taps, edits, record)
         network = self._network(params)
         steps = self._steps(inputs)
-        per_step = {name: edit for name, edit in edits.items() if self.taps[name].depth is not None}
+        per_step = {name: edit for name, edit in edits.items() if name != "logits"}
 
         def step(state: Array, slices: tuple[Array, Edits]) -> tuple[Array, tuple[Array, Array]]:
             read, edits = slices
@@ -105,8 +105,8 @@ class GRU:
 
         start = jnp.zeros((steps.shape[1], self.width), steps.dtype)
         _, (read, states) = jax.lax.scan(step, start, (steps, per_step))
-        logits = tapped("logits", network.logits(states), edits)
-        recorded = {"inputs": read, "hidden": states, "logits": logits}
+        logits, emitted = tapped_once("logits", network.logits(states), edits)
+        recorded = {"inputs": read, "hidden": states, "logits": emitted}
         return logits, {name: recorded[name] for name in record}
 
     def resume(
@@ -120,8 +120,7 @@ class GRU:
         states: Float[Array, "L N D"],
     ) -> Outputs:
         """Run from the state after one step; earlier bits are read off the recorded states. See `Model.resume`."""
-        if tap != "hidden":
-            raise ValueError(f"got a resume from {tap!r}, expected 'hidden'")
+        check_resume(self.taps, tap, depth, activation)
         network = self._network(params)
 
         def step(state: Array, slices: tuple[Array, Array, Array]) -> tuple[Array, Array]:
@@ -147,6 +146,7 @@ class GRU:
 
     def narrowed(self, params: Params, tap: str, kept: Int[np.ndarray, " K"]) -> tuple["GRU", Params]:
         """Remove the other units of `hidden`, with their columns in all three gates; see `Reducible.narrowed`."""
+        kept = check_kept(tap, kept, self.width)
         for consumer in self.consumers(tap):
             kernel = find_array(params, consumer.kernel)
             params = replace_array(params, consumer.kernel, take_units(kernel, kept, self.width, axis=0))
@@ -178,8 +178,8 @@ class GRU:
         return params
 
     def _steps(self, inputs: AnyArray) -> Float[Array, "L N I"]:
-        if inputs.ndim != 3 or inputs.shape[1:] != (self.depth, self.inputs):
-            raise ValueError(f"got inputs of shape {inputs.shape}, expected (N, {self.depth}, {self.inputs})")
+        if np.ndim(inputs) != 3 or np.shape(inputs)[1:] != (self.depth, self.inputs):
+            raise ValueError(f"got inputs of shape {np.shape(inputs)}, expected (N, {self.depth}, {self.inputs})")
         return jnp.swapaxes(jnp.asarray(inputs), 0, 1)
 
     def _network(self, params: Params) -> "_Network":

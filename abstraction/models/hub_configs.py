@@ -1,17 +1,25 @@
 """What a `config.json` of the Hugging Face hub says about a decoder: GPT-2, Llama, Qwen2 and Gemma-2.
 
-Every field is used, known not to matter here, or refused: a switch that is overlooked is another network. The names
-are those of transformers, before version 5 (`rope_theta`, `rope_scaling`) and since (`rope_parameters`).
+Every field is used, known not to matter here, or refused: a switch that is overlooked is another network. Private
+fields (`_name_or_path`, `_attn_implementation_autoset`) say how transformers runs, never what it computes. Names are
+those of transformers, before version 5 (`rope_theta`, `rope_scaling`) and since (`rope_parameters`).
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from abstraction.models.decoder_config import ActivationKind, DecoderConfig, Precision, RopeScaling
+from abstraction.models.decoder_config import (
+    ActivationKind,
+    DecoderConfig,
+    Precision,
+    RopeScaling,
+    is_count,
+    is_number,
+)
 
 # What says nothing about logits without training: names, tokens, dropout, heads of other tasks, how transformers runs.
 _IGNORED = {
-    "_name_or_path", "architectures", "auto_map", "transformers_version", "_attn_implementation_autoset",
+    "architectures", "auto_map", "transformers_version",
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "tokenizer_class", "task_specific_params",
     "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "initializer_range",
     "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
@@ -28,28 +36,35 @@ _ACTIVATIONS: Mapping[str, ActivationKind] = {
 }
 _PRECISIONS: Mapping[str | None, Precision] = {None: "float32", "float32": "float32", "bfloat16": "bfloat16"}
 _LAYERS = ("full_attention", "sliding_attention")
+_DEPTHS = ("num_hidden_layers", "n_layer")
+_MOST_BLOCKS = 10_000
 Take = Callable[..., Any]
 """Remove a field and return it, or a default where there is one."""
 
 
-def config_from_hub(fields: Mapping[str, Any]) -> DecoderConfig:
+def config_from_hub(fields: Mapping[str, Any], *, blocks: int | None = None) -> DecoderConfig:
     """Translate the fields of a `config.json`.
 
     Args:
       fields: as parsed; `model_type` says which family they are of. Without `dtype` or `torch_dtype`: float32.
+      blocks: of how many blocks there are weights, where that is known; 10,000 where it is not.
 
     Raises:
-      ValueError: an unknown architecture, fields that are missing or not known, or values that have no counterpart.
+      ValueError: an unknown architecture, fields that are missing or not known, values of another type or that have no
+        counterpart, or more layers than there are weights of.
     """
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"got a configuration of type {type(fields).__name__}, expected fields by name")
     kind = fields.get("model_type", "")
-    if kind not in _FAMILIES:
+    if not isinstance(kind, str) or kind not in _FAMILIES:
         raise ValueError(f"got model_type {kind!r}, expected one of {sorted(_FAMILIES)}")
-    left = {name: value for name, value in fields.items() if name != "model_type"}
+    left = {name: value for name, value in fields.items() if name != "model_type" and not name.startswith("_")}
+    _check_depth(left, blocks)
     try:
         _only(left.pop, "is_encoder_decoder", False)
         config = _FAMILIES[kind](left.pop)
     except KeyError as error:
-        raise ValueError(f"got a {kind} configuration without field {error}") from error
+        raise ValueError(f"got a {kind} configuration without field {error}, expected it") from error
     if unknown := sorted(left.keys() - _IGNORED):
         shown = {name: left[name] for name in unknown}
         raise ValueError(f"got {kind} fields {shown}, whose effect is not known, expected those of transformers")
@@ -57,43 +72,53 @@ def config_from_hub(fields: Mapping[str, Any]) -> DecoderConfig:
     return config
 
 
+def _check_depth(fields: Mapping[str, Any], blocks: int | None) -> None:
+    """Refuse more layers than there are weights of, before anything is made for each of them."""
+    most = _MOST_BLOCKS if blocks is None else min(blocks, _MOST_BLOCKS)
+    why = "" if blocks is None else ", the blocks that there are weights of"
+    for name in _DEPTHS:
+        value = fields.get(name, 1)
+        if not is_count(value) or (name in fields and value > most):
+            raise ValueError(f"got {name} {value!r}, expected 1 to {most}{why}")
+
+
 def _gpt2(take: Take) -> DecoderConfig:
-    width, heads = take("n_embd"), take("n_head")
-    positions = take("n_positions")
+    width, heads = _count(take, "n_embd"), _count(take, "n_head")
+    positions = _count(take, "n_positions")
     take("n_ctx", None)
     _only(take, "scale_attn_by_inverse_layer_idx", False)
     _only(take, "add_cross_attention", False)
     return DecoderConfig(
-        vocabulary=take("vocab_size"),
+        vocabulary=_count(take, "vocab_size"),
         width=width,
-        depth=take("n_layer"),
+        depth=_count(take, "n_layer"),
         heads=heads,
         kv_heads=heads,
         head_size=_shared(width, heads),
-        hidden=take("n_inner", None) or 4 * width,
+        hidden=_count(take, "n_inner", None) or 4 * width,
         learned_positions=positions,
         norm="layer",
-        norm_epsilon=take("layer_norm_epsilon", 1e-5),
+        norm_epsilon=_number(take, "layer_norm_epsilon", 1e-5),
         gated=False,
         activation=_one_of("activation_function", take("activation_function", "gelu_new"), _ACTIVATIONS),
         qkv_bias=True,
         output_bias=True,
         mlp_bias=True,
-        tied=take("tie_word_embeddings", True),
-        query_scale=None if take("scale_attn_weights", True) else 1.0,
+        tied=_flag(take, "tie_word_embeddings", True),
+        query_scale=None if _flag(take, "scale_attn_weights", True) else 1.0,
         dtype=_precision(take),
     )
 
 
 def _llama(take: Take) -> DecoderConfig:
-    biased = take("attention_bias", False)
+    biased = _flag(take, "attention_bias", False)
     return DecoderConfig(
         **_rotary(take),
         activation=_one_of("hidden_act", take("hidden_act", "silu"), _ACTIVATIONS),
         qkv_bias=biased,
         output_bias=biased,
-        mlp_bias=take("mlp_bias", False),
-        tied=take("tie_word_embeddings", False),
+        mlp_bias=_flag(take, "mlp_bias", False),
+        tied=_flag(take, "tie_word_embeddings", False),
     )
 
 
@@ -109,16 +134,16 @@ def _qwen2(take: Take) -> DecoderConfig:
         **sizes,
         activation=_one_of("hidden_act", take("hidden_act", "silu"), _ACTIVATIONS),
         qkv_bias=True,
-        tied=take("tie_word_embeddings", False),
+        tied=_flag(take, "tie_word_embeddings", False),
     )
 
 
 def _gemma2(take: Take) -> DecoderConfig:
-    sizes, biased = _rotary(take), take("attention_bias", False)
+    sizes, biased = _rotary(take), _flag(take, "attention_bias", False)
     _only(take, "use_bidirectional_attention", False, None)
     for unused in ("hidden_act", "sliding_window_size"):  # Old files repeat what hidden_activation and the window say.
         take(unused, None)
-    window = take("sliding_window")
+    window = _count(take, "sliding_window", null=True)
     windowed = _sliding(take, sizes["depth"], default=tuple(block % 2 == 0 for block in range(sizes["depth"])))
     return DecoderConfig(
         **sizes,
@@ -127,11 +152,11 @@ def _gemma2(take: Take) -> DecoderConfig:
         activation=_one_of("hidden_activation", take("hidden_activation", "gelu_pytorch_tanh"), _ACTIVATIONS),
         qkv_bias=biased,
         output_bias=biased,
-        tied=take("tie_word_embeddings", True),
+        tied=_flag(take, "tie_word_embeddings", True),
         embedding_scale=sizes["width"] ** 0.5,
-        query_scale=take("query_pre_attn_scalar") ** -0.5,
-        attention_cap=take("attn_logit_softcapping"),
-        final_cap=take("final_logit_softcapping"),
+        query_scale=_number(take, "query_pre_attn_scalar") ** -0.5,
+        attention_cap=_number(take, "attn_logit_softcapping", null=True),
+        final_cap=_number(take, "final_logit_softcapping", null=True),
         window=window if any(windowed) else None,
         windowed=windowed if any(windowed) else (),
     )
@@ -147,43 +172,49 @@ _FAMILIES: Mapping[str, Callable[[Take], DecoderConfig]] = {
 
 def _rotary(take: Take) -> dict[str, Any]:
     """Return what Llama, Qwen2 and Gemma-2 spell alike."""
-    width, heads, size = take("hidden_size"), take("num_attention_heads"), take("head_dim", None)
+    width, heads = _count(take, "hidden_size"), _count(take, "num_attention_heads")
+    size = _count(take, "head_dim", None)
     take("max_position_embeddings", None)
     theta, scaling = _rope(take)
     return {
-        "vocabulary": take("vocab_size"),
+        "vocabulary": _count(take, "vocab_size"),
         "width": width,
-        "depth": take("num_hidden_layers"),
+        "depth": _count(take, "num_hidden_layers"),
         "heads": heads,
-        "kv_heads": take("num_key_value_heads", None) or heads,
+        "kv_heads": _count(take, "num_key_value_heads", None) or heads,
         "head_size": size or _shared(width, heads),
-        "hidden": take("intermediate_size"),
+        "hidden": _count(take, "intermediate_size"),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "norm_epsilon": take("rms_norm_eps", 1e-6),
+        "norm_epsilon": _number(take, "rms_norm_eps", 1e-6),
         "dtype": _precision(take),
     }
 
 
 def _rope(take: Take) -> tuple[float, RopeScaling | None]:
-    theta, old, new = take("rope_theta", None), take("rope_scaling", None), take("rope_parameters", None)
+    theta, old, new = _number(take, "rope_theta", None), take("rope_scaling", None), take("rope_parameters", None)
+    for name, value in (("rope_scaling", old), ("rope_parameters", new)):
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"got {name} {value!r}, expected fields by name, or null")
     if old and new:
         raise ValueError(f"got both rope_scaling {old} and rope_parameters {new}, expected one of them")
     left = dict(new or old or {})
-    inner, base = left.pop("rope_theta", None), 10_000.0
+    inner, base = _number(left.pop, "rope_theta", None), 10_000.0
     if None not in (theta, inner) and theta != inner:
         raise ValueError(f"got rope_theta {theta} and {inner} inside rope_parameters, expected them to agree")
     base = next((value for value in (inner, theta) if value is not None), base)
-    kinds = {left.pop(name) for name in ("type", "rope_type") if name in left} or {"default"}
+    kinds = {str(left.pop(name)) for name in ("type", "rope_type") if name in left} or {"default"}
     _only(left.pop, "partial_rotary_factor", 1.0)
     scaling = None
     if kinds == {"llama3"}:
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        scaling = RopeScaling(*(left.pop(name) for name in names))
+        factors = [_number(left.pop, name) for name in ("factor", "low_freq_factor", "high_freq_factor")]
+        scaling = RopeScaling(factors[0], factors[1], factors[2], _count(left.pop, "original_max_position_embeddings"))
     elif kinds != {"default"}:
         raise ValueError(f"got rope scaling of type {sorted(kinds)}, expected 'default' or 'llama3'")
     if left:
-        raise ValueError(f"got rope parameters {left}, whose effect is not known")
+        raise ValueError(
+            f"got rope parameters {left}, whose effect is not known, expected those of 'default' or 'llama3'"
+        )
     return float(base), scaling
 
 
@@ -191,8 +222,8 @@ def _sliding(take: Take, depth: int, *, default: tuple[bool, ...]) -> tuple[bool
     kinds = take("layer_types", None)
     if kinds is None:
         return default
-    if len(kinds) != depth or not set(kinds) <= set(_LAYERS):
-        raise ValueError(f"got layer_types {kinds}, expected one of {_LAYERS} for each of {depth} layers")
+    if not isinstance(kinds, list) or len(kinds) != depth or any(kind not in _LAYERS for kind in kinds):
+        raise ValueError(f"got layer_types {kinds!r}, expected one of {_LAYERS} for each of {depth} layers")
     return tuple(kind == "sliding_attention" for kind in kinds)
 
 
@@ -207,13 +238,36 @@ def _shared(width: int, heads: int) -> int:
     return width // heads
 
 
+def _count(take: Take, name: str, *default: Any, null: bool = False) -> Any:
+    value = take(name, *default)
+    if not is_count(value) and not (value is None and (null or default == (None,))):
+        raise ValueError(f"got {name} {value!r}, expected a whole number of at least 1")
+    return value
+
+
+def _number(take: Take, name: str, *default: Any, null: bool = False) -> Any:
+    value = take(name, *default)
+    if value is not None and is_number(value) and value > 0:
+        return value
+    if value is None and (null or default == (None,)):
+        return None
+    raise ValueError(f"got {name} {value!r}, expected a finite number above 0")
+
+
+def _flag(take: Take, name: str, default: bool) -> bool:
+    value = take(name, default)
+    if not isinstance(value, bool):
+        raise ValueError(f"got {name} {value!r}, expected true or false")
+    return value
+
+
 def _one_of(name: str, value: Any, known: Mapping) -> Any:
-    if value not in known:
+    if not isinstance(value, str | None) or value not in known:
         raise ValueError(f"got {name} {value!r}, expected one of {list(known)}")
     return known[value]
 
 
 def _only(take: Take, name: str, *allowed: Any) -> None:
     value = take(name, allowed[0])
-    if value not in allowed:
+    if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
         raise ValueError(f"got {name} {value!r}, expected {allowed[0]!r}")

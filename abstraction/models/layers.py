@@ -122,6 +122,8 @@ class Convolution(_Learned):
       strides: step per axis.
       padding: "VALID", or "SAME" with zeros around the border.
       use_bias: whether it adds a bias.
+      bias_map: whether that bias has a value of its own at every position: constants that enter where zeros surround
+        the border leave such a one.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Convolution(_Learned):
     strides: Shape = (1, 1)
     padding: str = "VALID"
     use_bias: bool = True
+    bias_map: bool = False
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the windows that fit and the new channels."""
@@ -290,7 +293,12 @@ class Flatten(_Fixed):
 def initial_arrays(layer: Layer, shape: Shape, key: Array) -> Params | None:
     """Draw the arrays of a layer, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), or return None where it has none."""
     module = layer.module(shape, nnx.Rngs(key))
-    return None if module is None else nnx.to_pure_dict(nnx.split(module)[1])
+    if module is None:
+        return None
+    arrays = nnx.to_pure_dict(nnx.split(module)[1])
+    if isinstance(layer, Convolution) and layer.bias_map:
+        return {**arrays, "bias": jnp.broadcast_to(arrays["bias"], layer.output_shape(shape))}
+    return arrays
 
 
 @cache

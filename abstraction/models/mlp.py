@@ -2,7 +2,7 @@
 
     z_0 = x W_in + b_in,   h_l = phi(z_l),   z_{l+1} = h_l W_l + b_l,   logits = h_{L-1} W_out + b_out
 
-Taps: `preactivation` (z) and `hidden` (h), each L x D, and `inputs`, `logits`. Weights and biases start as
+Taps: `preactivation` (z) and `hidden` (h), each L x D, and `inputs`, `logits`, once. Weights and biases start as
 U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the law of the paper's backbones.
 """
 
@@ -12,13 +12,16 @@ from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from abstraction.models.initialization import uniform_linear
 from abstraction.models.layers import ACTIVATIONS
-from abstraction.models.taps import NO_EDITS, Edits, Tap, at_depth, check_taps, tapped
+from abstraction.models.taps import NO_EDITS, Edits, Tap, at_depth, check_resume, check_taps, tapped, tapped_once
 from abstraction.typing import AnyArray, Outputs, Params
+
+_PER_LAYER = ("preactivation", "hidden")
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,10 @@ class MLP:
     def taps(self) -> Mapping[str, Tap]:
         """`inputs`, `preactivation`, `hidden`, `logits`."""
         taps = (
-            Tap("inputs", self.inputs, None, "the network's input"),
-            Tap("preactivation", self.width, self.depth, "hidden units before the nonlinearity"),
-            Tap("hidden", self.width, self.depth, "hidden units after the nonlinearity"),
-            Tap("logits", self.outputs, None, "the network's output"),
+            Tap("inputs", self.inputs, about="the network's input"),
+            Tap("preactivation", self.width, self.depth, "hidden units before the nonlinearity", resumes=True),
+            Tap("hidden", self.width, self.depth, "hidden units after the nonlinearity", resumes=True),
+            Tap("logits", self.outputs, about="the network's output"),
         )
         return {tap.name: tap for tap in taps}
 
@@ -57,7 +60,7 @@ class MLP:
           ValueError: a size is below 1, or the activation is unknown.
         """
         sizes = (self.inputs, self.width, self.depth, self.outputs)
-        if min(sizes) < 1:
+        if not all(isinstance(size, int | np.integer) and size >= 1 for size in sizes):
             raise ValueError(f"got sizes {sizes} of (inputs, width, depth, outputs), expected each to be at least 1")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"got activation {self.activation!r}, expected one of {sorted(ACTIVATIONS)}")
@@ -70,11 +73,17 @@ class MLP:
         edits: Edits = NO_EDITS,
         record: Sequence[str] = (),
     ) -> tuple[Outputs, dict[str, Array]]:
-        """Run the network; see `Model.apply`."""
+        """Run the network; see `Model.apply`.
+
+        Raises:
+          ValueError: the inputs have another shape, or what `Model.apply` refuses.
+        """
         check_taps(self.taps, edits, record)
+        if np.shape(inputs)[1:] != (self.inputs,):
+            raise ValueError(f"got inputs of shape {np.shape(inputs)}, expected (N, {self.inputs})")
         network = self._network(params)
-        inputs = tapped("inputs", jnp.asarray(inputs), edits)
-        per_layer = {name: edit for name, edit in edits.items() if self.taps[name].depth is not None}
+        inputs, read = tapped_once("inputs", jnp.asarray(inputs), edits)
+        per_layer = {name: edit for name, edit in edits.items() if name in _PER_LAYER}
         first, rest = at_depth(per_layer, 0), at_depth(per_layer, slice(1, None))
 
         hidden, layer = self._layer(network.stem, inputs, first, record)
@@ -88,8 +97,8 @@ class MLP:
 
             hidden, others = jax.lax.scan(step, hidden, (weights, rest))
             layers = jax.tree.map(lambda one, many: jnp.concatenate([one, many]), layers, others)
-        logits = tapped("logits", network.head(hidden), edits)
-        recorded = {**layers, "inputs": inputs, "logits": logits}
+        logits, emitted = tapped_once("logits", network.head(hidden), edits)
+        recorded = {**layers, "inputs": read, "logits": emitted}
         return logits, {name: recorded[name] for name in record}
 
     def resume(
@@ -103,8 +112,7 @@ class MLP:
         states: Float[Array, "L N D"],
     ) -> Outputs:
         """Run from `preactivation` or `hidden` at one depth, which is all that matters; see `Model.resume`."""
-        if tap not in ("preactivation", "hidden"):
-            raise ValueError(f"got a resume from {tap!r}, expected 'preactivation' or 'hidden'")
+        check_resume(self.taps, tap, depth, activation)
         network = self._network(params)
         hidden = activation if tap == "hidden" else ACTIVATIONS[self.activation](activation)
         if network.blocks is not None:

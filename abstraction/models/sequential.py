@@ -2,9 +2,9 @@
 
     a_0 = inputs,   a_i = layer_i(a_{i-1}),   logits = a_n
 
-Params are `{layer name: {array name: array}}`. Taps have no depth axis; convolutional ones have positions,
-[N, H, W, D]. A tap's units come out of one mixing layer (dense, convolution), its *producer*, and are read by the next
-one, its *consumer*; what lies between acts on each unit by itself.
+Params are `{layer name: {array name: array}}`. Every tap occurs once, [1, N, D]; convolutional ones have positions,
+[1, N, H, W, D]. A tap's units come out of one mixing layer (dense, convolution), its *producer*, and are read by the
+next one, its *consumer*; what lies between acts on each unit by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from abstraction.models.layers import Convolution, Dense, Layer, Mixing, Shape, Unitwise, initial_arrays
-from abstraction.models.taps import NO_EDITS, Edits, Tap, check_taps, tapped
-from abstraction.models.wiring import Consumer, Passage, take_units
+from abstraction.models.taps import NO_EDITS, Edits, Tap, at_depth, check_resume, check_taps, tapped
+from abstraction.models.wiring import Consumer, Passage, check_kept, take_units
 from abstraction.typing import AnyArray, Outputs, Params
 
 _RESERVED = ("inputs", "logits")
@@ -43,7 +43,10 @@ class Sequential:
         names = ["inputs", *(layer.name for layer in self.layers), "logits"]
         sizes = dict(zip(names, (self.inputs, *self._outputs, self._outputs[-1]), strict=True))
         about = {"inputs": "the network's input", "logits": "the network's output"}
-        return {name: Tap(name, shape[-1], None, about.get(name, "after this layer")) for name, shape in sizes.items()}
+        return {
+            name: Tap(name, shape[-1], 1, about.get(name, "after this layer"), name not in _RESERVED)
+            for name, shape in sizes.items()
+        }
 
     def init(self, key: Array) -> Params:
         """Draw parameters, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
@@ -63,14 +66,17 @@ class Sequential:
           ValueError: the inputs have another shape, or what `Model.apply` refuses.
         """
         check_taps(self.taps, edits, record)
-        if inputs.shape[1:] != self.inputs:
-            raise ValueError(f"got inputs of shape {inputs.shape}, expected (N, {', '.join(map(str, self.inputs))})")
+        if np.shape(inputs)[1:] != self.inputs:
+            raise ValueError(
+                f"got inputs of shape {np.shape(inputs)}, expected (N, {', '.join(map(str, self.inputs))})"
+            )
+        edits = at_depth(edits, 0)
         value = tapped("inputs", jnp.asarray(inputs), edits)
         recorded = {"inputs": value}
         for index in range(len(self.layers)):
             value = recorded[self.layers[index].name] = self._step(index, params, value, edits)
         recorded["logits"] = value
-        return value, {name: recorded[name] for name in record}
+        return value, {name: recorded[name][None] for name in record}
 
     def resume(
         self,
@@ -82,10 +88,9 @@ class Sequential:
         inputs: AnyArray,
         states: Array,
     ) -> Outputs:
-        """Run the layers after a tap, which is all that matters: there is no depth. See `Model.resume`."""
+        """Run the layers after a tap, which is all that matters: it occurs once. See `Model.resume`."""
+        check_resume(self.taps, tap, depth, activation)
         names = [layer.name for layer in self.layers]
-        if tap not in names:
-            raise ValueError(f"got a resume from {tap!r}, expected one of {names}")
         for index in range(names.index(tap) + 1, len(names)):
             activation = self._step(index, params, activation, NO_EDITS)
         return activation
@@ -103,20 +108,24 @@ class Sequential:
         return (Consumer(kernel, bias, (len(window),), window, passages, plane),)
 
     def with_biases(self, params: Params, tap: str) -> tuple["Sequential", Params]:
-        """Give the layer that reads a tap a bias; see `Reducible.with_biases`."""
+        """Give the layer that reads a tap a bias, of every position where it pads; see `Reducible.with_biases`."""
         last = self._reach(tap)[-1]
-        layer = self._mixing(last)
-        if layer.use_bias:
-            return self, params
+        layer, shape = self._mixing(last), self._shapes[last]
+        mapped = isinstance(layer, Convolution) and layer.pads(shape)
         arrays = params[layer.name]
-        kernel = arrays["kernel"]
-        zeros = kernel.__array_namespace__().zeros(layer.features, kernel.dtype)
-        return self._with({last: replace(layer, use_bias=True)}), {**params, layer.name: {**arrays, "bias": zeros}}
+        if layer.use_bias and (not mapped or layer.bias_map):  # pyright: ignore[reportAttributeAccessIssue]
+            return self, params
+        space = arrays["kernel"].__array_namespace__()
+        bias = arrays["bias"] if layer.use_bias else space.zeros(layer.features, arrays["kernel"].dtype)
+        bias = space.broadcast_to(bias, layer.output_shape(shape)) if mapped else bias
+        changes = {"use_bias": True, **({"bias_map": True} if mapped else {})}
+        return self._with({last: replace(layer, **changes)}), {**params, layer.name: {**arrays, "bias": bias}}
 
     def narrowed(self, params: Params, tap: str, kept: Int[np.ndarray, " K"]) -> tuple["Sequential", Params]:
         """Remove the other units of a tap; see `Reducible.narrowed`."""
         first, _, last = self._reach(tap)
         producer, width = self._mixing(first), self._outputs[first][-1]
+        kept = check_kept(tap, kept, width)
         narrow = dict(params)
         for index in range(first, last):
             name = self.layers[index].name
@@ -170,11 +179,11 @@ class Sequential:
         last = min((index for index in mixing if index > at), default=None)
         if first is None or last is None:
             lacks = "comes before any layer that mixes units" if first is None else "is read by the output alone"
-            raise ValueError(f"tap {tap!r} {lacks}")
+            raise ValueError(f"got tap {tap!r}, which {lacks}, expected one between two such layers")
         if self._outputs[at][-1] != self._outputs[first][-1]:
             raise ValueError(
-                f"tap {tap!r} holds {names[first]!r} position by position, so its units have no producer apart; "
-                "fold before positions are flattened"
+                f"got tap {tap!r}, which holds {names[first]!r} position by position, so its units have no producer "
+                "apart, expected one before positions are flattened"
             )
         return first, at, last
 
@@ -191,6 +200,8 @@ class Sequential:
     def _check(self) -> None:
         names = [*_RESERVED, *(layer.name for layer in self.layers)]
         repeated = sorted({name for name in names if names.count(name) > 1})
+        if not self.inputs or not all(isinstance(size, int | np.integer) and size >= 1 for size in self.inputs):
+            raise ValueError(f"got inputs of shape {self.inputs}, expected sizes of at least 1")
         if repeated or not self.layers:
             raise ValueError(f"got layer names {names[2:]}, expected at least one, distinct and none of {_RESERVED}")
 
@@ -219,4 +230,6 @@ def _initial(config: Sequential, key: Array) -> Params:
 def _plane(layer: Convolution, shape: Shape, params: Params, values: Array) -> Array:
     """Return the convolution, without bias, of inputs that have these values at every position."""
     plane = jnp.broadcast_to(values, (1, *shape))
-    return replace(layer, use_bias=False).apply(shape, {"kernel": params[layer.name]["kernel"]}, plane)[0]
+    return replace(layer, use_bias=False, bias_map=False).apply(shape, {"kernel": params[layer.name]["kernel"]}, plane)[
+        0
+    ]

@@ -4,15 +4,16 @@ A network is a deterministic structural causal model; a tap is one of its variab
 the tapped value to a new one. Edits are arguments, not hooks: their arrays are leaves, so sites, strengths and
 sources vmap and differentiate, and changing them never recompiles.
 
-Where a tap recurs along depth (layers, time steps), every leaf of its edit has that depth as leading axis, and the
-recorded activation is stacked along it.
+A tap occurs L times along depth (layers, time steps), once where there is nothing to recur: every leaf of its edit has
+that depth as leading axis, and the recorded activation is stacked along it, `[L, N, ..., D]`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from jaxtyping import Array
 
 
@@ -23,14 +24,16 @@ class Tap:
     Attributes:
       name: what edits and records call it.
       width: size D of its last axis.
-      depth: number of times L it occurs, or None when it occurs once and has no depth axis.
+      depth: number of times L it occurs.
       about: one line for people.
+      resumes: whether the model's `resume` runs on from it.
     """
 
     name: str
     width: int
-    depth: int | None = None
+    depth: int = 1
     about: str = ""
+    resumes: bool = False
 
 
 @runtime_checkable
@@ -56,16 +59,54 @@ def check_taps(taps: Mapping[str, Tap], edits: Edits, record: Sequence[str]) -> 
             raise ValueError(f"got {what} {unknown}, expected tap names among {sorted(taps)}")
     for name, edit in edits.items():
         depth = taps[name].depth
-        wrong = [leaf.shape for leaf in jax.tree.leaves(edit) if depth is not None and leaf.shape[:1] != (depth,)]
+        wrong = [leaf.shape for leaf in jax.tree.leaves(edit) if leaf.shape[:1] != (depth,)]
         if wrong:
             raise ValueError(
                 f"got arrays of shape {wrong} in the edit of {name!r}, expected a leading depth axis of {depth} in each"
             )
 
 
+def check_resume(taps: Mapping[str, Tap], tap: str, depth: Any, activation: Array) -> None:
+    """Refuse a place that a model does not resume from, and a value that is not the tap's.
+
+    A depth that is traced cannot be looked at, and is taken as it is.
+
+    Raises:
+      ValueError: the tap is unknown or determines too little, the depth is outside of it, or the width is another.
+    """
+    valid = [name for name, found in taps.items() if found.resumes]
+    if tap not in valid:
+        raise ValueError(f"got a resume from {tap!r}, expected one of {valid}")
+    if not _inside(depth, taps[tap].depth):
+        raise ValueError(f"got a resume at depth {depth} of {tap!r}, expected 0 to {taps[tap].depth - 1}")
+    if activation.shape[-1:] != (taps[tap].width,):
+        raise ValueError(
+            f"got an activation of shape {activation.shape} for {tap!r}, expected one of width {taps[tap].width}"
+        )
+
+
+def _inside(depth: Any, size: int) -> bool:
+    """Tell whether a depth is one of a tap's; one that is traced counts as such."""
+    try:
+        known = np.asarray(depth)
+    except jax.errors.TracerArrayConversionError:
+        return True
+    return known.ndim == 0 and known.dtype.kind in "iu" and bool(0 <= known < size)
+
+
 def at_depth(edits: Edits, depth: int | slice) -> Edits:
     """Index the depth axis of every leaf."""
     return jax.tree.map(lambda leaf: leaf[depth], edits)
+
+
+def tapped_once(name: str, activation: Array, edits: Edits) -> tuple[Array, Array]:
+    """Return the activation of a tap that occurs once, after its edit, and its record, with a depth axis of 1.
+
+    Raises:
+      ValueError: the edit does not fit the activation.
+    """
+    activation = tapped(name, activation, at_depth({name: edits[name]} if name in edits else NO_EDITS, 0))
+    return activation, activation[None]
 
 
 def tapped(name: str, activation: Array, edits: Edits) -> Array:

@@ -17,11 +17,18 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from abstraction.models.decoder import Decoder
 from abstraction.models.decoder_blocks import Past
-from abstraction.models.positions import at_positions, token_mask, token_positions
+from abstraction.models.positions import (
+    at_positions,
+    check_positions,
+    check_tokens,
+    token_mask,
+    token_positions,
+)
 from abstraction.models.taps import NO_EDITS, Edit, Edits, Tap, check_taps
 from abstraction.pytrees import pytree
 from abstraction.typing import AnyArray, Outputs, Params
@@ -54,8 +61,9 @@ def prompts_at(tokens: Int[AnyArray, "N T"], position: Int[AnyArray, " N"] | Non
       position: indices into the padded prompts.
 
     Raises:
-      ValueError: a prompt is empty or has padding inside, or a position is not a token of it.
+      ValueError: no integers, a prompt that is empty or has padding inside, or a position that is not a token of it.
     """
+    check_tokens(tokens)
     tokens = np.asarray(tokens, np.int32)
     mask = tokens >= 0
     first, count = mask.argmax(axis=1), mask.sum(axis=1)
@@ -64,17 +72,23 @@ def prompts_at(tokens: Int[AnyArray, "N T"], position: Int[AnyArray, " N"] | Non
     if not count.all() or (mask != whole).any():
         bad = np.flatnonzero((count == 0) | (mask != whole).any(axis=1))
         raise ValueError(f"got prompts {bad[:8].tolist()} empty or with padding inside, expected padding at the ends")
+    if position is not None:
+        check_chosen(tokens, position)
     chosen = np.asarray(first + count - 1 if position is None else position, np.int32)
-    wrong = np.flatnonzero((chosen < first) | (chosen >= first + count))
-    if len(wrong):
-        row = wrong[0]
-        raise ValueError(
-            f"got position {chosen[row]} in prompt {row}, expected one of its tokens, {first[row]} to "
-            f"{first[row] + count[row] - 1}"
-        )
     shift = tokens.shape[1] - first - count
     rolled = np.stack([np.roll(row, by) for row, by in zip(tokens, shift, strict=True)])
     return Prompts(rolled, (chosen + shift).astype(np.int32))
+
+
+def check_chosen(tokens: AnyArray, position: AnyArray) -> None:
+    """Refuse a choice that is not one token of each prompt.
+
+    Raises:
+      ValueError: naming the prompt and its tokens.
+    """
+    if np.ndim(position) != 1:
+        raise ValueError(f"got positions of shape {np.shape(position)}, expected one for each of {len(tokens)} prompts")
+    check_positions(tokens, position, none=False)
 
 
 def window_of(*prompts: Prompts) -> int:
@@ -115,7 +129,7 @@ class TokenView:
           ValueError: an unknown tap, or a token before the window.
         """
         check_taps(self.taps, NO_EDITS, taps)
-        if isinstance(inputs.position, np.ndarray):  # elsewhere traced; `record_pairs` has checked what it is given
+        if not isinstance(inputs.position, Tracer):  # `run_pairs` has checked what it is given
             self.check(inputs)
         batch = jnp.asarray(inputs.tokens), jnp.asarray(inputs.position)
         if self.batch is None or self.batch >= len(batch[0]):
@@ -124,7 +138,7 @@ class TokenView:
             single = lambda row: jax.tree.map(lambda leaf: leaf[0], self._record(params, row[0][None], row[1][None]))
             past, window, states, outputs = jax.lax.map(single, batch, batch_size=self.batch)
         prompts = Prompts(*batch, past, window if self.window > 1 else None)
-        values = {RESIDUAL: jnp.moveaxis(states, 0, 1), "logits": outputs}
+        values = {RESIDUAL: jnp.moveaxis(states, 0, 1), "logits": outputs[None]}
         return prompts, outputs, {name: values[name] for name in taps}
 
     def apply(
@@ -158,7 +172,7 @@ class TokenView:
         if tap != RESIDUAL:
             raise ValueError(f"got a resume from {tap!r}, expected {RESIDUAL!r}")
         if inputs.past is None:
-            raise ValueError("got prompts that have not been run, expected those of a recording (`record_pairs`)")
+            raise ValueError("got prompts that have not been run, expected those of a recording (`run_pairs`)")
         tokens = jnp.asarray(inputs.tokens)
         before = tokens.shape[1] - self.window
         network = self.decoder.network(params)
@@ -180,17 +194,20 @@ class TokenView:
     ) -> tuple[Past, Float[Array, "N L S D"], Float[Array, "N L D"], Float[Array, "N C"]]:
         before = tokens.shape[1] - self.window
         window = jnp.broadcast_to(before + jnp.arange(self.window), (tokens.shape[0], self.window))
-        run = self.decoder.run(params, tokens, record=(RESIDUAL,), at=window, cache=True)
+        # Of a short prompt some of the window is padding.
+        run = self.decoder.scan(params, tokens, NO_EDITS, (RESIDUAL,), at=window, cache=True)
         past = jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:, :, :before], 0, 1), run.past)
         states = jnp.moveaxis(run.recorded[RESIDUAL], 0, 1)
         return past, states, jax.vmap(lambda state, at: state[:, at])(states, position - before), run.outputs
 
     def check(self, inputs: Prompts) -> None:
-        """Refuse a window that cannot be, or a token before it.
+        """Refuse ids that are none of the vocabulary, a position that is no token, and a token before the window.
 
         Raises:
-          ValueError: as said.
+          ValueError: as said, or a window that cannot be.
         """
+        check_tokens(inputs.tokens, self.decoder.config.vocabulary)
+        check_chosen(inputs.tokens, inputs.position)
         length = inputs.tokens.shape[1]
         if not 1 <= self.window <= length:
             raise ValueError(f"got a window of {self.window} tokens, expected 1 to {length}")

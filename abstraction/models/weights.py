@@ -5,7 +5,6 @@ block from the tensors that the family's table names, so that no more than one o
 linear maps as [out, in], ours are [in, out]; GPT-2 stores [in, out], with query, key and value side by side.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,13 +20,13 @@ from abstraction.models.decoder import Decoder
 from abstraction.models.decoder_config import DecoderConfig, Precision
 from abstraction.models.decoder_files import nested_parameters, parameter_shapes, require_alike
 from abstraction.models.hub_configs import config_from_hub
-from abstraction.typing import Params
+from abstraction.models.hub_files import PATTERNS, network_folder, read_json, weight_files
+from abstraction.models.network import Network
 
-_PATTERNS = ["config.json", "*.safetensors", "*.safetensors.index.json"]
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _FLOATS = ("F32", "BF16", "F16", "F64")
 # Tables that older versions stored: causal masks, the frequencies of rotations.
 _BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+_BLOCK = re.compile(r"(?:h|layers)\.(\d+)\.")
 
 
 class Origin(NamedTuple):
@@ -60,7 +59,7 @@ def load_decoder(
     dtype: Precision | None = None,
     answers: Sequence[Sequence[int]] = (),
     rest: bool = False,
-) -> tuple[Decoder, Params]:
+) -> Network:
     """Load a network of transformers.
 
     Args:
@@ -71,68 +70,60 @@ def load_decoder(
       answers: see `Decoder`.
       rest: see `Decoder`.
 
+    Returns:
+      A network whose model is a `Decoder`.
+
     Raises:
-      ValueError: no such source, a configuration that has no counterpart, or tensors that are missing, unknown or of
-        another shape.
+      ValueError: no such source, a configuration that has no counterpart, or tensors that are missing, unknown, of
+        another shape or not finite; names the file, and the field or tensor.
+      OSError: the hub cannot be reached, or has no such network for you.
       ImportError: a download without `huggingface_hub`.
     """
-    folder = _folder(source, revision, _PATTERNS)
+    folder = network_folder(source, revision, PATTERNS)
     fields = _fields(folder, dtype)
-    config = config_from_hub(fields)
-    decoder = Decoder(config, tuple(map(tuple, answers)), rest)
-    wanted = parameter_shapes(decoder)
-    family = _TABLES[fields["model_type"]]
-    table = {path: family[path] for path in wanted}
     with ExitStack() as stack:
-        stored = _stored(folder, stack)
+        stored = _stored(weight_files(folder), stack)
+        config = _config(folder, fields, blocks=_blocks(stored))
+        decoder = Decoder(config, tuple(map(tuple, answers)), rest)
+        wanted = parameter_shapes(decoder)
+        family = _TABLES[fields["model_type"]]
+        table = {path: family[path] for path in wanted}
         _require_tensors(stored, table, wanted, config.depth)
         filled = {path: jnp.asarray(_filled(stored, origin, wanted[path])) for path, origin in table.items()}
         if config.tied and _HEAD in stored:
             _require_tied(stored[_HEAD].array(), filled["embedding"])
-    return decoder, nested_parameters(filled)
+    return Network(decoder, nested_parameters(filled))
 
 
 def load_config(source: str | Path, *, revision: str | None = None, dtype: Precision | None = None) -> DecoderConfig:
     """Read what a network is made of, without its weights; see `load_decoder`."""
-    return config_from_hub(_fields(_folder(source, revision, _PATTERNS[:1]), dtype))
+    folder = network_folder(source, revision, PATTERNS[:1])
+    return _config(folder, _fields(folder, dtype))
 
 
 def _fields(folder: Path, dtype: Precision | None) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"got {folder} without config.json, expected a folder written by transformers")
-    fields = json.loads(path.read_text())
+    fields = read_json(path)
     return fields if dtype is None else {**fields, "dtype": dtype}
 
 
-def _folder(source: str | Path, revision: str | None, patterns: list[str]) -> Path:
-    if Path(source).is_dir():
-        if revision is not None:
-            raise ValueError(f"got revision {revision!r} for the folder {source}, expected None")
-        return Path(source)
-    if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
-        raise ValueError(f"got source {str(source)!r}, which is no folder, expected one or a name on the hub")
+def _config(folder: Path, fields: Mapping[str, Any], blocks: int | None = None) -> DecoderConfig:
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ImportError(f"{source!r} is no folder; to download: pip install 'abstraction-jax[hub]'") from error
-    return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+        return config_from_hub(fields, blocks=blocks)
+    except ValueError as error:
+        raise ValueError(f"cannot use {folder / 'config.json'}: {error}") from error
 
 
-def _stored(folder: Path, stack: ExitStack) -> dict[str, _Stored]:
+def _stored(files: Sequence[Path], stack: ExitStack) -> dict[str, _Stored]:
     """Open the files and return their tensors by name without prefix."""
-    index = folder / "model.safetensors.index.json"
-    shards = ["model.safetensors"]
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    if absent := [shard for shard in shards if not (folder / shard).is_file()]:
-        raise ValueError(f"got {folder} without {absent}, expected model.safetensors or all shards of its index")
     stored: dict[str, _Stored] = {}
-    for shard in shards:
+    for path in files:
         try:
-            file = stack.enter_context(safe_open(folder / shard, framework="numpy"))
+            file = stack.enter_context(safe_open(path, framework="numpy"))
         except SafetensorError as error:
-            raise ValueError(f"cannot read {folder / shard}: {error}") from error
+            raise ValueError(f"cannot read {path}: got {error}, expected safetensors") from error
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             view, plain = file.get_slice(name), re.sub(r"^(model|transformer)\.", "", name)
             if plain in stored:
@@ -141,6 +132,11 @@ def _stored(folder: Path, stack: ExitStack) -> dict[str, _Stored]:
                 raise ValueError(f"got tensor {name} of type {view.get_dtype()}, expected one of {_FLOATS}")
             stored[plain] = _Stored(file, name, tuple(view.get_shape()))
     return stored
+
+
+def _blocks(stored: Mapping[str, _Stored]) -> int:
+    """Count the blocks that there are tensors of."""
+    return len({match[1] for name in stored if (match := _BLOCK.match(name)) and not _BUFFERS.fullmatch(name)})
 
 
 def _require_tensors(stored: Mapping[str, _Stored], table: Mapping[str, Origin], wanted: Mapping, depth: int) -> None:
@@ -164,7 +160,10 @@ def _filled(stored: Mapping[str, _Stored], origin: Origin, wanted: jax.ShapeDtyp
         tensor = stored[name].array()
         if origin.part is not None:
             tensor = np.split(tensor, 3, axis=-1)[origin.part]
-        rows[row] = tensor.T if origin.transposed else tensor
+        with np.errstate(over="ignore"):  # what overflows is refused as what is not finite
+            rows[row] = tensor.T if origin.transposed else tensor
+        if not np.isfinite(rows[row]).all():
+            raise ValueError(f"got tensor {stored[name].name} with values that are not finite, expected finite weights")
     return array
 
 

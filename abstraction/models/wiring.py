@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Array, Int
 
+from abstraction.checks import indices
 from abstraction.models.base import Model
 from abstraction.typing import AnyArray, Params
 
@@ -78,7 +79,10 @@ class Reducible(Model, Protocol):
         ...
 
     def with_biases(self, params: Params, tap: str) -> tuple["Reducible", Params]:
-        """Return the same network, in which every consumer of the tap has a bias, zeros where there was none."""
+        """Return the same network, in which every consumer of the tap has a bias, zeros where there was none.
+
+        The bias of a consumer with a `plane` has a value of its own at every position.
+        """
         ...
 
     def narrowed(self, params: Params, tap: str, kept: Int[np.ndarray, " K"]) -> tuple["Reducible", Params]:
@@ -87,9 +91,22 @@ class Reducible(Model, Protocol):
         The function stays the same where nothing reads the removed units (their rows in all consumers are zero).
 
         Raises:
-          ValueError: what `consumers` refuses, or these units cannot be removed apart.
+          ValueError: what `consumers` refuses, units that are not there, repeat or are not sorted, or that cannot be
+            removed apart.
         """
         ...
+
+
+def check_kept(tap: str, kept: Any, width: int) -> Int[np.ndarray, " K"]:
+    """Return the units of a tap that stay.
+
+    Raises:
+      ValueError: none stays, or they are no sorted integers of the tap, each once.
+    """
+    units = indices(f"kept units of {tap!r}", kept, width)
+    if not len(units) or (np.diff(units) <= 0).any():
+        raise ValueError(f"got kept units {units.tolist()[:8]} of {tap!r}, expected some of 0 to {width - 1}, sorted")
+    return units
 
 
 def find_array(params: Params, path: Path) -> Any:

@@ -1,7 +1,7 @@
 """Two back-ends of one plan: run the original network under it, or make the smaller network it stands for.
 
-    patch(model, plan)                   edits: the ORIGINAL network, the units of S overwritten by beta + B a_K
-    compile_plan(model, params, plan)    a smaller network: folded into its readers, then the units of S removed
+    patch(network, plan)           edits: the ORIGINAL network, the units of S overwritten by beta + B a_K
+    compile_plan(network, plan)    a smaller network: folded into its readers, then the units of S removed
 
 Wherever the second is possible both compute the same function. It is refused, not approximated, where a fold does not
 reach an affine reader: an affine map before a nonlinearity, a state that starts elsewhere, half an attention head.
@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abstraction.checks import whole
 from abstraction.interventions.edits import Substitute
-from abstraction.models import Edits, Model, Reducible
-from abstraction.reduction.folding import Fold, Reduced, fold_params, obstacle, require_width
+from abstraction.models import Network
+from abstraction.models.network import check_network
+from abstraction.models.taps import Edits
+from abstraction.reduction.folding import Fold, check_fold, fold_params, obstacle, reducible
 from abstraction.reduction.plans import Plan
-from abstraction.typing import AnyArray, Params
 
 
 class Bill(NamedTuple):
@@ -37,67 +39,84 @@ class Bill(NamedTuple):
     multiply_adds: int
 
 
-def patch(model: Model, plan: Plan) -> Edits:
+def patch(network: Network, plan: Plan) -> Edits:
     """Return the edits that put a plan into force in the original network, at every depth of its taps.
 
     Raises:
       ValueError: a fold does not fit its tap.
     """
-    return {fold.tap: _substitute(model, fold) for fold in plan.folds}
+    return {fold.tap: _substitute(network, fold) for fold in plan.folds}
 
 
-def compile_plan(model: Model, params: Params, plan: Plan) -> Reduced:
+def compile_plan(network: Network, plan: Plan) -> Network:
     """Make the smaller network that a plan stands for.
 
     Args:
-      model: the original network.
-      params: its weights; left as they are.
+      network: the original one; left as it is.
       plan: folds in the original numbering of their taps.
 
     Returns:
-      The network without the replaced units, and its weights.
+      The network without the replaced units.
 
     Raises:
-      ValueError: a fold is not exact in this network, or units of one layer are folded at two taps; says why, and that
-        `patch` runs the plan all the same.
+      ValueError: weights that are not the model's; a fold that does not fit its tap, is not exact in this network, or
+        whose result is out of the range of the weights' dtype; units of one layer folded at two taps. Says why, and
+        that `patch` runs the plan all the same.
     """
+    check_network(network)
     for fold in plan.folds:
-        require_width(model, fold)
-    reduced: Any = model
+        check_fold(network, fold)
+    reduced = network
     for fold in plan.folds:
-        why = obstacle(reduced, params, fold)
-        if reduced.taps[fold.tap].width != model.taps[fold.tap].width:
+        why = obstacle(reduced, fold)
+        if reduced.taps[fold.tap].width != network.taps[fold.tap].width:
             why = "units of the same layer are already folded at an earlier tap"
         if why:
             raise ValueError(
-                f"got a fold at {fold.tap!r} that cannot be compiled exactly: {why}; "
-                "patch(model, plan) gives edits that run it in the original network"
+                f"got a fold at {fold.tap!r} that cannot be compiled exactly: {why}; expected one that can, or the "
+                "backend 'patch': patch(network, plan) gives edits that run it in the original network"
             )
-        reduced, params = _without(reduced, params, fold)
-    return Reduced(reduced, params)
+        folded = fold_params(reduced, fold)
+        reduced = Network(*reducible(folded).narrowed(folded.params, fold.tap, np.asarray(fold.kept)))
+    return reduced
 
 
-def bill(model: Model, params: Params, inputs_shape: tuple[int, ...], *, dtype: Any = jnp.float32) -> Bill:
+def bill(network: Network, inputs_shape: tuple[int, ...], *, dtype: Any = jnp.float32) -> Bill:
     """Count parameters, and the multiply-adds of one example.
 
     Products are read off the traced program, so that every model is counted alike and on every device; in a scan they
     count once per step, in a choice the dearest branch counts, and a while loop counts as one turn.
 
     Args:
-      model: the network.
-      params: its weights.
+      network: the network.
       inputs_shape: of one example, without the batch axis.
       dtype: of the inputs; tokens are integers.
+
+    Raises:
+      ValueError: weights that are not the model's, or inputs that it does not take.
     """
+    check_network(network)
+    for size in inputs_shape:
+        whole("size of an input", size)
     example = jax.ShapeDtypeStruct((1, *inputs_shape), dtype)
-    traced = jax.make_jaxpr(lambda params, inputs: model.apply(params, inputs)[0])(params, example)
-    return Bill(sum(leaf.size for leaf in jax.tree.leaves(params)), _multiply_adds(traced.jaxpr))
+    try:
+        traced = jax.make_jaxpr(lambda params, inputs: network.model.apply(params, inputs)[0])(network.params, example)
+    except TypeError as error:
+        raise ValueError(
+            f"got inputs of shape {inputs_shape} and type {dtype}, expected what {network.model} takes: {error}"
+        ) from error
+    return Bill(sum(leaf.size for leaf in jax.tree.leaves(network.params)), _multiply_adds(traced.jaxpr))
 
 
-def latency(model: Model, params: Params, inputs: AnyArray, *, repeats: int = 20) -> float:
-    """Return the median seconds of a compiled, warmed-up forward pass on a batch."""
-    run = jax.jit(lambda params, inputs: model.apply(params, inputs)[0])
-    params, inputs = jax.device_put((params, inputs))
+def latency(network: Network, inputs: Any, *, repeats: int = 20) -> float:
+    """Return the median seconds of a compiled, warmed-up forward pass on a batch.
+
+    Raises:
+      ValueError: no repeat.
+    """
+    whole("repeats", repeats)
+    run = jax.jit(lambda params, inputs: network.model.apply(params, inputs)[0])
+    params, inputs = jax.device_put((network.params, inputs))
     jax.block_until_ready(run(params, inputs))
     seconds = []
     for _ in range(repeats):
@@ -107,18 +126,11 @@ def latency(model: Model, params: Params, inputs: AnyArray, *, repeats: int = 20
     return float(np.median(seconds))
 
 
-def _substitute(model: Model, fold: Fold) -> Substitute:
-    require_width(model, fold)
+def _substitute(network: Network, fold: Fold) -> Substitute:
+    check_fold(network, fold)
     edit = Substitute(fold.kept, fold.replaced, fold.intercept, fold.coefficients)
-    depth = model.taps[fold.tap].depth
-    if depth is None:
-        return edit
+    depth = network.taps[fold.tap].depth
     return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (depth, *leaf.shape)), edit)
-
-
-def _without(model: Reducible, params: Params, fold: Fold) -> Reduced:
-    model, params = fold_params(model, params, fold)
-    return Reduced(*model.narrowed(params, fold.tap, np.asarray(fold.kept)))
 
 
 def _multiply_adds(program: Any) -> int:

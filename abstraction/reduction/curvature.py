@@ -17,16 +17,17 @@ Source: CMR, arXiv 2602.24266, second-order interventional risk.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from abstraction.interventions import Add, InOrder, Scale
-from abstraction.models import Model
+from abstraction.models import Network
+from abstraction.reduction.calibration import Calibration
 from abstraction.reduction.discrepancies import Discrepancy
-from abstraction.typing import AnyArray, Outputs, Params
+from abstraction.typing import AnyArray, Outputs
 
 _AT_ONCE = {True: 2**22, False: 2**28}
 """Numbers of the tap that are differentiated at once: on a CPU, and elsewhere."""
@@ -46,121 +47,103 @@ class Suffix(NamedTuple):
     outputs: Outputs
 
 
-def suffix_at(model: Model, params: Params, inputs: AnyArray, tap: str) -> Suffix:
+def suffix_at(network: Network, inputs: Any, tap: str) -> Suffix:
     """Run the network once and return how its outputs depend on the tap.
 
     Raises:
       ValueError: the tap is unknown, or has depth and positions both.
     """
-    outputs, recorded = model.apply(params, inputs, record=(tap,))
+    outputs, recorded = network(inputs, record=(tap,))
     if outputs.ndim != 2:
         raise ValueError(f"got outputs of shape {outputs.shape}, expected [N, C]: one choice among C per example")
     activation = recorded[tap]
-    recurs = model.taps[tap].depth is not None
-    if recurs and activation.ndim != 3:
+    shape = activation.shape
+    if shape[0] > 1 and activation.ndim != 3:
         raise ValueError(
-            f"got tap {tap!r} of shape {activation.shape}, with depth and positions, expected one without depth; "
+            f"got tap {tap!r} of shape {shape}, with depth and positions, expected one that occurs once; "
             "a decoder has them in the form of `unrolled_decoder`"
         )
-    laid_out = by_position(activation, recurs=recurs)
-    shape = activation.shape
 
     def run(offset: Array) -> Outputs:
-        if recurs:
-            offset = jnp.moveaxis(offset, 1, 0)
-        return model.apply(params, inputs, {tap: Add(offset.reshape(shape))})[0]
+        offset = jnp.moveaxis(offset, 1, 0) if shape[0] > 1 else offset
+        return network(inputs, {tap: Add(offset.reshape(shape))})[0]
 
-    return Suffix(run, laid_out, outputs)
+    return Suffix(run, by_position(activation), outputs)
 
 
-def by_position(activation: Array, *, recurs: bool) -> Float[Array, "N P D"]:
-    """Lay an activation `[N, ..., D]`, or `[L, N, D]` where it recurs, out as examples, positions, units."""
-    if recurs:
+def by_position(activation: Float[Array, "L N *P D"]) -> Float[Array, "N P D"]:
+    """Lay an activation out as examples, positions, units; a tap that recurs has its depths as positions."""
+    if activation.shape[0] > 1:
         return jnp.moveaxis(activation, 0, 1)
-    return activation.reshape(len(activation), -1, activation.shape[-1])
+    return activation.reshape(activation.shape[1], -1, activation.shape[-1])
 
 
-@partial(jax.jit, static_argnames=("model", "tap", "discrepancy"))
+@partial(jax.jit, static_argnames=("tap", "discrepancy"))
 def tap_gradient(
-    model: Model,
-    params: Params,
-    inputs: AnyArray,
+    network: Network,
+    calibration: Calibration,
     tap: str,
     discrepancy: Discrepancy,
-    target: Outputs,
-    labels: Array | None = None,
 ) -> Float[Array, "N P D"]:
     """Return g per example; zero everywhere for `kl` and `logit` against the network's own outputs."""
-    suffix = suffix_at(model, params, inputs, tap)
-    return pull(suffix, discrepancy.gradient(suffix.outputs, target, labels)[None])[0]
+    suffix = suffix_at(network, calibration.inputs, tap)
+    return pull(suffix, gradient_at(suffix, calibration, discrepancy)[None])[0]
 
 
-@partial(jax.jit, static_argnames=("model", "tap", "discrepancy"))
+@partial(jax.jit, static_argnames=("tap", "discrepancy"))
 def hessian_vector_product(
-    model: Model,
-    params: Params,
-    inputs: AnyArray,
+    network: Network,
+    calibration: Calibration,
     tap: str,
     discrepancy: Discrepancy,
-    target: Outputs,
     vector: Float[Array, "N P D"],
-    labels: Array | None = None,
 ) -> Float[Array, "N P D"]:
     """Return H v of every example, the full Hessian: jvp of grad."""
-    suffix = suffix_at(model, params, inputs, tap)
-    return _product(suffix, discrepancy, target, labels, vector)
+    suffix = suffix_at(network, calibration.inputs, tap)
+    return _product(suffix, calibration, discrepancy, vector)
 
 
-@partial(jax.jit, static_argnames=("model", "tap", "discrepancy"))
+@partial(jax.jit, static_argnames=("tap", "discrepancy"))
 def gauss_newton_product(
-    model: Model,
-    params: Params,
-    inputs: AnyArray,
+    network: Network,
+    calibration: Calibration,
     tap: str,
     discrepancy: Discrepancy,
-    target: Outputs,
     vector: Float[Array, "N P D"],
-    labels: Array | None = None,
 ) -> Float[Array, "N P D"]:
     """Return J^T L L^T J v of every example: one jvp and one vjp."""
-    suffix = suffix_at(model, params, inputs, tap)
+    suffix = suffix_at(network, calibration.inputs, tap)
     _, pushed = jax.jvp(suffix.run, (jnp.zeros_like(suffix.activation),), (vector,))
-    factor = discrepancy.factor(suffix.outputs, target, labels)
+    factor = factor_at(suffix, calibration, discrepancy)
     cotangent = jnp.einsum("ncr,ndr,nd->nc", factor, factor, pushed)
     return pull(suffix, cotangent[None])[0]
 
 
-@partial(jax.jit, static_argnames=("model", "tap", "discrepancy"))
+@partial(jax.jit, static_argnames=("tap", "discrepancy"))
 def gauss_newton_rows(
-    model: Model,
-    params: Params,
-    inputs: AnyArray,
+    network: Network,
+    calibration: Calibration,
     tap: str,
     discrepancy: Discrepancy,
-    target: Outputs,
-    labels: Array | None = None,
 ) -> Float[Array, "R N P D"]:
     """Return the rows of L^T J; their squares summed over R are the diagonal of the GGN. R vjps, one a class."""
-    suffix = suffix_at(model, params, inputs, tap)
-    return pull(suffix, jnp.moveaxis(discrepancy.factor(suffix.outputs, target, labels), -1, 0))
+    suffix = suffix_at(network, calibration.inputs, tap)
+    return pull(suffix, jnp.moveaxis(factor_at(suffix, calibration, discrepancy), -1, 0))
 
 
-@partial(jax.jit, static_argnames=("model", "tap", "discrepancy", "chunk"))
+@partial(jax.jit, static_argnames=("tap", "discrepancy", "chunk"))
 def hessian_diagonal(
-    model: Model,
-    params: Params,
-    inputs: AnyArray,
+    network: Network,
+    calibration: Calibration,
     tap: str,
     discrepancy: Discrepancy,
-    target: Outputs,
-    labels: Array | None = None,
     *,
     chunk: int = 64,
 ) -> Float[Array, "N P D"]:
     """Return diag H per example, exactly: one Hessian-vector product per coordinate, `chunk` of them at a time."""
-    suffix = suffix_at(model, params, inputs, tap)
+    suffix = suffix_at(network, calibration.inputs, tap)
     _, positions, width = suffix.activation.shape
-    product = partial(_product, suffix, discrepancy, target, labels)
+    product = partial(_product, suffix, calibration, discrepancy)
 
     def entry(index: Int[Array, ""]) -> Float[Array, " N"]:
         basis = jax.nn.one_hot(index, positions * width, dtype=suffix.activation.dtype).reshape(positions, width)
@@ -171,37 +154,34 @@ def hessian_diagonal(
     return entries.T.reshape(suffix.activation.shape)
 
 
-@partial(jax.jit, static_argnames=("model", "tap", "discrepancy", "draws", "chunk"))
+@partial(jax.jit, static_argnames=("tap", "discrepancy", "draws", "chunk"))
 def hutchinson_diagonal(
     key: Array,
-    model: Model,
-    params: Params,
-    inputs: AnyArray,
+    network: Network,
+    calibration: Calibration,
     tap: str,
     discrepancy: Discrepancy,
-    target: Outputs,
-    labels: Array | None = None,
     *,
     draws: int,
     chunk: int = 64,
 ) -> Float[Array, "N P D"]:
     """Estimate diag H by the mean over random signs v of v * H v; unbiased, variance (||H_j||^2 - H_jj^2) / draws."""
-    suffix = suffix_at(model, params, inputs, tap)
+    suffix = suffix_at(network, calibration.inputs, tap)
 
     def draw(key: Array) -> Float[Array, "N P D"]:
         vector = jax.random.rademacher(key, suffix.activation.shape, suffix.activation.dtype)
-        return vector * _product(suffix, discrepancy, target, labels, vector)
+        return vector * _product(suffix, calibration, discrepancy, vector)
 
     keys = jax.random.split(key, draws)
     return jax.lax.map(draw, keys, batch_size=min(chunk, draws)).mean(0)
 
 
-@partial(jax.jit, static_argnames=("model", "tap", "draws", "chunk"))
+@partial(jax.jit, static_argnames=("tap", "draws", "chunk"))
 def fisher_diagonal(
-    key: Array, model: Model, params: Params, inputs: AnyArray, tap: str, *, draws: int, chunk: int = 64
+    key: Array, network: Network, inputs: Any, tap: str, *, draws: int, chunk: int = 64
 ) -> Float[Array, "N P D"]:
     """Estimate the diagonal of the softmax GGN by (J^T (p - e_y))^2 with y drawn from p: the true Fisher, unbiased."""
-    suffix = suffix_at(model, params, inputs, tap)
+    suffix = suffix_at(network, inputs, tap)
     p = jax.nn.softmax(suffix.outputs)
 
     def draw(key: Array) -> Float[Array, "N P D"]:
@@ -228,15 +208,12 @@ def last_layer_curvature(
     return gradient, p @ weights**2 - (p @ weights) ** 2
 
 
-@partial(jax.jit, static_argnames=("model", "tap", "discrepancy", "chunk"))
+@partial(jax.jit, static_argnames=("tap", "discrepancy", "chunk"))
 def replacement_hessian(
-    model: Model,
-    params: Params,
-    inputs: AnyArray,
+    network: Network,
+    calibration: Calibration,
     tap: str,
     discrepancy: Discrepancy,
-    target: Outputs,
-    labels: Array | None = None,
     *,
     chunk: int = 64,
 ) -> tuple[Float[Array, " M"], Float[Array, "M M"]]:
@@ -249,16 +226,17 @@ def replacement_hessian(
     Returns:
       Gradient `[M]` and Hessian `[M, M]` with M = 2 D, eps first.
     """
-    dtype = suffix_at(model, params, inputs, tap).activation.dtype
-    width, depth = model.taps[tap].width, model.taps[tap].depth
-    shape = (width,) if depth is None else (depth, width)
+    suffix = suffix_at(network, calibration.inputs, tap)
+    target, labels = _compared(suffix, calibration)
+    width = network.taps[tap].width
+    shape = (network.taps[tap].depth, width)
 
     def mean_loss(both: Array) -> Array:
         eps, kappa = (jnp.broadcast_to(half, shape) for half in jnp.split(both, 2))
-        outputs, _ = model.apply(params, inputs, {tap: InOrder((Scale(1 - eps), Add(kappa)))})
+        outputs, _ = network(calibration.inputs, {tap: InOrder((Scale(1 - eps), Add(kappa)))})
         return discrepancy.compare(outputs, target, labels).mean()
 
-    origin = jnp.zeros(2 * width, dtype)
+    origin = jnp.zeros(2 * width, suffix.activation.dtype)
     column = lambda vector: jax.jvp(jax.grad(mean_loss), (origin,), (vector,))[1]
     basis = jnp.eye(2 * width, dtype=origin.dtype)
     return jax.grad(mean_loss)(origin), jax.lax.map(column, basis, batch_size=min(chunk, 2 * width))
@@ -278,9 +256,26 @@ def pull(suffix: Suffix, cotangents: Float[Array, "R N C"]) -> Float[Array, "R N
     return jax.lax.map(one, cotangents, batch_size=together if together > 1 else None)
 
 
+def factor_at(suffix: Suffix, calibration: Calibration, discrepancy: Discrepancy) -> Float[Array, "N C R"]:
+    """Return L with L L^T = the Hessian of a discrepancy in the outputs."""
+    return discrepancy.factor(suffix.outputs, *_compared(suffix, calibration))
+
+
+def gradient_at(suffix: Suffix, calibration: Calibration, discrepancy: Discrepancy) -> Float[Array, "N C"]:
+    """Return the gradient of a discrepancy in the outputs."""
+    return discrepancy.gradient(suffix.outputs, *_compared(suffix, calibration))
+
+
+def _compared(suffix: Suffix, calibration: Calibration) -> tuple[Outputs, Array | None]:
+    """Return what outputs are compared with: the target, or the network's own, and labels."""
+    target = suffix.outputs if calibration.target is None else jnp.asarray(calibration.target)
+    return target, None if calibration.labels is None else jnp.asarray(calibration.labels)
+
+
 def _product(
-    suffix: Suffix, discrepancy: Discrepancy, target: Outputs, labels: Array | None, vector: Float[Array, "N P D"]
+    suffix: Suffix, calibration: Calibration, discrepancy: Discrepancy, vector: Float[Array, "N P D"]
 ) -> Float[Array, "N P D"]:
     """Forward over reverse; the sum over examples is differentiated, because examples do not interact."""
+    target, labels = _compared(suffix, calibration)
     total = lambda offset: discrepancy.compare(suffix.run(offset), target, labels).sum()
     return jax.jvp(jax.grad(total), (jnp.zeros_like(suffix.activation),), (vector,))[1]

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy import linalg
 
+from abstraction.checks import finite, whole
 from abstraction.reduction.moments import LawMoments
 from abstraction.typing import AnyArray
 
@@ -61,8 +62,7 @@ class Path(NamedTuple):
 
     def _check(self, keep: int) -> None:
         least = self.width - len(self.order)
-        if not max(least, 1) <= keep <= self.width:
-            raise ValueError(f"got keep {keep}, expected {max(least, 1)} to {self.width}")
+        whole("keep", keep, max(least, 1), self.width)
 
 
 def eliminate(hessian: Float[AnyArray, "D D"], moments: LawMoments, *, keep: int) -> Path:
@@ -78,16 +78,17 @@ def eliminate(hessian: Float[AnyArray, "D D"], moments: LawMoments, *, keep: int
     Raises:
       ValueError: `keep` is not in [1, D], or the metric is not finite.
     """
-    width = len(moments.mean)
-    if not 1 <= keep <= width:
-        raise ValueError(f"got keep {keep}, expected 1 to {width}, the units of the tap")
+    width = check_moments(moments)
+    whole("keep", keep, 1, width)
     metric = metric_root(hessian)
+    if metric.shape[1] != width:
+        raise ValueError(f"got a curvature of {metric.shape[1]} units, expected {width}, those of the moments")
     if keep == width:
         return Path(np.zeros(0, int), np.zeros(0), width)
     dead = constant_units(moments)
     regressor = np.where(dead[:, None] | dead[None, :], 0.0, moments.regressor) + np.diag(dead.astype(float))
     target = np.where(dead[:, None] | dead[None, :], 0.0, moments.target)
-    cross = moments.cross * target
+    cross = np.where(dead[:, None] | dead[None, :], 0.0, moments.cross)
     factor = cholesky(regressor)
     inverse = linalg.cho_solve(factor, np.eye(width))
     explained = linalg.cho_solve(factor, cross)
@@ -103,9 +104,9 @@ def metric_root(hessian: Float[AnyArray, "D D"], *, tolerance: float = 1e-6) -> 
     Raises:
       ValueError: H is not finite.
     """
-    hessian = np.asarray(hessian, np.float64)
-    if not np.isfinite(hessian).all():
-        raise ValueError("got a curvature that is not finite, expected finite numbers; look at the calibration inputs")
+    hessian = finite("a curvature", hessian).astype(np.float64)
+    if hessian.ndim != 2 or len(set(hessian.shape)) != 1:
+        raise ValueError(f"got a curvature of shape {hessian.shape}, expected units by units")
     scale = np.sqrt(np.maximum(np.diagonal(hessian), 0.0))
     unit = np.where(scale > 0, scale, 1.0)
     values, vectors = np.linalg.eigh(hessian / np.outer(unit, unit))
@@ -124,15 +125,33 @@ def eliminate_constants(metric: Float[AnyArray, "D D"], covariance: Float[AnyArr
       keep: units to keep.
 
     Raises:
-      ValueError: `keep` is not in [1, D].
+      ValueError: `keep` is not in [1, D], or curvature or covariance are not finite or do not fit each other.
     """
-    gram = np.asarray(metric, np.float64) * np.asarray(covariance, np.float64)
+    metric, covariance = finite("a curvature", metric), finite("a covariance", covariance)
+    if metric.shape != covariance.shape or metric.ndim != 2 or len(set(metric.shape)) != 1:
+        raise ValueError(
+            f"got curvature and covariance of shapes {metric.shape} and {covariance.shape}, expected units by units"
+        )
+    gram = metric.astype(np.float64) * covariance.astype(np.float64)
     width = len(gram)
-    if not 1 <= keep <= width:
-        raise ValueError(f"got keep {keep}, expected 1 to {width}, the units of the tap")
+    whole("keep", keep, 1, width)
     with jax.enable_x64(True):
         order, increases = _eliminate_constants(gram, width - keep)
         return Path(np.asarray(order), np.asarray(increases), width)
+
+
+def check_moments(moments: LawMoments) -> int:
+    """Return the number of units D of moments.
+
+    Raises:
+      ValueError: they are not finite, or of different numbers of units.
+    """
+    width = finite("a mean", moments.mean).shape[0]
+    for name in ("target", "cross", "regressor"):
+        if finite(f"moments {name!r}", getattr(moments, name)).shape != (width, width):
+            shape = np.shape(getattr(moments, name))
+            raise ValueError(f"got moments {name!r} of shape {shape}, expected {(width, width)}")
+    return width
 
 
 def cholesky(covariance: Float[AnyArray, "K K"]) -> tuple[np.ndarray, bool]:
@@ -142,12 +161,13 @@ def cholesky(covariance: Float[AnyArray, "K K"]) -> tuple[np.ndarray, bool]:
       ValueError: it is singular: units that copy each other, or fewer examples than units, and no ridge.
     """
     try:
-        return linalg.cho_factor(np.asarray(covariance, np.float64))
+        factor, lower = linalg.cho_factor(np.asarray(covariance, np.float64))
     except (linalg.LinAlgError, ValueError) as error:
         raise ValueError(
             f"got a covariance of {len(covariance)} units that cannot be solved ({error}), expected positive definite"
             "; give more calibration inputs or a larger ridge"
         ) from error
+    return factor, bool(lower)  # a NumPy scalar from SciPy 1.18 on
 
 
 def constant_units(moments: LawMoments) -> Bool[np.ndarray, " D"]:

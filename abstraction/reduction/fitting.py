@@ -21,7 +21,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy import linalg
 
-from abstraction.reduction.elimination import cholesky, constant_units
+from abstraction.checks import finite, indices, number, one_of, whole
+from abstraction.reduction.elimination import check_moments, cholesky, constant_units
 from abstraction.reduction.moments import LawMoments
 from abstraction.typing import AnyArray
 
@@ -41,17 +42,21 @@ class Fit(NamedTuple):
 
 
 def replaced_units(kept: Int[AnyArray, " K"], width: int) -> Int[np.ndarray, " S"]:
-    """Return the units that are not kept."""
+    """Return the units that are not kept, of those there are."""
     return np.setdiff1d(np.arange(width), np.asarray(kept))
 
 
 def fit_affine(moments: LawMoments, kept: Int[AnyArray, " K"]) -> Fit:
-    """Regress every replaced unit on all kept ones, under the law of the moments."""
-    kept = np.asarray(kept)
+    """Regress every replaced unit on all kept ones, under the law of the moments.
+
+    Raises:
+      ValueError: kept units that are not there or repeat, or moments that are not finite.
+    """
+    kept = _kept(kept, check_moments(moments))
     replaced = replaced_units(kept, len(moments.mean))
     dead = constant_units(moments)[kept]
     regressor = moments.regressor[np.ix_(kept, kept)] + np.diag(dead.astype(float))
-    cross = moments.cross * moments.target[np.ix_(kept, replaced)]
+    cross = np.asarray(moments.cross)[np.ix_(kept, replaced)]
     coefficients = linalg.cho_solve(cholesky(regressor), np.where(dead[:, None], 0.0, cross)).T
     return _with_intercept(moments, kept, replaced, coefficients)
 
@@ -66,24 +71,23 @@ def choose_parents(
         forward       one after another, each the one that explains most of what is left
 
     Raises:
-      ValueError: more parents than kept units, or an unknown rule.
+      ValueError: more parents than kept units, an unknown rule, kept units that are not there, or moments that are
+        not finite.
     """
-    kept = np.asarray(kept)
-    if not 1 <= parents <= len(kept):
-        raise ValueError(f"got {parents} parents, expected 1 to {len(kept)}, the kept units")
+    kept = _kept(kept, check_moments(moments))
+    whole("parents", parents, 1, len(kept))
+    one_of("parent rule", rule, get_args(ParentRule))
     replaced = replaced_units(kept, len(moments.mean))
     regressor = moments.regressor[np.ix_(kept, kept)] + np.diag(constant_units(moments)[kept].astype(float))
-    cross = moments.cross * moments.target[np.ix_(replaced, kept)]
+    cross = np.asarray(moments.cross)[np.ix_(replaced, kept)]
     if rule == "forward":
         with jax.enable_x64(True):
             return np.asarray(_forward(regressor, cross, parents))
     if rule == "correlation":
         strength = np.abs(cross) / np.sqrt(np.diagonal(regressor))
-    elif rule == "partial":
+    else:
         inverse = linalg.cho_solve(cholesky(regressor), np.eye(len(regressor)))
         strength = np.abs(cross @ inverse) / np.sqrt(np.diagonal(inverse))
-    else:
-        raise ValueError(f"got parent rule {rule!r}, expected one of {get_args(ParentRule)}")
     strongest = np.sort(np.argpartition(-strength, parents - 1, axis=1)[:, :parents], axis=1)
     order = np.argsort(-np.take_along_axis(strength, strongest, axis=1), axis=1, kind="stable")
     return np.take_along_axis(strongest, order, axis=1)
@@ -96,11 +100,15 @@ def fit_sparse(moments: LawMoments, kept: Int[AnyArray, " K"], parents: Int[AnyA
       moments: under the law.
       kept: units that stay.
       parents: positions in `kept`, per replaced unit.
+
+    Raises:
+      ValueError: units or parents that are not there or repeat, or moments that are not finite.
     """
-    kept, parents = np.asarray(kept), np.asarray(parents)
+    kept = _kept(kept, check_moments(moments))
     replaced = replaced_units(kept, len(moments.mean))
+    parents = _parents(parents, len(replaced), len(kept))
     regressor = moments.regressor[np.ix_(kept, kept)] + np.diag(constant_units(moments)[kept].astype(float))
-    cross = moments.cross * moments.target[np.ix_(replaced, kept)]
+    cross = np.asarray(moments.cross)[np.ix_(replaced, kept)]
     with jax.enable_x64(True):
         solved = np.asarray(_solve_each(regressor, cross, parents))
     return _with_intercept(moments, kept, replaced, _spread(solved, parents, len(kept)))
@@ -113,6 +121,7 @@ def fit_weighted(
     parents: Int[AnyArray, "S R"],
     *,
     ridge: float = 1e-4,
+    origin: bool = False,
 ) -> Fit:
     """Regress every replaced unit on its parents with its own weight per example.
 
@@ -124,13 +133,25 @@ def fit_weighted(
       kept: units that stay.
       parents: positions in `kept`, per replaced unit.
       ridge: absolute, and none on the intercept, as in the authors' code.
+      origin: fit without an intercept.
+
+    Raises:
+      ValueError: units or parents that are not there or repeat; values, weights or ridge that are not finite, weights
+        below 0, or of other examples or units than the activations.
     """
-    kept, parents = np.asarray(kept), np.asarray(parents)
-    replaced = replaced_units(kept, np.asarray(activations).shape[1])
-    values = np.asarray(activations, np.float64)
+    values = finite("activations", activations).astype(np.float64)
+    kept = _kept(kept, values.shape[1])
+    replaced = replaced_units(kept, values.shape[1])
+    parents, weights = _parents(parents, len(replaced), len(kept)), finite("weights", weights)
+    number("ridge", ridge)
+    if weights.shape != (len(values), len(replaced)) or (weights < 0).any():
+        raise ValueError(
+            f"got weights of shape {weights.shape} from {weights.min(initial=0):g}, expected "
+            f"{(len(values), len(replaced))}, one of at least 0 per example and replaced unit"
+        )
     with jax.enable_x64(True):
         solved = np.asarray(
-            _solve_weighted(values[:, kept], values[:, replaced], np.asarray(weights), parents, jnp.asarray(ridge))
+            _solve_weighted(values[:, kept], values[:, replaced], weights, parents, jnp.asarray(ridge), origin)
         )
     return Fit(solved[:, -1], _spread(solved[:, :-1], parents, len(kept)))
 
@@ -141,12 +162,11 @@ def correlated_parents(
     """Choose the kept units of largest |Pearson correlation|, deviations padded by 1e-8 as in the authors' code.
 
     Raises:
-      ValueError: more parents than kept units.
+      ValueError: more parents than kept units, kept units that are not there, or values that are not finite.
     """
-    kept = np.asarray(kept)
-    if not 1 <= parents <= len(kept):
-        raise ValueError(f"got {parents} parents, expected 1 to {len(kept)}, the kept units")
-    values = np.asarray(activations, np.float64)
+    values = finite("activations", activations).astype(np.float64)
+    kept = _kept(kept, values.shape[1])
+    whole("parents", parents, 1, len(kept))
     standard = (values - values.mean(0)) / (values.std(0, ddof=1) + 1e-8)
     correlation = standard[:, replaced_units(kept, values.shape[1])].T @ standard[:, kept]
     return np.argsort(-np.abs(correlation), axis=1, kind="stable")[:, :parents]
@@ -165,15 +185,41 @@ def distortion(
       moments: under the law; their ridge counts as noise of the kept units.
       kept: units that stay.
       coefficients: B; zeros for constants.
+
+    Raises:
+      ValueError: kept units that are not there, shapes that do not fit, or numbers that are not finite.
     """
-    kept = np.asarray(kept)
-    replaced = replaced_units(kept, len(moments.mean))
-    b = np.asarray(coefficients, np.float64)
-    shared = b @ (moments.cross * moments.target[np.ix_(kept, replaced)])
+    width = check_moments(moments)
+    kept = _kept(kept, width)
+    replaced = replaced_units(kept, width)
+    b = finite("coefficients", coefficients).astype(np.float64)
+    if b.shape != (len(replaced), len(kept)) or finite("a curvature", hessian).shape != (width, width):
+        raise ValueError(
+            f"got coefficients of shape {b.shape} and a curvature of shape {np.shape(hessian)}, expected "
+            f"{(len(replaced), len(kept))} and {(width, width)}"
+        )
+    shared = b @ np.asarray(moments.cross)[np.ix_(kept, replaced)]
     error = (
         moments.target[np.ix_(replaced, replaced)] - shared - shared.T + b @ moments.regressor[np.ix_(kept, kept)] @ b.T
     )
     return float((np.asarray(hessian, np.float64)[np.ix_(replaced, replaced)] * error).sum())
+
+
+def _kept(kept: Int[AnyArray, " K"], width: int) -> Int[np.ndarray, " K"]:
+    """Return kept units, sorted as coefficients have them."""
+    kept = indices("kept units", kept, width)
+    if not len(kept) or (np.diff(kept) <= 0).any():
+        raise ValueError(f"got kept units {kept.tolist()[:8]}, expected at least one of 0 to {width - 1}, sorted")
+    return kept
+
+
+def _parents(parents: Int[AnyArray, "S R"], replaced: int, kept: int) -> Int[np.ndarray, "S R"]:
+    parents = np.asarray(parents)
+    if parents.ndim != 2 or len(parents) != replaced:
+        raise ValueError(f"got parents of shape {parents.shape}, expected a row for each of {replaced} replaced units")
+    for row in parents:
+        indices("parents", row, kept)
+    return parents
 
 
 def _with_intercept(moments: LawMoments, kept: np.ndarray, replaced: np.ndarray, coefficients: np.ndarray) -> Fit:
@@ -214,17 +260,19 @@ def _solve_each(regressor: Float[Array, "K K"], cross: Float[Array, "S K"], pare
     return jax.vmap(one)(cross, parents)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames=("origin",))
 def _solve_weighted(
     regressors: Float[Array, "N K"],
     targets: Float[Array, "N S"],
     weights: Float[Array, "N S"],
     parents: Int[Array, "S R"],
     ridge: Float[Array, ""],
+    origin: bool,
 ) -> Float[Array, "S R+1"]:
     count = parents.shape[1]
-    penalty = jnp.diag(jnp.full(count + 1, ridge).at[-1].set(0.0))
-    ones = jnp.ones((len(regressors), 1), regressors.dtype)
+    # Through the origin the column of the intercept is empty, and a penalty alone makes it 0.
+    penalty = jnp.diag(jnp.full(count + 1, ridge).at[-1].set(1.0 if origin else 0.0))
+    ones = jnp.full((len(regressors), 1), 0.0 if origin else 1.0, regressors.dtype)
 
     def one(target: Array, weight: Array, chosen: Array) -> Array:
         design = jnp.concatenate([regressors[:, chosen], ones], axis=1)

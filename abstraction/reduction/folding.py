@@ -9,11 +9,16 @@ Where an affine map W a + b reads the tap, a fold is carried out by changing wei
 after which nothing depends on the replaced units and they can be removed. What lies between tap and reader may act on
 each unit: a constant crosses any elementwise map, a -> f(a), and an affine relation crosses a -> s a + t, becoming
 B' = s_S B / s_K and beta' = s_S beta + t_S - B' t_K. A constant that enters a convolution with zeros around its border
-adds to it a map over positions, not a vector. All of it is computed in float64 and stored in the dtype of the weights.
+adds to it a map over positions, not a vector. All of it is computed in float64 and stored in the dtype of the weights,
+which is refused where it is too narrow for the result.
+
+A reader that starts from zero, the recurrent kernel of a state, lets no constant but 0 pass: there beta is 0.
 """
 
+from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple
+from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +26,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from abstraction.models import Consumer, Model, Reducible
+from abstraction.checks import finite, whole
+from abstraction.models import Consumer, Network, Reducible
 from abstraction.models.wiring import find_array, replace_array
 from abstraction.pytrees import pytree, static
 from abstraction.typing import AnyArray, Params
@@ -51,13 +57,6 @@ class Fold:
         return self.kept.shape[0] + self.replaced.shape[0]
 
 
-class Reduced(NamedTuple):
-    """A network and its weights, after a reduction."""
-
-    model: Reducible
-    params: Params
-
-
 def constant_fold(tap: str, width: int, replaced: ArrayLike, values: ArrayLike) -> Fold:
     """Replace units by constants, a_S := c.
 
@@ -70,6 +69,7 @@ def constant_fold(tap: str, width: int, replaced: ArrayLike, values: ArrayLike) 
     Raises:
       ValueError: what `affine_fold` refuses.
     """
+    whole("width", width)
     replaced = _indices(tap, replaced)
     kept = np.setdiff1d(np.arange(width), replaced)
     return affine_fold(tap, kept, replaced, values, np.zeros((len(replaced), len(kept))), width=width)
@@ -107,58 +107,82 @@ def affine_fold(
         )
     if not len(kept):
         raise ValueError(f"got no kept unit at {tap!r}, expected at least one of {width}")
-    intercept, coefficients = _floats(intercept), _floats(coefficients)
+    intercept, coefficients = _floats(tap, intercept), _floats(tap, coefficients)
     shapes, expected = (intercept.shape, coefficients.shape), ((len(replaced),), (len(replaced), len(kept)))
     if shapes != expected:
         raise ValueError(f"got intercept and coefficients of shapes {shapes} at {tap!r}, expected {expected}")
-    if not (np.isfinite(intercept).all() and np.isfinite(coefficients).all()):
-        raise ValueError(f"got values that are not finite in the fold at {tap!r}, expected numbers")
-    return Fold(tap, kept, replaced, intercept, coefficients)
+    return Fold(tap, kept.astype(np.int32), replaced.astype(np.int32), intercept, coefficients)
 
 
-def fold_params(model: Reducible, params: Params, fold: Fold) -> Reduced:
+def fold_params(network: Network, fold: Fold) -> Network:
     """Fold the replaced units into every reader of the tap; shapes stay, but for a bias where there was none.
 
     The result is the network under the fold, whatever the replaced units compute: their rows are zero.
 
     Raises:
-      ValueError: the fold is not exact here, or is of another width than the tap; says why.
+      ValueError: the fold is not exact here, does not fit the tap or the weights, or its result is out of the range of
+        the weights' dtype; says why.
     """
-    require_width(model, fold)
+    check_fold(network, fold)
+    model, params = reducible(network), network.params
     for consumer in model.consumers(fold.tap):
         intercept, coefficients = _carried(params, fold, consumer)
-        if find_array(params, consumer.bias) is None and intercept.any():
+        if intercept.any() and (find_array(params, consumer.bias) is None or consumer.plane is not None):
             model, params = model.with_biases(params, fold.tap)
         params = _folded(params, fold, consumer, intercept, coefficients)
-    return Reduced(model, params)
+    return Network(model, params)
 
 
-def obstacle(model: Model, params: Params, fold: Fold) -> str:
+def obstacle(network: Network, fold: Fold) -> str:
     """Say why a fold cannot be compiled exactly; empty where it can."""
+    model, kept = network.model, np.asarray(fold.kept)
     if not isinstance(model, Reducible):
         return f"{type(model).__name__} does not tell what reads its taps"
-    kept = np.asarray(fold.kept)
     try:
-        require_width(model, fold)
+        check_fold(network, fold)
         for consumer in model.consumers(fold.tap):
-            _carried(params, fold, consumer)
-        jax.eval_shape(lambda params: model.narrowed(params, fold.tap, kept)[1], params)
+            _carried(network.params, fold, consumer)
+        jax.eval_shape(lambda params: model.narrowed(params, fold.tap, kept)[1], network.params)
     except ValueError as error:
         return str(error)
     return ""
 
 
-def require_width(model: Model, fold: Fold) -> None:
-    """Refuse a fold of another width than its tap.
+def reducible(network: Network) -> Reducible:
+    """Return the model of a network that units can be removed from.
 
     Raises:
-      ValueError: that, or the tap is unknown.
+      ValueError: it does not tell what reads its taps.
     """
-    if fold.tap not in model.taps:
-        raise ValueError(f"got a fold at {fold.tap!r}, expected a tap among {sorted(model.taps)}")
-    width = model.taps[fold.tap].width
+    model: Any = network.model
+    if not hasattr(model, "consumers"):
+        raise ValueError(f"got {type(model).__name__}, which does not tell what reads its taps; expected `consumers`")
+    return model
+
+
+def starts_at_zero(network: Network, tap: str) -> bool:
+    """Tell whether a reader of a tap lets no constant pass, so that folds have to go through the origin."""
+    if not isinstance(network.model, Reducible):
+        return False
+    try:
+        consumers = network.model.consumers(tap)
+    except ValueError:  # its units cannot be removed; a patch replaces them all the same
+        return False
+    return any(not passage.shifts for consumer in consumers for passage in consumer.passages)
+
+
+def check_fold(network: Network, fold: Fold) -> None:
+    """Refuse a fold that does not fit its tap, also one that was not made by `affine_fold`.
+
+    Raises:
+      ValueError: the tap is unknown or of another width, or what `affine_fold` refuses.
+    """
+    if fold.tap not in network.taps:
+        raise ValueError(f"got a fold at {fold.tap!r}, expected a tap among {sorted(network.taps)}")
+    width = network.taps[fold.tap].width
     if fold.width != width:
         raise ValueError(f"got a fold of {fold.width} units at {fold.tap!r}, expected one of {width}")
+    affine_fold(fold.tap, fold.kept, fold.replaced, fold.intercept, fold.coefficients, width=width)
 
 
 def _carried(
@@ -202,7 +226,12 @@ def _folded(
     coefficients: Float[np.ndarray, "P S K"],
 ) -> Params:
     """Return params after W_K += W_S B, b += W_S beta, W_S = 0 at one consumer."""
-    kernel = find_array(params, consumer.kernel)
+    kernel: Any = find_array(params, consumer.kernel)
+    if kernel is None or prod(kernel.shape[axis] for axis in consumer.axes) != len(intercept) * fold.width:
+        found = "no kernel" if kernel is None else f"a kernel of shape {kernel.shape}"
+        raise ValueError(
+            f"got {found} at {'.'.join(consumer.kernel)}, expected one that reads {len(intercept) * fold.width} values"
+        )
     front = tuple(range(len(consumer.axes)))
     moved = np.moveaxis(np.asarray(kernel, float), consumer.axes, front)
     rest = moved.shape[len(front) :]
@@ -221,13 +250,23 @@ def _folded(
             values[replaced] = intercept[0]
             with jax.enable_x64(True):
                 offset = np.asarray(consumer.plane(params, jnp.asarray(values)))
-        bias = find_array(params, consumer.bias)
-        params = replace_array(params, consumer.bias, _like(np.asarray(bias, float) + offset, bias))
-    return replace_array(params, consumer.kernel, _like(changed, kernel))
+        bias: Any = find_array(params, consumer.bias)
+        params = replace_array(params, consumer.bias, _like(consumer.bias, np.asarray(bias, float) + offset, bias))
+    return replace_array(params, consumer.kernel, _like(consumer.kernel, changed, kernel))
 
 
-def _like(value: np.ndarray, like: AnyArray) -> AnyArray:
-    """Return an array of the dtype, and of the library, of another."""
+def _like(path: Sequence[str], value: np.ndarray, like: AnyArray) -> AnyArray:
+    """Return an array of the dtype, and of the library, of another.
+
+    Raises:
+      ValueError: the dtype is too narrow for its values.
+    """
+    largest, most = float(np.abs(value).max(initial=0.0)), float(jnp.finfo(like.dtype).max)
+    if not largest <= most:
+        raise ValueError(
+            f"got a fold that makes {'.'.join(path)} as large as {largest:g}, expected at most {most:g}, the range of "
+            f"its {like.dtype}; give the weights a wider type"
+        )
     value = value.astype(like.dtype)
     return value if isinstance(like, np.ndarray) else jnp.asarray(value)
 
@@ -236,9 +275,9 @@ def _indices(tap: str, values: ArrayLike) -> Int[np.ndarray, " U"]:
     index = np.asarray(values)
     if index.ndim != 1 or (index.size and not np.issubdtype(index.dtype, np.integer)) or (np.diff(index) <= 0).any():
         raise ValueError(f"got indices {index.tolist()} at {tap!r}, expected a sorted list of integers, each once")
-    return index.astype(np.int32)
+    return index if index.size else index.astype(np.int32)
 
 
-def _floats(values: ArrayLike) -> np.ndarray:
-    values = np.asarray(values)
+def _floats(tap: str, values: ArrayLike) -> np.ndarray:
+    values = finite(f"values in the fold at {tap!r}", values)
     return values if np.issubdtype(values.dtype, np.floating) else values.astype(float)

@@ -8,28 +8,31 @@ unit solved alone, all applied at once, which collapses (spec B.9) and says so.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from abstraction.reduction.moments import Curvature
-from abstraction.reduction.refitting import Refit
+from abstraction.checks import number, one_of, whole
+from abstraction.reduction.discrepancies import DISCREPANCIES
+from abstraction.reduction.moments import Curvature, check_law
+from abstraction.reduction.refitting import MIXTURE, RefitKind
 from abstraction.reduction.scores import Criterion
 
 Selector = Criterion | Literal["elimination", "greedy-constants"]
-Folding = Literal["affine", "constant", "curvature-constant", "joint-constant"]
+Folding = Literal["affine", "constant", "zero", "curvature-constant", "joint-constant"]
 Parents = Literal["forward", "partial", "correlation", "authors"]
-MIXTURE = (0.0, 0.1, 0.2)
-"""Interchange strengths that folds are made for, weighed equally: observation and mild interventions."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to reduce a tap.
+    """A way to reduce a tap; checked when it is built.
+
+    Where a reader starts from zero, a recurrent state, affine maps are fitted through the origin, and `zero` is the one
+    constant that can be compiled.
 
     Attributes:
       about: one line for people.
       selector: which units go: `elimination` (exact, affine), `greedy-constants`, or a criterion's lowest scores.
       discrepancy: D, by name; its curvature weighs errors.
-      folding: affine maps of kept units, means, each unit's best constant, or the set's jointly best constants.
+      folding: affine maps of kept units, means, zeros, each unit's best constant, or the set's jointly best constants.
       parents: kept units that an affine map may use, or None for all.
       parent_rule: how parents are chosen; `authors` also weighs examples by curvature and takes an absolute ridge.
       law: interchange strengths the fold is fitted for.
@@ -47,9 +50,25 @@ class Method:
     parent_rule: Parents = "forward"
     law: tuple[float, ...] = MIXTURE
     ridge: float = 1e-4
-    refit: Refit | None = None
+    refit: RefitKind | None = None
     curvature: Curvature = "ggn"
     relative_flat: bool = True
+
+    def __post_init__(self) -> None:
+        one_of("selector", self.selector, [word for part in get_args(Selector) for word in get_args(part)])
+        one_of("discrepancy", self.discrepancy, sorted(DISCREPANCIES))
+        one_of("folding", self.folding, get_args(Folding))
+        one_of("parent rule", self.parent_rule, get_args(Parents))
+        one_of("refit", self.refit, (None, *get_args(RefitKind)))
+        one_of("curvature", self.curvature, get_args(Curvature))
+        if self.parents is not None:
+            whole("parents", self.parents)
+        if not isinstance(self.law, tuple):
+            raise ValueError(f"got law {self.law!r}, expected a tuple of probabilities")
+        check_law(self.law)
+        number("ridge", self.ridge)
+        if self.curvature == "fisher" and self.discrepancy not in ("kl", "ce"):
+            raise ValueError(f"got curvature 'fisher' for {self.discrepancy!r}, expected a softmax: 'kl' or 'ce'")
 
 
 _OBSERVED = (0.0,)
@@ -94,6 +113,7 @@ METHODS: dict[str, Method] = {
     "wanda": _constants("outgoing weights times activation, means", "wanda"),
     "obd": _constants("optimal brain damage, curvature of KL at a zero constant; means", "obd", discrepancy="kl"),
     "random": _constants("a random order, means", "random"),
+    "vbp-zero": dataclasses.replace(_constants("mean square, zeros", "variance"), folding="zero"),
 }
 """Presets by name; `dataclasses.replace` makes others."""
 
@@ -104,6 +124,6 @@ def method_named(name: str) -> Method:
     Raises:
       ValueError: there is none of this name.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"got method {name!r}, expected one of {', '.join(METHODS)}")
     return METHODS[name]

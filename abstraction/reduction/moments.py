@@ -13,11 +13,14 @@ Under an intervention law (spec B.8) kept units are interchanged, each with prob
 base value. With Sig the covariance, averaged over the law's strengths p:
 
     Cov(a_S, a_K) = E[1 - p] Sig_SK        Cov(a_K) = E[(1-p)^2 + p^2] Sig_KK + E[2 p (1-p)] diag(Sig_KK)
+
+Where a reader starts from zero, a recurrent state, no constant passes it, so folds go through the origin: what counts
+are second moments about zero. Interchanges do not move means, so each of the above gains mu mu^T, and means are 0.
 """
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from itertools import pairwise
+import dataclasses
+from collections.abc import Sequence
+from functools import partial, reduce
 from typing import Any, Literal, get_args
 
 import jax
@@ -25,12 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from abstraction.models import Model
+from abstraction.checks import finite, number, one_of
+from abstraction.models import Network
 from abstraction.models.base import present
-from abstraction.pytrees import leading_axis, pytree
-from abstraction.reduction.curvature import pull, replacement_hessian, suffix_at
+from abstraction.pytrees import pytree
+from abstraction.reduction.calibration import Calibration, batches, calibration_of, check_calibration
+from abstraction.reduction.curvature import factor_at, gradient_at, pull, replacement_hessian, suffix_at
 from abstraction.reduction.discrepancies import KL, Discrepancy
-from abstraction.typing import AnyArray, Outputs, Params
+from abstraction.typing import AnyArray
 
 Curvature = Literal["ggn", "fisher", "hessian"]
 """Generalised Gauss-Newton, its Monte-Carlo estimate (for many classes), or the full Hessian of the units."""
@@ -84,76 +89,85 @@ class LawMoments:
     """Second moments of a tap under an intervention law (spec B.8); see the module's first lines.
 
     Attributes:
-      mean: `[D]`; interchanges do not move it.
+      mean: `[D]`; interchanges do not move it. 0 where folds go through the origin; the others are then about 0 too.
       target: Sig, the covariance of replaced units, `[D, D]`.
-      cross: E[1 - p]; the covariance of replaced with kept units is `cross * target`.
+      cross: E[1 - p] Sig, the covariance of replaced with kept units, `[D, D]`.
       regressor: covariance of kept units, with the ridge on its diagonal, `[D, D]`.
     """
 
     mean: Float[AnyArray, " D"]
     target: Float[AnyArray, "D D"]
-    cross: Float[AnyArray, ""]
+    cross: Float[AnyArray, "D D"]
     regressor: Float[AnyArray, "D D"]
 
 
 def collect_statistics(
-    model: Model,
-    params: Params,
-    inputs: AnyArray,
+    network: Network,
+    inputs: Any,
     tap: str,
     *,
     discrepancy: Discrepancy = KL,
-    target: AnyArray | None = None,
-    labels: AnyArray | None = None,
     curvature: Curvature = "ggn",
-    draws: int = 1,
     key: Array | None = None,
     batch_size: int = 512,
 ) -> Statistics:
     """Run the calibration inputs once and keep moments and curvature of a tap.
 
     Args:
-      model: the network to reduce.
-      params: its parameters.
-      inputs: calibration inputs, `[N, ...]`.
+      network: the network to reduce.
+      inputs: calibration inputs `[N, ...]`, or a `Calibration` with labels and targets.
       tap: where.
       discrepancy: D, whose curvature is taken.
-      target: outputs of the dense network `[N, C]`, by default the network's own.
-      labels: what a labelled discrepancy reads, `[N]` or `[N, C]`.
       curvature: how the second derivatives are found; `hessian` costs 2 D Hessian-vector products a batch.
-      draws: classes drawn per example by `fisher`.
-      key: randomness of `fisher`.
+      key: randomness of `fisher`, which draws one class per example.
       batch_size: examples per run, at most.
 
     Raises:
-      ValueError: labels are missing, an argument is unknown, or activations are not finite.
+      ValueError: what `check_calibration` refuses; the tap or a word is unknown; labels or a key are missing; or
+        activations or curvature are not finite.
     """
-    if curvature not in get_args(Curvature):
-        raise ValueError(f"got curvature {curvature!r}, expected one of {get_args(Curvature)}")
-    if discrepancy.labelled and labels is None:
-        raise ValueError(f"got no labels, expected labels for the discrepancy {discrepancy.name!r}")
+    calibration = calibration_of(inputs)
+    one_of("tap", tap, sorted(network.taps))
+    one_of("curvature", curvature, get_args(Curvature))
+    check_calibration(network, calibration, discrepancy)
     if curvature == "fisher" and discrepancy.factor is not KL.factor:
         raise ValueError(f"got curvature 'fisher' for {discrepancy.name!r}, expected a softmax: 'kl' or 'ce'")
     if curvature == "fisher" and key is None:
         raise ValueError("got no key, expected one for curvature 'fisher', which draws classes")
-    data = {"inputs": inputs, "target": target, "labels": labels if discrepancy.labelled else None}
-    total: Statistics | None = None
-    for step, batch in enumerate(_batches(data, batch_size)):
-        drawn = None if key is None else jax.random.fold_in(key, step)
-        local = _local(model, params, tap, discrepancy, curvature == "fisher", draws, drawn, **batch)
+    calibration = calibration if discrepancy.labelled else calibration._replace(labels=None)
+    parts = []
+    for step, batch in enumerate(batches(calibration, batch_size)):
+        drawn = jax.random.fold_in(key, step) if key is not None and curvature == "fisher" else None
+        local = _local(network, batch, tap, discrepancy, drawn)
         _require_finite(tap, local[0], step)
         with jax.enable_x64(True):
             part = jax.tree.map(np.asarray, _sums(*local))
-        if curvature == "hessian":
-            part = _with_full_hessian(part, model, params, tap, discrepancy, **batch)
-        total = part if total is None else merge_statistics(total, part)
-    if total is None:
-        raise ValueError("got no calibration inputs, expected at least one")
+        parts.append(_with_full_hessian(part, network, batch, tap, discrepancy) if curvature == "hessian" else part)
+    total = reduce(merge_statistics, parts)
+    check_statistics(total)
     return total
 
 
+def check_statistics(statistics: Statistics) -> None:
+    """Refuse statistics that are not finite, or not all of one tap.
+
+    Raises:
+      ValueError: naming the moment.
+    """
+    for name in statistics.__dataclass_fields__:
+        values = finite(f"{name} of the tap", getattr(statistics, name))
+        if values.ndim and set(values.shape) != {statistics.width}:
+            raise ValueError(f"got {name} of shape {values.shape}, expected units of one tap, {statistics.width}")
+
+
 def merge_statistics(first: Statistics, second: Statistics) -> Statistics:
-    """Join the statistics of two disjoint sets of examples, exactly."""
+    """Join the statistics of two disjoint sets of examples, exactly.
+
+    Raises:
+      ValueError: they are of taps of different widths.
+    """
+    if first.width != second.width:
+        raise ValueError(f"got statistics of {first.width} and of {second.width} units, expected those of one tap")
     count = np.asarray(first.count + second.count)
     weight = second.count / count
     average = lambda weight: lambda a, b: np.asarray((1 - weight) * a + weight * b)
@@ -177,52 +191,73 @@ _AVERAGED = (
 )  # fmt: skip
 
 
-def law_moments(statistics: Statistics, law: Sequence[float] = (0.0,), *, ridge: float = 1e-4) -> LawMoments:
+def about_origin(statistics: Statistics) -> Statistics:
+    """Take second moments about zero in place of the covariance, for folds through the origin; the mean becomes 0."""
+    mean = np.asarray(statistics.mean, np.float64)
+    second = np.asarray(statistics.covariance, np.float64) + np.outer(mean, mean)
+    return dataclasses.replace(statistics, mean=np.zeros_like(mean), covariance=second)
+
+
+def law_moments(
+    statistics: Statistics, law: Sequence[float] = (0.0,), *, ridge: float = 1e-4, origin: bool = False
+) -> LawMoments:
     """Return the moments of a tap under Bernoulli interchanges of its kept units.
 
     Args:
       statistics: of the tap.
       law: interchange probabilities p, weighed equally; `(0.0,)` is observation.
-      ridge: added to the diagonal, relative to the variances, so that rescaling a unit changes nothing.
+      origin: take them about zero, for folds through the origin.
 
     Raises:
-      ValueError: a probability outside [0, 1], or a negative ridge.
+      ValueError: a probability outside [0, 1], a ridge that is no number from 0, or statistics that are not finite.
     """
+    check_law(law)
+    number("ridge", ridge)
+    check_statistics(statistics)
     p = np.asarray(law, np.float64)
-    if not len(p) or p.min() < 0 or p.max() > 1 or ridge < 0:
-        raise ValueError(f"got law {tuple(law)} and ridge {ridge}, expected probabilities in [0, 1] and ridge >= 0")
-    covariance = np.asarray(statistics.covariance, np.float64)
+    covariance, mean = np.asarray(statistics.covariance, np.float64), np.asarray(statistics.mean, np.float64)
     variance = np.diag(np.diag(covariance))
-    both, one = ((1 - p) ** 2 + p**2).mean(), (2 * p * (1 - p)).mean()
-    regressor = both * covariance + (one + ridge) * variance
-    return LawMoments(np.asarray(statistics.mean, np.float64), covariance, np.asarray((1 - p).mean()), regressor)
+    both, one, stays = ((1 - p) ** 2 + p**2).mean(), (2 * p * (1 - p)).mean(), (1 - p).mean()
+    if not origin:
+        return LawMoments(mean, covariance, stays * covariance, both * covariance + (one + ridge) * variance)
+    moved = np.outer(mean, mean)
+    second = covariance + moved
+    # Two units of one kept state come from one input, or each from its own: then only their means are shared.
+    regressor = second + one * (variance - covariance) + ridge * np.diag(np.diag(second))
+    cross = second if stays == 1 else stays * covariance + moved
+    return LawMoments(np.zeros_like(mean), second, cross, regressor)
 
 
-@partial(jax.jit, static_argnames=("model", "tap", "discrepancy", "fisher", "draws"))
+def check_law(law: Sequence[float]) -> None:
+    """Refuse a law that is not one or more probabilities.
+
+    Raises:
+      ValueError: that.
+    """
+    if isinstance(law, str) or np.ndim(law) != 1 or not len(law):
+        raise ValueError(f"got law {law!r}, expected one or more probabilities in [0, 1]")
+    for probability in law:
+        number("probability of a law", probability, 0.0, 1.0)
+
+
+@partial(jax.jit, static_argnames=("tap", "discrepancy"))
 def _local(
-    model: Model,
-    params: Params,
-    tap: str,
-    discrepancy: Discrepancy,
-    fisher: bool,
-    draws: int,
-    key: Any,
-    inputs: Array,
-    target: Outputs | None,
-    labels: Array | None,
+    network: Network, batch: Calibration, tap: str, discrepancy: Discrepancy, key: Array | None
 ) -> tuple[Array, Array, Array, Array]:
-    """Return activation and gradient `[N, P, D]`, curvature rows `[R, N, P, D]`, where there is no padding `[N, P]`."""
-    suffix = suffix_at(model, params, inputs, tap)
-    target = suffix.outputs if target is None else target
-    if fisher:
+    """Return activation and gradient `[N, P, D]`, curvature rows `[R, N, P, D]`, where there is no padding `[N, P]`.
+
+    With a key, rows are those of a drawn class and not of all.
+    """
+    suffix = suffix_at(network, batch.inputs, tap)
+    if key is not None:
         p = jax.nn.softmax(suffix.outputs)
-        drawn = jax.random.categorical(key, suffix.outputs, shape=(draws, len(p)))
-        factors = (p - jax.nn.one_hot(drawn, p.shape[-1], dtype=p.dtype)) / jnp.sqrt(draws).astype(p.dtype)
+        drawn = jax.random.categorical(key, suffix.outputs, shape=(1, len(p)))
+        factors = p - jax.nn.one_hot(drawn, p.shape[-1], dtype=p.dtype)
     else:
-        factors = jnp.moveaxis(discrepancy.factor(suffix.outputs, target, labels), -1, 0)
-    gradient = discrepancy.gradient(suffix.outputs, target, labels)
-    pulled = pull(suffix, jnp.concatenate([gradient[None], factors]))
-    return suffix.activation, pulled[0], pulled[1:], present(model, inputs, tap, suffix.activation.shape[1])
+        factors = jnp.moveaxis(factor_at(suffix, batch, discrepancy), -1, 0)
+    pulled = pull(suffix, jnp.concatenate([gradient_at(suffix, batch, discrepancy)[None], factors]))
+    there = present(network.model, batch.inputs, tap, suffix.activation.shape[1])
+    return suffix.activation, pulled[0], pulled[1:], there
 
 
 @jax.jit
@@ -259,34 +294,13 @@ def _sums(
 
 
 def _with_full_hessian(
-    part: Statistics,
-    model: Model,
-    params: Params,
-    tap: str,
-    discrepancy: Discrepancy,
-    inputs: Array,
-    target: Outputs | None,
-    labels: Array | None,
+    part: Statistics, network: Network, batch: Calibration, tap: str, discrepancy: Discrepancy
 ) -> Statistics:
     """Put the units' diagonals of the full Hessian in place of those of the GGN."""
-    target = model.apply(params, inputs)[0] if target is None else target
-    _, hessian = replacement_hessian(model, params, inputs, tap, discrepancy, target, labels)
+    _, hessian = replacement_hessian(network, batch, tap, discrepancy)
     blocks = np.asarray(hessian, np.float64).reshape(2, part.width, 2, part.width)
     eps_eps, eps_kappa, kappa_kappa = (np.diagonal(blocks[i, :, j]) for i, j in ((0, 0), (0, 1), (1, 1)))
-    values = {name: getattr(part, name) for name in part.__dataclass_fields__}
-    return Statistics(**{**values, "eps_eps": eps_eps, "eps_kappa": eps_kappa, "kappa_kappa": kappa_kappa})
-
-
-def _batches(data: dict[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
-    """Cut arrays into batches of almost equal size, so that as few shapes as possible are compiled."""
-    if batch_size < 1:
-        raise ValueError(f"got batch size {batch_size}, expected at least 1")
-    rows = leading_axis({name: values for name, values in data.items() if values is not None})
-    parts = max(1, -(-rows // batch_size))
-    edges = np.linspace(0, rows, parts + 1).round().astype(int)
-    for start, stop in pairwise(edges):
-        if stop > start:
-            yield {name: None if values is None else jnp.asarray(values[start:stop]) for name, values in data.items()}
+    return dataclasses.replace(part, eps_eps=eps_eps, eps_kappa=eps_kappa, kappa_kappa=kappa_kappa)
 
 
 def _require_finite(tap: str, activation: Array, step: int) -> None:

@@ -6,7 +6,6 @@ so that no half of it can be lost.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from abstraction.models import Model
-from abstraction.reduction.folding import Fold, affine_fold, obstacle, require_width
-from abstraction.typing import AnyArray, Params
+from abstraction.checks import finite, number
+from abstraction.files import replaced
+from abstraction.models import Network
+from abstraction.reduction.folding import Fold, affine_fold, check_fold, obstacle
+from abstraction.typing import AnyArray
 
 _FORMAT = "abstraction plan 1"
 _ARRAYS = ("kept", "replaced", "intercept", "coefficients")
@@ -75,19 +76,12 @@ class Plan:
             {"tap": fold.tap, "risk": risk, "notes": dict(notes), "obstacle": why}
             for fold, risk, notes, why in zip(self.folds, self.risks, self.notes, self.obstacles, strict=True)
         ]
-        path = Path(path)
-        # Named after the process, so that two that write the same plan do not write into each other's file.
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with replaced(path) as partial:
             partial.write_bytes(save(arrays, {"format": _FORMAT, "folds": json.dumps(about)}))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def reduction_plan(
-    model: Model,
-    params: Params,
+    network: Network,
     folds: Sequence[Fold],
     *,
     scores: Sequence[AnyArray | None] | None = None,
@@ -97,21 +91,20 @@ def reduction_plan(
     """Make a plan for a network, and find out which of its folds can be compiled exactly.
 
     Args:
-      model: the network.
-      params: its weights.
+      network: the network.
       folds: in forward order, at most one per tap.
       scores: per fold, one number per unit of its tap.
       risks: per fold.
       notes: per fold, what JSON can hold.
 
     Raises:
-      ValueError: a fold does not fit its tap, taps repeat or are out of order, or a record does not fit the folds or
-        JSON.
+      ValueError: a fold does not fit its tap, taps repeat or are out of order, a record does not fit the folds or
+        JSON, or a score or risk is not finite.
     """
     for fold in folds:
-        require_width(model, fold)
+        check_fold(network, fold)
     order = [fold.tap for fold in folds]
-    forward = [tap for tap in model.taps if tap in order]
+    forward = [tap for tap in network.taps if tap in order]
     if order != forward:
         raise ValueError(f"got folds at {order}, expected one per tap, in the order {forward}")
     count = len(folds)
@@ -123,12 +116,14 @@ def reduction_plan(
     sizes = [(fold.width,) if score is None else np.shape(score) for fold, score in zip(folds, scores, strict=True)]
     if sizes != [(fold.width,) for fold in folds]:
         raise ValueError(f"got scores of shapes {sizes}, expected one per unit, {[(fold.width,) for fold in folds]}")
+    for fold, score in zip(folds, scores, strict=True):
+        finite(f"scores of {fold.tap!r}", 0.0 if score is None else score)
     return Plan(
         tuple(folds),
         tuple(scores),
-        tuple(None if risk is None else float(risk) for risk in risks or [None] * count),
+        tuple(None if risk is None else float(finite("a risk", risk)) for risk in risks or [None] * count),
         tuple(_plain(note) for note in notes or [{}] * count),
-        tuple(obstacle(model, params, fold) for fold in folds),
+        tuple(obstacle(network, fold) for fold in folds),
     )
 
 
@@ -157,16 +152,34 @@ def load_plan(path: str | Path) -> Plan:
         if arrays:
             raise ValueError(f"unknown arrays {sorted(arrays)}")
         rest = [tuple(fold[name] for fold in about) for name in ("risk", "notes", "obstacle")]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        _check_records(folds, scores, *rest)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read a plan from {path}: {error}") from error
     return Plan(folds, scores, *rest)
+
+
+def _check_records(
+    folds: Sequence[Fold],
+    scores: Sequence[Any],
+    risks: Sequence[Any],
+    notes: Sequence[Any],
+    obstacles: Sequence[Any],
+) -> None:
+    """Refuse records of a file that are not those of its folds."""
+    for fold, score, risk, note, why in zip(folds, scores, risks, notes, obstacles, strict=True):
+        if score is not None and finite(f"scores of {fold.tap!r}", score).shape != (fold.width,):
+            raise ValueError(f"got scores of shape {score.shape} at {fold.tap!r}, expected {(fold.width,)}")
+        if risk is not None:
+            number("risk", risk, -float("inf"))
+        if not isinstance(note, dict) or not isinstance(why, str) or not isinstance(fold.tap, str):
+            raise ValueError(f"got a fold at {fold.tap!r} with notes {note!r}, expected a tap's name and a table")
 
 
 def _plain(note: Mapping[str, Any]) -> dict[str, Any]:
     """Return a note as a file gives it back."""
     try:
-        return json.loads(json.dumps(dict(note)))
-    except TypeError as error:
+        return json.loads(json.dumps(dict(note), allow_nan=False))
+    except (TypeError, ValueError) as error:
         raise ValueError(f"got note {note}, expected what JSON can hold: {error}") from error
 
 

@@ -4,17 +4,22 @@ Source: CMR, arXiv 2602.24266; steps 1 and 2 of `pipeline`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
+from numpy.typing import ArrayLike
 
-from abstraction.models import Model, Reducible
+from abstraction.checks import indices, one_of
+from abstraction.models import Network
+from abstraction.models.network import check_network
 from abstraction.models.wiring import find_array
+from abstraction.reduction.calibration import Calibration, calibration_of
 from abstraction.reduction.discrepancies import DISCREPANCIES
 from abstraction.reduction.elimination import Path, eliminate, eliminate_constants
+from abstraction.reduction.folding import reducible, starts_at_zero
 from abstraction.reduction.methods import METHODS, Method
-from abstraction.reduction.moments import LawMoments, Statistics, collect_statistics, law_moments
+from abstraction.reduction.moments import LawMoments, Statistics, about_origin, collect_statistics, law_moments
 from abstraction.reduction.scores import constant_risk, taylor_scores, unit_scores
 from abstraction.reduction.selection import (
     allocate,
@@ -24,32 +29,17 @@ from abstraction.reduction.selection import (
     keep_highest,
     members,
 )
-from abstraction.typing import AnyArray, Params
-
-
-class Calibration(NamedTuple):
-    """What a reduction may look at; never the test split.
-
-    Attributes:
-      inputs: `[N, ...]`.
-      labels: classes, for methods that read them.
-      target: outputs of the dense network, by default those of the network at hand.
-    """
-
-    inputs: AnyArray
-    labels: AnyArray | None = None
-    target: AnyArray | None = None
 
 
 class Ranking(NamedTuple):
     """The order in which the units of a tap go.
 
     Attributes:
-      model: the network.
-      params: its weights.
+      network: what they are units of.
       tap: where.
       method: how they were ranked.
       calibration: what they were ranked on.
+      origin: folds go through the origin, about which all moments are.
       statistics: of the tap.
       moments: of the tap under the method's law.
       scores: per unit; of an elimination, what its removal added to the risk.
@@ -58,11 +48,11 @@ class Ranking(NamedTuple):
       warning: why the result cannot be trusted, or None.
     """
 
-    model: Model
-    params: Params
+    network: Network
     tap: str
     method: Method
     calibration: Calibration
+    origin: bool
     statistics: Statistics
     moments: LawMoments
     scores: Float[np.ndarray, " D"]
@@ -78,11 +68,22 @@ class Ranking(NamedTuple):
             return members(self.groups, self.path.kept(keep))
         return members(self.groups, keep_highest(group_scores(self.scores, self.groups), keep))
 
+    def keeping(self, units: ArrayLike) -> "Ranking":
+        """Return a ranking by which these units, chosen in another way, stay where as many are kept.
+
+        Raises:
+          ValueError: units that are not there or repeat, or a ranking of groups.
+        """
+        if self.groups is not None:
+            raise ValueError("got units for a ranking of groups, expected one of units")
+        scores = np.zeros(self.statistics.width)
+        scores[indices("kept units", units, self.statistics.width)] = 1.0
+        return self._replace(scores=scores, path=None)
+
 
 def rank_units(
-    model: Model,
-    params: Params,
-    calibration: Calibration,
+    network: Network,
+    inputs: Any,
     tap: str,
     method: Method = METHODS["cmr"],
     *,
@@ -93,9 +94,8 @@ def rank_units(
     """Collect a tap's statistics and rank its units.
 
     Args:
-      model: the network.
-      params: its weights.
-      calibration: inputs, and labels where the method reads them.
+      network: what to reduce.
+      inputs: calibration inputs `[N, ...]`, or a `Calibration` with the labels that the method reads.
       tap: where.
       method: how.
       groups: units that stay or go together (heads); an elimination takes groups of equal size, observed.
@@ -103,36 +103,47 @@ def rank_units(
       batch_size: examples per run.
 
     Raises:
-      ValueError: the tap is unknown, labels or a key are missing, groups do not fit, or activations are not finite.
+      ValueError: the tap is unknown, the method no `Method`, what `check_calibration` refuses, labels or a key are
+        missing, groups do not fit, or activations are not finite.
     """
-    if tap not in model.taps:
-        raise ValueError(f"got tap {tap!r}, expected one of {sorted(model.taps)}")
+    calibration = calibration_of(inputs)
+    check_method(method)
+    one_of("tap", tap, sorted(network.taps))
     if groups is not None:
-        check_partition(groups, model.taps[tap].width)
+        check_partition(groups, network.taps[tap].width)
         if method.selector == "greedy-constants":
             raise ValueError("got groups for the selector 'greedy-constants', expected 'elimination' or a criterion")
     statistics = collect_statistics(
-        model,
-        params,
-        calibration.inputs,
+        network,
+        calibration,
         tap,
         discrepancy=DISCREPANCIES[method.discrepancy],
-        target=calibration.target,
-        labels=calibration.labels,
         curvature=method.curvature,
         key=key,
         batch_size=batch_size,
     )
-    moments = law_moments(statistics, method.law, ridge=method.ridge)
-    path = _path(statistics, moments, method, groups)
-    if path is None:
-        scores = _scores(model, params, calibration, tap, method, statistics, key)
-    else:
-        scores = _path_scores(path, groups)
+    origin = method.folding == "zero" or (method.folding == "affine" and starts_at_zero(network, tap))
+    moments, observed = (
+        law_moments(statistics, law, ridge=method.ridge, origin=origin) for law in (method.law, (0.0,))
+    )
+    statistics = about_origin(statistics) if origin else statistics
+    path = _path(statistics, moments if groups is None else observed, method, groups)
     warning = None
     if method.folding == "curvature-constant" or method.selector == "curvature":
         warning = constant_risk(statistics, relative=method.relative_flat).warning
-    return Ranking(model, params, tap, method, calibration, statistics, moments, scores, path, groups, warning)
+    none = np.zeros(0)
+    ranking = Ranking(network, tap, method, calibration, origin, statistics, moments, none, path, groups, warning)
+    return ranking._replace(scores=_scores(ranking, key) if path is None else _path_scores(path, groups))
+
+
+def check_method(method: Any) -> None:
+    """Refuse what is no method, a preset's name for one.
+
+    Raises:
+      ValueError: saying how to look a name up.
+    """
+    if not isinstance(method, Method):
+        raise ValueError(f"got method {method!r}, expected a Method; `method_named` looks presets up by name")
 
 
 def _path(
@@ -145,8 +156,7 @@ def _path(
         return None
     if groups is None:
         return eliminate(statistics.hessian, moments, keep=1)
-    observed = law_moments(statistics, (0.0,), ridge=method.ridge)
-    return eliminate_groups(statistics.hessian, observed, _table(groups), keep=1)
+    return eliminate_groups(statistics.hessian, moments, _table(groups), keep=1)
 
 
 def share_budget(
@@ -212,38 +222,28 @@ def _table(groups: Sequence[Sequence[int]]) -> Int[np.ndarray, "G M"]:
     return np.asarray(groups)
 
 
-def _scores(
-    model: Model,
-    params: Params,
-    calibration: Calibration,
-    tap: str,
-    method: Method,
-    statistics: Statistics,
-    key: Array | None,
-) -> Float[np.ndarray, " D"]:
+def _scores(ranking: Ranking, key: Array | None) -> Float[np.ndarray, " D"]:
+    method, statistics, tap = ranking.method, ranking.statistics, ranking.tap
     if method.selector == "curvature":
         return constant_risk(statistics, relative=method.relative_flat).score
     weights = taylor = None
     if method.selector in ("magnitude", "wanda"):
-        weights = reader_weights(model, params, tap)
+        weights = reader_weights(ranking.network, tap)
     if method.selector == "taylor":
-        if calibration.labels is None:
-            raise ValueError("got no labels, expected labels for the criterion 'taylor'")
-        taylor = taylor_scores(model, params, calibration.inputs, tap, statistics.mean, calibration.labels)
+        taylor = taylor_scores(ranking.network, ranking.calibration, tap, statistics.mean)
     return unit_scores(method.selector, statistics, weights=weights, taylor=taylor, key=key)  # pyright: ignore[reportArgumentType]
 
 
-def reader_weights(model: Model, params: Params, tap: str) -> Float[np.ndarray, "M D"]:
+def reader_weights(network: Network, tap: str) -> Float[np.ndarray, "M D"]:
     """Stack everything that reads a tap, a row per number read and a column per unit.
 
     Raises:
-      ValueError: the model does not tell what reads the tap.
+      ValueError: the model does not tell what reads the tap, or the weights are not the model's.
     """
-    if not isinstance(model, Reducible):
-        raise ValueError(f"got {type(model).__name__}, which does not tell what reads its taps; expected `consumers`")
+    check_network(network)
     rows = []
-    for consumer in model.consumers(tap):
-        kernel = np.asarray(find_array(params, consumer.kernel))
+    for consumer in reducible(network).consumers(tap):
+        kernel = np.asarray(find_array(network.params, consumer.kernel))
         moved = np.moveaxis(kernel, consumer.axes, tuple(range(-len(consumer.axes), 0)))
-        rows.append(moved.reshape(-1, model.taps[tap].width))
+        rows.append(moved.reshape(-1, network.taps[tap].width))
     return np.concatenate(rows)

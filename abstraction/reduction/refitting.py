@@ -7,9 +7,13 @@ sd the standard deviation of the unit it reads. Where one tap that feeds the log
 act there only through the C numbers of the bias (spec B.4), affine folds only through a linear readout of the kept
 units. The pairs are the calibration inputs with kept units interchanged under the law; only the dense network's outputs
 are fitted, no labels, and no weights but the readers'.
+
+A tap that recurs reads itself: its readers move the states that are interchanged, so both runs of a pair are run again
+in every step, and gradients go through time.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -17,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from abstraction.checks import finite, number, one_of, whole
 from abstraction.evaluation.interchange import (
     Trials,
     View,
@@ -27,16 +32,44 @@ from abstraction.evaluation.interchange import (
     recorded_states,
     view,
 )
-from abstraction.interventions import Set
-from abstraction.models import Consumer, Model
+from abstraction.interventions import Interchange, Set
+from abstraction.models import Consumer, Network
 from abstraction.models.base import present
+from abstraction.models.taps import Edits
 from abstraction.models.wiring import find_array, replace_array
+from abstraction.pytrees import leading_axis, pytree
 from abstraction.reduction.discrepancies import KL
-from abstraction.reduction.folding import Reduced
-from abstraction.typing import AnyArray, Outputs, Params
+from abstraction.reduction.folding import reducible
+from abstraction.reduction.moments import check_law
+from abstraction.typing import AnyArray, Outputs
 
-Refit = Literal["bias", "head"]
+RefitKind = Literal["bias", "head"]
+MIXTURE = (0.0, 0.1, 0.2)
+"""Interchange strengths that folds are made for, weighed equally: observation and mild interventions."""
 PASSES = 3
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What is refitted, and how; checked when it is built.
+
+    Attributes:
+      kind: `bias` or `head` (kernel and bias).
+      law: interchange probabilities; the inputs are passed over a few times for each.
+      ridge: pull towards the folded kernels.
+      steps: L-BFGS steps at most.
+    """
+
+    kind: RefitKind = "head"
+    law: tuple[float, ...] = MIXTURE
+    ridge: float = 1e-3
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        one_of("refit", self.kind, get_args(RefitKind))
+        check_law(self.law)
+        number("ridge", self.ridge)
+        whole("steps", self.steps, 0)
 
 
 class Refitted(NamedTuple):
@@ -49,69 +82,73 @@ class Refitted(NamedTuple):
       steps: L-BFGS steps taken.
     """
 
-    network: Reduced
+    network: Network
     before: float
     after: float
     steps: int
 
 
+@pytree
+class _Swap:
+    """The interchanges of one tap that a network is fitted under.
+
+    Attributes:
+      base: rows of the inputs, `[T]`.
+      source: other rows, `[T]`.
+      masks: units that are interchanged, as the tap's states, `[T, ..., K]`.
+      values: the tap's value under them, `[T, ..., K]`; None where it recurs, and moves with its readers.
+      target: outputs of the dense network, `[T, C]`.
+    """
+
+    base: Int[AnyArray, " T"]
+    source: Int[AnyArray, " T"]
+    masks: Bool[Array, "T ... K"]
+    values: Array | None
+    target: Outputs
+
+
 def refit_readers(
-    kind: Refit,
-    dense: Sequence[View],
-    reduced: Reduced,
-    inputs: AnyArray,
-    *,
-    law: Sequence[float],
-    generator: np.random.Generator,
-    ridge: float = 1e-3,
-    steps: int = 50,
+    refit: Refit, dense: Sequence[View], reduced: Network, inputs: Any, *, generator: np.random.Generator
 ) -> Refitted:
     """Refit what reads the reduced taps, all of it together; so are all pairs, in memory and in every step.
 
     Args:
-      kind: `bias` or `head` (kernel and bias).
+      refit: what, and how.
       dense: the original network, at each reduced tap, with the units that are kept.
       reduced: the compiled network; at the same taps it has these units only.
       inputs: calibration inputs.
-      law: interchange probabilities; the inputs are passed over a few times for each.
       generator: draws sources and masks.
-      ridge: pull towards the folded kernels.
-      steps: L-BFGS steps at most.
 
     Raises:
-      ValueError: an unknown kind, or a tap with depth, whose readers are not run once.
+      ValueError: fewer than two inputs, no tap, units that are not those of the reduced network, or a loss that is not
+        finite.
     """
-    if kind not in get_args(Refit):
-        raise ValueError(f"got refit {kind!r}, expected one of {get_args(Refit)}")
-    model, params = reduced
+    rows = leading_axis(inputs)
+    if rows < 2 or not dense:
+        raise ValueError(f"got a refit of {len(dense)} taps on {rows} inputs, expected 1 tap and 2 inputs at least")
+    trials = _trials(rows, dense, refit.law, generator)
     start: dict[Any, AnyArray] = {}
     pulls: dict[Any, Array] = {}
-    trials = _trials(len(inputs), dense, law, generator)
-    hybrids, targets = {}, {}
+    swaps = {}
     for each in dense:
-        if each.model.taps[each.tap].depth is not None:
-            raise ValueError(f"got a refit at {each.tap!r}, which recurs; expected a tap without depth, or refit=None")
-        hybrids[each.tap] = _hybrids(each, reduced, inputs, trials[each.tap])
-        targets[each.tap] = interchanged_outputs(each, inputs, trials[each.tap])
-        if any(find_array(params, consumer.bias) is None for consumer in model.consumers(each.tap)):
-            model, params = model.with_biases(params, each.tap)
-        spread = _spread(each, inputs, trials[each.tap], hybrids[each.tap])
-        for consumer in model.consumers(each.tap):
-            start[consumer.bias] = find_array(params, consumer.bias)
+        swaps[each.tap], spread = _swap(each, reduced, inputs, trials[each.tap])
+        reduced = _with_biases(reduced, each.tap)
+        for consumer in reducible(reduced).consumers(each.tap):
+            start[consumer.bias] = find_array(reduced.params, consumer.bias)
             pulls[consumer.bias] = jnp.zeros(())
-            if kind == "head":
-                start[consumer.kernel] = find_array(params, consumer.kernel)
-                pulls[consumer.kernel] = jnp.sqrt(ridge) * _per_input(consumer, start[consumer.kernel], spread)
+            if refit.kind == "head":
+                start[consumer.kernel] = find_array(reduced.params, consumer.kernel)
+                pulls[consumer.kernel] = jnp.sqrt(refit.ridge) * _per_input(consumer, start[consumer.kernel], spread)
     paths = tuple(start)
     weights = tuple(jnp.asarray(start[path]) for path in paths)
     pull = tuple(pulls[path] for path in paths)
-    bases = {tap: drawn.base for tap, drawn in trials.items()}
-    fitted = _descend(
-        model, paths, params, weights, pull, jnp.asarray(inputs), bases, hybrids, targets, jnp.int32(steps)
-    )
-    for path, value in zip(paths, fitted[0], strict=True):
+    arrays = jax.tree.map(jnp.asarray, inputs)
+    fitted, before, after, steps = _descend(reduced, paths, (weights, pull), arrays, swaps, jnp.int32(refit.steps))
+    finite("a KL after the refit", after)
+    params = reduced.params
+    for path, value in zip(paths, fitted, strict=True):
         params = replace_array(params, path, value)
-    return Refitted(Reduced(model, params), float(fitted[1]), float(fitted[2]), int(fitted[3]))
+    return Refitted(Network(reduced.model, params), float(before), float(after), int(steps))
 
 
 def _trials(
@@ -127,20 +164,36 @@ def _trials(
     return drawn
 
 
-def _hybrids(dense: View, reduced: Reduced, inputs: AnyArray, trials: Trials) -> Array:
-    """Return the values of a reduced tap with some units interchanged, `[T, ..., K]`."""
-    own = view(reduced.model, reduced.params, dense.tap, np.arange(len(dense.units)))
+def _swap(dense: View, reduced: Network, inputs: Any, trials: Trials) -> tuple[_Swap, Float[np.ndarray, " K"]]:
+    """Run both networks under interchanges; return what is fitted and the standard deviation of each unit."""
+    own = view(reduced, dense.tap, np.arange(len(dense.units)))
     states = recorded_states(own, inputs)
+    if states.shape[-1] != len(dense.units):
+        raise ValueError(
+            f"got {len(dense.units)} kept units at {dense.tap!r}, expected {states.shape[-1]}, those of the network"
+        )
     base, source = states[trials.base], states[trials.source]
-    mask = positioned_masks(own, jnp.asarray(inputs), trials, jnp.asarray(trials.masks), base.shape)
-    return jnp.where(mask, source, base)
+    masks = positioned_masks(own, jax.tree.map(jnp.asarray, inputs), trials, jnp.asarray(trials.masks), base.shape)
+    values, recurs = jnp.where(masks, source, base), reduced.taps[dense.tap].depth > 1
+    target = interchanged_outputs(dense, inputs, trials)
+    swap = _Swap(trials.base, trials.source, masks, None if recurs else values, target)
+    return swap, _spread(dense, inputs, trials, values)
 
 
-def _spread(dense: View, inputs: AnyArray, trials: Trials, values: Array) -> Float[np.ndarray, " K"]:
+def _spread(dense: View, inputs: Any, trials: Trials, values: Array) -> Float[np.ndarray, " K"]:
     """Return the standard deviation of each unit, padding left out."""
     flat = np.asarray(values).reshape(len(values), -1, values.shape[-1])
-    there = np.asarray(present(dense.model, jnp.asarray(inputs), dense.tap, flat.shape[1]))
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    there = np.asarray(present(dense.network.model, inputs, dense.tap, flat.shape[1]))
     return flat[there[trials.base]].std(0)
+
+
+def _with_biases(network: Network, tap: str) -> Network:
+    """Give every reader of a tap a bias, where one has none."""
+    model = reducible(network)
+    if all(find_array(network.params, consumer.bias) is not None for consumer in model.consumers(tap)):
+        return network
+    return Network(*model.with_biases(network.params, tap))
 
 
 def _per_input(consumer: Consumer, kernel: AnyArray, spread: Float[np.ndarray, " K"]) -> Array:
@@ -150,28 +203,36 @@ def _per_input(consumer: Consumer, kernel: AnyArray, spread: Float[np.ndarray, "
     return jnp.asarray(tiled.reshape([-1 if i == axis else 1 for i in range(kernel.ndim)]), kernel.dtype)
 
 
-@partial(jax.jit, static_argnames=("model", "paths"))
+def _edits(network: Network, inputs: Any, tap: str, swap: _Swap) -> Edits:
+    """Return the edits that put the interchanges of a tap into force."""
+    if swap.values is not None:
+        return {tap: Set(swap.values[None])}
+    states = network(inputs, record=(tap,))[1][tap]
+    return {tap: Interchange(states[:, swap.source], jnp.moveaxis(swap.masks, 1, 0).astype(states.dtype))}
+
+
+@partial(jax.jit, static_argnames=("paths",))
 def _descend(
-    model: Model,
+    network: Network,
     paths: tuple[tuple[str, ...], ...],
-    params: Params,
-    start: tuple[Array, ...],
-    pull: tuple[Array, ...],
-    inputs: Array,
-    bases: dict[str, Int[Array, " T"]],
-    hybrids: dict[str, Array],
-    targets: dict[str, Outputs],
+    readers: tuple[tuple[Array, ...], tuple[Array, ...]],
+    inputs: Any,
+    swaps: dict[str, _Swap],
     steps: Array,
 ) -> tuple[tuple[Array, ...], Array, Array, Array]:
+    """Descend from the readers' weights, pulled back by the second of `readers`; return weights, losses and steps."""
+    start, pull = readers
+
     def divergence(weights: tuple[Array, ...]) -> Array:
-        changed = params
+        changed = network.params
         for path, value in zip(paths, weights, strict=True):
             changed = replace_array(changed, path, value)
-        total = jnp.zeros((), start[0].dtype)
-        for tap, values in hybrids.items():
+        refitted, total = Network(network.model, changed), jnp.zeros((), start[0].dtype)
+        for tap, swap in swaps.items():
             # What comes before the tap matters where something passes it by, a residual stream; else it is not run.
-            outputs = model.apply(changed, inputs[bases[tap]], {tap: Set(values)})[0]
-            total += KL.compare(outputs, targets[tap], None).mean() / len(hybrids)
+            bases = jax.tree.map(lambda values, rows=swap.base: values[rows], inputs)
+            outputs = refitted(bases, _edits(refitted, inputs, tap, swap))[0]
+            total += KL.compare(outputs, swap.target, None).mean() / len(swaps)
         return total
 
     def objective(weights: tuple[Array, ...]) -> Array:

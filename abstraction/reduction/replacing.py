@@ -5,11 +5,11 @@ Source: CMR, arXiv 2602.24266; step 4 of `pipeline`.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from abstraction.interventions import factual_outputs
 from abstraction.reduction.curvature import by_position, gauss_newton_rows, replacement_hessian
 from abstraction.reduction.discrepancies import DISCREPANCIES
 from abstraction.reduction.fitting import (
@@ -47,6 +47,8 @@ def fitted_fold(ranking: Ranking, kept: Int[np.ndarray, " K"]) -> tuple[Fold, di
         fit = Fit(np.zeros(0), np.zeros((0, len(kept))))
     elif method.folding == "affine":
         fit = _affine(ranking, kept)
+    elif method.folding == "zero":
+        fit = Fit(np.zeros(len(replaced)), np.zeros((len(replaced), len(kept))))
     else:
         fit = Fit(_constants(ranking, replaced), np.zeros((len(replaced), len(kept))))
     return affine_fold(ranking.tap, kept, replaced, fit.intercept, fit.coefficients, width=statistics.width), notes
@@ -63,19 +65,15 @@ def _affine(ranking: Ranking, kept: Int[np.ndarray, " K"]) -> Fit:
 
 def _authors_fit(ranking: Ranking, kept: Int[np.ndarray, " K"], parents: int) -> Fit:
     """Fit as CIP-Affine does: weights max(h, 1e-8), target a_j, absolute ridge 1e-4."""
-    model, params, tap, calibration = ranking.model, ranking.params, ranking.tap, ranking.calibration
-    inputs = jnp.asarray(calibration.inputs)
-    outputs, recorded = model.apply(params, inputs, record=(tap,))
-    states = by_position(recorded[tap], recurs=model.taps[tap].depth is not None)
-    target = outputs if calibration.target is None else jnp.asarray(calibration.target)
-    labels = None if calibration.labels is None else jnp.asarray(calibration.labels)
-    discrepancy = DISCREPANCIES[ranking.method.discrepancy]
-    rows = gauss_newton_rows(model, params, inputs, tap, discrepancy, target, labels)
+    tap, calibration = ranking.tap, jax.tree.map(jnp.asarray, ranking.calibration)
+    _, recorded = ranking.network(calibration.inputs, record=(tap,))
+    states = by_position(recorded[tap])
+    rows = gauss_newton_rows(ranking.network, calibration, tap, DISCREPANCIES[ranking.method.discrepancy])
     curvature = np.asarray((rows**2).sum(0), np.float64).reshape(-1, states.shape[-1])
     values = np.asarray(states, np.float64).reshape(curvature.shape)
     chosen = correlated_parents(values, kept, parents)
     weights = np.maximum(curvature[:, replaced_units(kept, values.shape[1])], 1e-8)
-    return fit_weighted(values, weights, kept, chosen)
+    return fit_weighted(values, weights, kept, chosen, origin=ranking.origin)
 
 
 def _constants(ranking: Ranking, replaced: Int[np.ndarray, " S"]) -> Float[np.ndarray, " S"]:
@@ -84,18 +82,8 @@ def _constants(ranking: Ranking, replaced: Int[np.ndarray, " S"]) -> Float[np.nd
         return np.asarray(statistics.mean)[replaced]
     if method.folding == "curvature-constant":
         return constant_risk(statistics, relative=method.relative_flat).constant[replaced]
-    calibration = ranking.calibration
-    inputs = jnp.asarray(calibration.inputs)
-    target = (
-        factual_outputs(ranking.model, ranking.params, inputs) if calibration.target is None else calibration.target
-    )
+    calibration = jax.tree.map(jnp.asarray, ranking.calibration)
     gradient, hessian = replacement_hessian(
-        ranking.model,
-        ranking.params,
-        inputs,
-        ranking.tap,
-        DISCREPANCIES[method.discrepancy],
-        target,
-        calibration.labels,
+        ranking.network, calibration, ranking.tap, DISCREPANCIES[method.discrepancy]
     )
     return joint_constants(gradient, hessian, replaced)[0]

@@ -10,20 +10,22 @@ Source: CMR, arXiv 2602.24266 (interventional risk, second-order expansion).
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from abstraction.checks import finite, one_of, whole
 from abstraction.evaluation.interchange import Trials, View, interchanged_outputs
 from abstraction.interventions.edits import Substitute
-from abstraction.models import Model
-from abstraction.reduction.curvature import suffix_at
+from abstraction.models import Network
+from abstraction.reduction.calibration import Calibration, calibration_of, check_calibration
+from abstraction.reduction.curvature import factor_at, gradient_at, suffix_at
 from abstraction.reduction.discrepancies import KL, Discrepancy
-from abstraction.reduction.folding import Fold
-from abstraction.typing import AnyArray, Outputs, Params
+from abstraction.reduction.folding import Fold, check_fold
+from abstraction.typing import AnyArray
 
 
 class Risk(NamedTuple):
@@ -56,70 +58,85 @@ def interventional_risk(
       trials: interchanges.
       discrepancy: D.
       labels: of the inputs, for a labelled discrepancy.
+
+    Raises:
+      ValueError: what `interchanged_outputs` refuses, labels that are missing, or outputs that are not finite.
     """
+    if discrepancy.labelled and labels is None:
+        raise ValueError(f"got no labels, expected labels for the discrepancy {discrepancy.name!r}")
     target, outputs = (interchanged_outputs(each, inputs, trials) for each in (dense, reduced))
+    finite("outputs of the dense network", target)
+    finite("outputs of the reduced network", outputs)
     at_base = None if labels is None else jnp.asarray(labels)[np.asarray(trials.base)]
     values = np.asarray(discrepancy.compare(outputs, target, at_base), np.float64)
     return Risk(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf)
 
 
 def second_order_risk(
-    model: Model,
-    params: Params,
-    inputs: AnyArray,
-    fold: Fold,
-    *,
-    discrepancy: Discrepancy = KL,
-    target: Outputs | None = None,
-    labels: AnyArray | None = None,
-    batch_size: int = 512,
+    network: Network, inputs: Any, fold: Fold, *, discrepancy: Discrepancy = KL, batch_size: int = 512
 ) -> float:
     """Return Q of a fold, observed: curvature and error of the same example, so no independence is assumed.
 
     Args:
-      model: the network that is reduced.
-      params: its weights.
-      inputs: `[N, ...]`.
+      network: what is reduced.
+      inputs: `[N, ...]`, or a `Calibration` with labels and dense outputs, by default the network's own.
       fold: what replaces which units.
       discrepancy: D; its curvature is the generalised Gauss-Newton one.
-      target: dense outputs, by default the network's own.
-      labels: for a labelled discrepancy.
       batch_size: examples per run.
+
+    Raises:
+      ValueError: what `check_calibration` refuses, or a fold that does not fit its tap.
     """
-    total, count = 0.0, len(inputs)
+    calibration = calibration_of(inputs)
+    check_fold(network, fold)
+    check_calibration(network, calibration, discrepancy)
+    whole("batch size", batch_size)
+    total, count = 0.0, calibration.rows
     edit = Substitute(fold.kept, fold.replaced, fold.intercept, fold.coefficients)
     for start in range(0, count, batch_size):
         rows = slice(start, start + batch_size)
-        part = [None if values is None else jnp.asarray(values[rows]) for values in (target, labels)]
-        total += float(_quadratic(model, params, inputs[rows], fold.tap, edit, discrepancy, *part).sum())
+        batch = jax.tree.map(lambda values, rows=rows: jnp.asarray(values[rows]), calibration)
+        total += float(_quadratic(network, batch, fold.tap, edit, discrepancy).sum())
     return total / count
 
 
-@partial(jax.jit, static_argnames=("model", "tap", "discrepancy", "chunk"))
 def replacement_effects(
-    model: Model,
-    params: Params,
-    inputs: AnyArray,
+    network: Network,
+    inputs: Any,
     tap: str,
     constants: Float[AnyArray, " D"],
     *,
     discrepancy: Discrepancy = KL,
-    labels: Array | None = None,
     chunk: int = 8,
 ) -> Float[Array, " D"]:
     """Measure what scores predict: the mean discrepancy when one unit at a time is replaced by its constant.
 
     Args:
-      model: the network.
-      params: its weights.
-      inputs: `[N, ...]`.
+      network: what is reduced.
+      inputs: `[N, ...]`, or a `Calibration` with labels.
       tap: where; at a tap that recurs units are replaced in the recorded states.
       constants: one per unit.
       discrepancy: D.
-      labels: for a labelled discrepancy.
       chunk: units at a time.
+
+    Raises:
+      ValueError: what `check_calibration` refuses, an unknown tap, or not one finite constant per unit.
     """
-    suffix = suffix_at(model, params, inputs, tap)
+    calibration = calibration_of(inputs)._replace(target=None)
+    one_of("tap", tap, sorted(network.taps))
+    check_calibration(network, calibration, discrepancy)
+    whole("chunk", chunk)
+    if finite("constants", constants).shape != (network.taps[tap].width,):
+        raise ValueError(f"got constants of shape {np.shape(constants)}, expected one of each unit of {tap!r}")
+    return _effects(network, calibration, tap, jnp.asarray(constants), discrepancy, chunk)
+
+
+@partial(jax.jit, static_argnames=("tap", "discrepancy", "chunk"))
+def _effects(
+    network: Network, calibration: Calibration, tap: str, constants: Array, discrepancy: Discrepancy, chunk: int
+) -> Float[Array, " D"]:
+    suffix = suffix_at(network, calibration.inputs, tap)
+    labels = None if calibration.labels is None else jnp.asarray(calibration.labels)
 
     def effect(unit: tuple[Array, Array]) -> Array:
         index, constant = unit
@@ -127,25 +144,17 @@ def replacement_effects(
         offset = jnp.where(chosen, constant.astype(suffix.activation.dtype) - suffix.activation, 0.0)
         return discrepancy.compare(suffix.run(offset), suffix.outputs, labels).mean()
 
-    units = (jnp.arange(len(constants)), jnp.asarray(constants))
+    units = (jnp.arange(len(constants)), constants)
     return jax.lax.map(effect, units, batch_size=min(chunk, len(constants)))
 
 
-@partial(jax.jit, static_argnames=("model", "tap", "discrepancy"))
+@partial(jax.jit, static_argnames=("tap", "discrepancy"))
 def _quadratic(
-    model: Model,
-    params: Params,
-    inputs: AnyArray,
-    tap: str,
-    edit: Substitute,
-    discrepancy: Discrepancy,
-    target: Outputs | None,
-    labels: Array | None,
+    network: Network, batch: Calibration, tap: str, edit: Substitute, discrepancy: Discrepancy
 ) -> Float[Array, " N"]:
-    suffix = suffix_at(model, params, inputs, tap)
-    target = suffix.outputs if target is None else target
+    suffix = suffix_at(network, batch.inputs, tap)
     delta = edit(suffix.activation).astype(suffix.activation.dtype) - suffix.activation
     _, moved = jax.jvp(suffix.run, (jnp.zeros_like(delta),), (delta,))
-    slope = (discrepancy.gradient(suffix.outputs, target, labels) * moved).sum(-1)
-    bent = jnp.einsum("ncr,nc->nr", discrepancy.factor(suffix.outputs, target, labels), moved)
+    slope = (gradient_at(suffix, batch, discrepancy) * moved).sum(-1)
+    bent = jnp.einsum("ncr,nc->nr", factor_at(suffix, batch, discrepancy), moved)
     return slope + (bent**2).sum(-1) / 2

@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from abstraction.models import Model
+from abstraction.checks import finite, indices, number, one_of, whole
+from abstraction.models import Network
 from abstraction.randomness import host_generator
+from abstraction.reduction.calibration import Calibration, check_calibration
 from abstraction.reduction.curvature import suffix_at, tap_gradient
 from abstraction.reduction.discrepancies import CE
-from abstraction.reduction.moments import Statistics
-from abstraction.typing import AnyArray, Params
+from abstraction.reduction.moments import Statistics, check_statistics
+from abstraction.typing import AnyArray
 
 Criterion = Literal["curvature", "variance", "magnitude", "taylor", "obd", "wanda", "random"]
 """`curvature` is the score above, under the discrepancy the statistics were collected with."""
@@ -66,7 +68,12 @@ def constant_risk(statistics: Statistics, *, flat: float = 1e-10, relative: bool
       flat: below this curvature a unit is flat.
       relative: compare H_kk Var(a) with the median over units; otherwise the sum over examples of H_kk, as the
         authors' code does.
+
+    Raises:
+      ValueError: statistics that are not finite, or a threshold below 0.
     """
+    check_statistics(statistics)
+    number("threshold of flat units", flat)
     names = ("mean", "gradient_eps", "gradient_kappa", "eps_eps", "eps_kappa", "kappa_kappa")
     mean, g_e, g_k, ee, ek, kk = (np.asarray(getattr(statistics, name), np.float64) for name in names)
     if relative:
@@ -105,14 +112,17 @@ def unit_scores(
       key: randomness of `random`.
 
     Raises:
-      ValueError: unknown criterion, or what it needs is missing.
+      ValueError: unknown criterion, what it needs is missing or of other units, or numbers that are not finite.
     """
     needs = {"magnitude": weights, "wanda": weights, "taylor": taylor, "random": key}
-    if criterion not in get_args(Criterion):
-        raise ValueError(f"got criterion {criterion!r}, expected one of {get_args(Criterion)}")
+    one_of("criterion", criterion, get_args(Criterion))
+    check_statistics(statistics)
     if criterion in needs and needs[criterion] is None:
         what = {"taylor": "taylor scores", "random": "a key"}.get(criterion, "consumer weights")
         raise ValueError(f"got criterion {criterion!r} without {what}, expected them")
+    for name, given in (("consumer weights", weights), ("taylor scores", taylor)):
+        if given is not None and finite(name, given).shape[-1:] != (statistics.width,):
+            raise ValueError(f"got {name} of shape {np.shape(given)}, expected one per unit, {statistics.width}")
     variance = np.asarray(statistics.variance, np.float64)
     if criterion == "curvature":
         return constant_risk(statistics).score
@@ -131,37 +141,39 @@ def unit_scores(
 
 
 def taylor_scores(
-    model: Model,
-    params: Params,
-    inputs: AnyArray,
-    tap: str,
-    mean: Float[AnyArray, " D"],
-    labels: AnyArray,
-    *,
-    batch_size: int = 512,
+    network: Network, calibration: Calibration, tap: str, mean: Float[AnyArray, " D"], *, batch_size: int = 512
 ) -> Float[np.ndarray, " D"]:
     """Return E |sum over positions of g (a - mean)|, g the gradient of label cross-entropy: first-order pruning.
 
     Args:
-      model: the network.
-      params: its parameters.
-      inputs: calibration inputs, `[N, ...]`.
+      network: the network.
+      calibration: inputs `[N, ...]` and labels, classes `[N]`.
       tap: where.
       mean: of the activations, `[D]`.
-      labels: classes, `[N]`.
       batch_size: examples per run.
+
+    Raises:
+      ValueError: labels are missing, what `check_calibration` refuses, an unknown tap, or a mean of other units.
     """
+    if calibration.labels is None:
+        raise ValueError("got no labels, expected labels for the criterion 'taylor'")
+    one_of("tap", tap, sorted(network.taps))
+    check_calibration(network, calibration, CE)
+    whole("batch size", batch_size)
+    if finite("means", mean).shape != (network.taps[tap].width,):
+        raise ValueError(f"got means of shape {np.shape(mean)}, expected one per unit, {network.taps[tap].width}")
     total = np.zeros(len(mean))
-    for start in range(0, len(labels), batch_size):
+    for start in range(0, calibration.rows, batch_size):
         rows = slice(start, start + batch_size)
-        total += np.asarray(_taylor(model, params, inputs[rows], tap, jnp.asarray(mean), jnp.asarray(labels[rows])))
-    return total / len(labels)
+        batch = jax.tree.map(lambda values, rows=rows: jnp.asarray(values[rows]), calibration._replace(target=None))
+        total += np.asarray(_taylor(network, batch, tap, jnp.asarray(mean)))
+    return total / calibration.rows
 
 
-@partial(jax.jit, static_argnames=("model", "tap"))
-def _taylor(model: Model, params: Params, inputs: AnyArray, tap: str, mean: Array, labels: Array) -> Array:
-    suffix = suffix_at(model, params, inputs, tap)
-    gradient = tap_gradient(model, params, inputs, tap, CE, suffix.outputs, labels)
+@partial(jax.jit, static_argnames=("tap",))
+def _taylor(network: Network, batch: Calibration, tap: str, mean: Array) -> Array:
+    suffix = suffix_at(network, batch.inputs, tap)
+    gradient = tap_gradient(network, batch, tap, CE)
     return jnp.abs((gradient * (suffix.activation - mean.astype(gradient.dtype))).sum(1)).sum(0)
 
 
@@ -177,8 +189,11 @@ def joint_constants(
 
     Returns:
       The constants `[S]` and Q_S.
+
+    Raises:
+      ValueError: units that are not there or repeat, or numbers that are not finite.
     """
-    g, h = np.asarray(gradient, np.float64), np.asarray(hessian, np.float64)
+    g, h, replaced = _quadratic(gradient, hessian, replaced)
     eps, kappa = np.asarray(replaced), np.asarray(replaced) + len(g) // 2
     ones = np.ones(len(eps))
     linear = g[kappa] + h[np.ix_(kappa, eps)] @ ones
@@ -191,16 +206,35 @@ def joint_constants(
 def set_risk(
     gradient: Float[AnyArray, " M"], hessian: Float[AnyArray, "M M"], replaced: AnyArray, constants: AnyArray
 ) -> float:
-    """Return Q_S of replacing a set by constants: 1 G_e + c G_k + (1 H_ee 1 + 2 * 1 H_ek c + c H_kk c) / 2."""
-    replaced, constants = np.asarray(replaced), np.asarray(constants, np.float64)
-    width = len(np.asarray(gradient)) // 2
+    """Return Q_S of replacing a set by constants: 1 G_e + c G_k + (1 H_ee 1 + 2 * 1 H_ek c + c H_kk c) / 2.
+
+    Raises:
+      ValueError: units that are not there or repeat, not one constant each, or numbers that are not finite.
+    """
+    g, h, replaced = _quadratic(gradient, hessian, replaced)
+    constants = finite("constants", constants).astype(np.float64)
+    if constants.shape != replaced.shape:
+        raise ValueError(f"got constants of shape {constants.shape}, expected one for each of {len(replaced)} units")
+    width = len(g) // 2
     step = np.zeros(2 * width)
     step[replaced], step[width + replaced] = 1.0, constants
-    return float(np.asarray(gradient, np.float64) @ step + step @ np.asarray(hessian, np.float64) @ step / 2)
+    return float(g @ step + step @ h @ step / 2)
+
+
+def _quadratic(gradient: AnyArray, hessian: AnyArray, replaced: AnyArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Check the expansion in (eps, kappa) and the units of a set."""
+    g, h = finite("a gradient", gradient).astype(np.float64), finite("a Hessian", hessian).astype(np.float64)
+    if g.ndim != 1 or len(g) % 2 or h.shape != (len(g), len(g)):
+        raise ValueError(f"got gradient and Hessian of shapes {g.shape} and {h.shape}, expected [2 D] and [2 D, 2 D]")
+    return g, h, indices("replaced units", replaced, len(g) // 2)
 
 
 def off_diagonal_share(gradient: AnyArray, hessian: AnyArray, replaced: AnyArray, constants: AnyArray) -> float:
-    """Return rho(S) = (Q_S - sum_j Q_j) / |Q_S|: how far risks are from adding up."""
+    """Return rho(S) = (Q_S - sum_j Q_j) / |Q_S|: how far risks are from adding up.
+
+    Raises:
+      ValueError: what `set_risk` refuses.
+    """
     replaced, constants = np.asarray(replaced), np.asarray(constants)
     joint = set_risk(gradient, hessian, replaced, constants)
     alone = sum(set_risk(gradient, hessian, replaced[i : i + 1], constants[i : i + 1]) for i in range(len(replaced)))

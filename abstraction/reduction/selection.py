@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy import linalg
 
-from abstraction.reduction.elimination import Path, constant_units, metric_root
+from abstraction.checks import finite, indices, number, whole
+from abstraction.reduction.elimination import Path, check_moments, constant_units, metric_root
 from abstraction.reduction.moments import LawMoments
 from abstraction.typing import AnyArray
 
@@ -23,13 +24,10 @@ def check_keep(keep: int, width: int, *, round_to: int = 1) -> int:
     """Return `keep` rounded up to a multiple, at most the width.
 
     Raises:
-      ValueError: `keep` is not in [1, width], or the multiple below 1.
+      ValueError: `keep` is no whole number in [1, width], or the multiple none of at least 1.
     """
-    if not 1 <= keep <= width or round_to < 1:
-        raise ValueError(
-            f"got keep {keep} in multiples of {round_to}, expected 1 to {width}, the units of the tap, in multiples "
-            "of at least 1"
-        )
+    whole("keep", keep, 1, width)
+    whole("multiple to round to", round_to)
     return min(-(-keep // round_to) * round_to, width)
 
 
@@ -41,9 +39,7 @@ def keep_highest(scores: Float[AnyArray, " D"], keep: int) -> Int[np.ndarray, " 
     Raises:
       ValueError: `keep` is out of range, or a score is not finite.
     """
-    scores = np.asarray(scores, np.float64)
-    if not np.isfinite(scores).all():
-        raise ValueError(f"got {(~np.isfinite(scores)).sum()} scores that are not finite, expected finite numbers")
+    scores = finite("scores", scores).astype(np.float64)
     check_keep(keep, len(scores))
     return np.sort(np.argsort(scores, kind="stable")[len(scores) - keep :])
 
@@ -52,16 +48,20 @@ def group_scores(scores: Float[AnyArray, " D"], groups: Sequence[Sequence[int]])
     """Sum the scores of each group.
 
     Raises:
-      ValueError: the groups are not a partition of the units.
+      ValueError: the groups are not a partition of the units, or a score is not finite.
     """
-    scores = np.asarray(scores, np.float64)
+    scores = finite("scores", scores).astype(np.float64)
     check_partition(groups, len(scores))
     return np.array([scores[list(group)].sum() for group in groups])
 
 
 def members(groups: Sequence[Sequence[int]], chosen: AnyArray) -> Int[np.ndarray, " K"]:
-    """Return the units of some groups, sorted."""
-    return np.sort(np.concatenate([np.asarray(groups[int(index)]) for index in np.asarray(chosen)]))
+    """Return the units of some groups, sorted.
+
+    Raises:
+      ValueError: a group that is not there, or chosen twice.
+    """
+    return np.sort(np.concatenate([np.asarray(groups[i]) for i in indices("groups", chosen, len(groups))]))
 
 
 def check_partition(groups: Sequence[Sequence[int]], width: int) -> None:
@@ -70,7 +70,10 @@ def check_partition(groups: Sequence[Sequence[int]], width: int) -> None:
     Raises:
       ValueError: naming the units.
     """
-    named = np.concatenate([np.asarray(group, int) for group in groups]) if len(groups) else np.zeros(0, int)
+    parts = [np.asarray(group) for group in groups]
+    if any(part.ndim != 1 or (part.size and part.dtype.kind not in "iu") for part in parts):
+        raise ValueError(f"got groups {[part.tolist() for part in parts[:3]]!r}, expected lists of whole numbers")
+    named = np.concatenate([*parts, np.zeros(0, int)]).astype(int)
     missing = np.setdiff1d(np.arange(width), named)
     unknown = np.setdiff1d(named, np.arange(width))
     values, counts = np.unique(named, return_counts=True)
@@ -103,8 +106,16 @@ def allocate(
       Units kept per tap, sorted.
 
     Raises:
-      ValueError: the budget is below what every tap keeps at least, or above all units there are.
+      ValueError: the budget is below what every tap keeps at least, or above all units there are; scores or costs
+        that are not finite, no cost above 0, or costs of other taps.
     """
+    if costs is not None and set(costs) != set(scores):
+        raise ValueError(f"got costs of taps {sorted(costs)}, expected those of the scores, {sorted(scores)}")
+    for tap in scores:
+        finite(f"scores of {tap!r}", scores[tap])
+        number(f"cost of {tap!r}", 1.0 if costs is None else costs[tap], float(np.finfo(float).tiny))
+    whole("keep", keep)
+    whole("units to keep at least", min_keep)
     widths = {tap: len(values) for tap, values in scores.items()}
     least = {
         tap: min(check_keep(min(min_keep, width), width, round_to=round_to), width) for tap, width in widths.items()
@@ -148,10 +159,10 @@ def eliminate_groups(
       ValueError: moments of another law, groups that are no partition, `keep` out of range.
     """
     groups = np.asarray(groups)
-    check_partition(groups.tolist(), len(moments.mean))
+    check_partition(groups.tolist(), check_moments(moments))
     check_keep(keep, len(groups))
-    if float(moments.cross) != 1.0:
-        raise ValueError(f"got moments with E[1 - p] = {float(moments.cross)}, expected observational ones, law (0.0,)")
+    if not np.array_equal(moments.cross, moments.target):
+        raise ValueError("got moments under interchanges, expected observational ones, law (0.0,)")
     dead = constant_units(moments)
     regressor = np.where(dead[:, None] | dead[None, :], 0.0, moments.regressor) + np.diag(dead.astype(float))
     metric = np.where(dead, 0.0, metric_root(hessian))

@@ -17,11 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from abstraction.causal import CausalModel, Mechanism, PairBank, Role, label_pairs
+from abstraction.causal import CausalModel, PairBank, label_pairs
+from abstraction.causal.pairs import Role
+from abstraction.causal.scm import Mechanism
+from abstraction.checks import is_whole, whole
+from abstraction.tasks.ranges import check_setting
 from abstraction.typing import Setting
 
 EXHAUSTIVE_BITS = 6
 """Widths up to this are enumerated: 4^6 inputs."""
+MOST_BITS = 30
+"""Sums of wider numbers do not fit 32 bits."""
 
 
 class Banks(NamedTuple):
@@ -47,8 +53,8 @@ def adder(bits: int = 4) -> CausalModel:
     Raises:
       ValueError: fewer than one bit, or more than 30.
     """
-    if not 1 <= bits <= 30:
-        raise ValueError(f"got an adder of {bits} bits, expected between 1 and 30")
+    if not is_whole(bits) or not 1 <= bits <= MOST_BITS:
+        raise ValueError(f"got an adder of {bits} bits, expected between 1 and {MOST_BITS}")
     mechanisms = []
     for t in range(bits):
         carry = (f"c{t}",) if t else ()
@@ -60,7 +66,12 @@ def adder(bits: int = 4) -> CausalModel:
 
 
 def carries(bits: int = 4) -> tuple[str, ...]:
-    """Name the internal carries, the variables to find."""
+    """Name the internal carries, the variables to find.
+
+    Raises:
+      ValueError: a number of bits out of its range.
+    """
+    whole("bits", bits, 1, MOST_BITS)
     return tuple(f"c{t}" for t in range(1, bits))
 
 
@@ -79,7 +90,13 @@ def known_with(variable: str) -> tuple[str, ...]:
 
 
 def encode(setting: Setting, bits: int = 4) -> Float[np.ndarray, "N bits 2"]:
-    """Spell both numbers bit by bit, least significant first: the network's input."""
+    """Spell both numbers bit by bit, least significant first: the network's input.
+
+    Raises:
+      ValueError: a number that is not whole or has more bits.
+    """
+    whole("bits", bits, 1, MOST_BITS)
+    check_setting(setting, ("a", "b"), 2**bits)
     numbers = np.stack([np.asarray(setting["a"]), np.asarray(setting["b"])], axis=-1)
     return (numbers[:, None, :] >> np.arange(bits)[:, None] & 1).astype(np.float32)
 
@@ -88,8 +105,9 @@ def every_input(bits: int = 4) -> dict[str, np.ndarray]:
     """Enumerate all pairs of numbers, `a` slowest.
 
     Raises:
-      ValueError: too many of them.
+      ValueError: too many of them, or none.
     """
+    whole("bits", bits, 1)
     if bits > EXHAUSTIVE_BITS:
         raise ValueError(f"got {bits} bits, expected at most {EXHAUSTIVE_BITS}: more are sampled with random_inputs")
     a, b = np.divmod(np.arange(4**bits, dtype=np.int32), 2**bits)
@@ -97,7 +115,14 @@ def every_input(bits: int = 4) -> dict[str, np.ndarray]:
 
 
 def random_inputs(seed: int, count: int, bits: int) -> dict[str, np.ndarray]:
-    """Draw uniform pairs of numbers."""
+    """Draw uniform pairs of numbers.
+
+    Raises:
+      ValueError: a number out of its range.
+    """
+    whole("seed", seed, 0)
+    whole("count", count, 1)
+    whole("bits", bits, 1, MOST_BITS)
     a, b = np.random.default_rng(seed).integers(0, 2**bits, (2, count), dtype=np.int32)
     return {"a": a, "b": b}
 
@@ -110,7 +135,11 @@ def base_order(seed: int, pool: Setting, bits: int = 4) -> Int[np.ndarray, " B"]
 
     Returns:
       Indices into the pool.
+
+    Raises:
+      ValueError: a number of the pool out of its range.
     """
+    check_setting(pool, ("a", "b"), 2**bits)
     runs = _longest_run(_values(pool, bits)[:, :bits])
     generator = random.Random(seed)
     buckets = [np.flatnonzero(runs == length).tolist() for length in range(bits + 1)]
@@ -123,7 +152,12 @@ def base_order(seed: int, pool: Setting, bits: int = 4) -> Int[np.ndarray, " B"]
 
 
 def source_families(bits: int = 4) -> tuple[str, ...]:
-    """Name the families: `flip-a0`, `flip-b0`, ..., then `target-c1-0`, ... in the order pairs have them."""
+    """Name the families: `flip-a0`, `flip-b0`, ..., then `target-c1-0`, ... in the order pairs have them.
+
+    Raises:
+      ValueError: a number of bits out of its range.
+    """
+    whole("bits", bits, 1, MOST_BITS)
     flips = [f"flip-{name}{t}" for t in range(bits) for name in "ab"]
     return (*flips, *(f"target-c{carry}-{rank}" for carry, count in _targets(bits) for rank in range(count)))
 
@@ -135,8 +169,10 @@ def structured_sources(base: Setting, pool: Setting, bits: int = 4) -> dict[str,
     among S_0 .. S_{i-1}, then by other differing carries and sum bits, by differing input bits, by a, by b.
 
     Raises:
-      ValueError: the pool has too few inputs that flip some carry of a base.
+      ValueError: the pool has too few inputs that flip some carry of a base, or a number is out of range.
     """
+    for setting in (base, pool):
+        check_setting(setting, ("a", "b"), 2**bits)
     own, other = _values(base, bits), _values(pool, bits)
     differs = own[:, None, :] != other[None, :, :]
     spelled = [encode(setting, bits).reshape(-1, 2 * bits) for setting in (base, pool)]
@@ -167,11 +203,14 @@ def structured_banks(
       pool: inputs to take bases and sources from; by default all of them, and above 6 bits 4096 random ones.
 
     Raises:
-      ValueError: fewer inputs than bases.
+      ValueError: fewer inputs than bases, none to fit, or a number out of its range.
     """
+    whole("bits", bits, 2, MOST_BITS)
     if pool is None:
         pool = every_input(bits) if bits <= EXHAUSTIVE_BITS else random_inputs(seed, 4096, bits)
     sizes = {"fit": fit, "calibration": calibration, "test": test}
+    for name, size in sizes.items():
+        whole(name, size, 1 if name == "fit" else 0)
     if sum(sizes.values()) > len(pool["a"]):
         raise ValueError(f"got {sizes} bases, expected at most the {len(pool['a'])} inputs of the pool together")
     order = base_order(seed, pool, bits)

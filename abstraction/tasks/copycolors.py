@@ -23,11 +23,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from abstraction.causal import label_pairs
+from abstraction.checks import whole
 from abstraction.tasks.mcqa import (
     CHOICES,
     FAMILIES,
@@ -51,6 +52,7 @@ ROWS_PER_SPLIT = 2000
 Row = Mapping[str, Any]
 AnswerKey = Literal["check", "ignore"]
 
+_LISTED = ("label", "text")
 _STATEMENT = re.compile(r"(?P<noun>.*?)\s+(?:is|are)\s+(?P<color>[^.\n]+)\.", re.DOTALL)
 _QUESTION = re.compile(r"What colou?r (?:is|are) (?:(?:the|a|an) )?(?P<subject>[^?\n]+)\?", re.IGNORECASE)
 _CHOICE = re.compile(r"^[ \t]*(?P<label>[A-Z])\.[ \t]+(?P<choice>\S.*?)[ \t]*$", re.MULTILINE)
@@ -79,6 +81,7 @@ def read_rows(source: str | Path | Sequence[Row], *, limit: int = ROWS_PER_SPLIT
       ValueError: there is no such file, or its contents are not rows.
       ImportError: a Parquet file without the extra `hub`.
     """
+    whole("limit", limit, 1)
     if not isinstance(source, str | Path):
         return list(source)
     path = Path(source)
@@ -135,6 +138,9 @@ def banks_from_rows(
       ValueError: a row is malformed, or there are too few rows.
     """
     check_sizes(sizes)
+    whole("seed", seed, 0)
+    if answer_key not in get_args(AnswerKey):
+        raise ValueError(f"got answer_key {answer_key!r}, expected one of {get_args(AnswerKey)}")
     parsed = [_row(row, index, answer_key) for index, row in enumerate(rows)]
     lexicon, table = _lexicon(parsed)
     questions = [(prompts[0].subject.lower(), prompts[0].color) for prompts in parsed]
@@ -168,9 +174,16 @@ def _file_splits(file: Path) -> dict[str, list[Row]]:
             from pyarrow import parquet
         except ImportError as error:
             raise ImportError(f"reading {str(file)!r} needs the extra `hub`: {error}") from error
-        return {name: parquet.read_table(file).to_pylist()}
-    text = file.read_text(encoding="utf-8")
-    content = [json.loads(line) for line in text.splitlines() if line] if file.suffix == ".jsonl" else json.loads(text)
+        try:
+            return {name: parquet.read_table(file).to_pylist()}
+        except ValueError as error:
+            raise ValueError(f"got {str(file)!r}, expected a Parquet file: {error}") from error
+    try:
+        text = file.read_text(encoding="utf-8")
+        lines = text.splitlines() if file.suffix == ".jsonl" else []
+        content = [json.loads(line) for line in lines if line] if file.suffix == ".jsonl" else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"got {str(file)!r}, expected JSON: {error}") from error
     splits = content if isinstance(content, dict) else {name: content}
     if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in splits.values()):
         raise ValueError(f"got {str(file)!r}, expected a list of rows, or lists of rows by split")
@@ -180,6 +193,8 @@ def _file_splits(file: Path) -> dict[str, list[Row]]:
 def _row(row: Row, index: int, answer_key: AnswerKey) -> list[_Parsed]:
     """Take apart a row: its base prompt, then the source of every family."""
     columns = [f"{family}_counterfactual" for family in FAMILIES]
+    if not isinstance(row, Mapping):
+        raise ValueError(f"got row {index} of type {type(row).__name__}, expected prompt, choices and {columns}")
     missing = [column for column in ("prompt", "choices", *columns) if not row.get(column)]
     if missing:
         raise ValueError(f"got row {index} without {missing}, expected prompt, choices and {columns}")
@@ -198,6 +213,9 @@ def _prompt(part: Row, where: str, answer_key: AnswerKey) -> _Parsed:
 
     A word that is not written in lower case stays in the template, so that the prompt is written as it was.
     """
+    listed = part.get("choices") or {} if isinstance(part, Mapping) else None
+    if not isinstance(listed, Mapping) or any(not isinstance(listed.get(key, ()), Sequence) for key in _LISTED):
+        raise ValueError(f"got {where} with {part!r}, expected a prompt and its choices, each with label and text")
     text = str(part.get("prompt", ""))
     statement = _STATEMENT.match(text)
     question = _QUESTION.search(text, statement.end()) if statement else None
@@ -206,7 +224,6 @@ def _prompt(part: Row, where: str, answer_key: AnswerKey) -> _Parsed:
     lines = list(_CHOICE.finditer(text, question.end()))
     labels = tuple(line["label"] for line in lines)
     choices = tuple(line["choice"].lower() for line in lines)
-    listed = part.get("choices") or {}
     told = (tuple(str(label).strip() for label in listed.get("label", ())), _lowered(listed.get("text", ())))
     if len(lines) != OPTIONS or (labels, choices) != told or len(set(labels)) != OPTIONS:
         raise ValueError(

@@ -19,23 +19,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float, Int, Integer
 
 from abstraction.causal import (
     PairBank,
     Quota,
-    Role,
     causal_model,
     changes,
-    changes_any,
     changes_exactly,
-    changes_none,
     concatenate_banks,
-    restrict,
     sample_bank,
-    shared_pairs,
     unchanged,
 )
+from abstraction.causal.pairs import Role, restrict, shared_pairs
+from abstraction.causal.sampling import changes_any, changes_none
+from abstraction.checks import is_whole, whole
+from abstraction.tasks.ranges import check_indices
 from abstraction.typing import AnyArray, Setting
 
 ENTITIES = 100
@@ -82,13 +82,26 @@ class Banks(NamedTuple):
 
 
 def entities(seed: int) -> Float[np.ndarray, "entities width"]:
-    """Draw the vector of every entity, U(-1, 1), from `default_rng(seed)`."""
+    """Draw the vector of every entity, U(-1, 1), from `default_rng(seed)`.
+
+    Raises:
+      ValueError: the seed is negative or no whole number.
+    """
+    whole("seed", seed, 0)
     vectors = np.random.default_rng(seed).uniform(-1.0, 1.0, (ENTITIES, ENTITY_WIDTH))
     return vectors.astype(np.float32)
 
 
 def encode(vectors: Float[AnyArray, "entities width"], rows: Integer[AnyArray, "N 4"]) -> Float[AnyArray, "N 4*width"]:
-    """Concatenate the vectors of W, X, Y, Z: the network's input."""
+    """Concatenate the vectors of W, X, Y, Z: the network's input.
+
+    Raises:
+      ValueError: where their values are known: rows of other than four entities, or an entity without a vector.
+    """
+    if np.ndim(rows) != 2 or np.shape(rows)[1] != len(INPUTS):
+        raise ValueError(f"got rows of shape {np.shape(rows)}, expected (N, {len(INPUTS)})")
+    if not isinstance(rows, Tracer):
+        check_indices("rows", rows, len(vectors))
     numpy = rows.__array_namespace__()
     return numpy.asarray(vectors)[rows].reshape(rows.shape[0], -1)
 
@@ -99,7 +112,13 @@ def rows_of(setting: Setting) -> Int[np.ndarray, "N 4"]:
 
 
 def factual_data(seed: int, count: int) -> dict[str, np.ndarray]:
-    """Draw uniform rows (`rows`, `[count, 4]` uint8) and their outputs (`labels`, `[count]` int32)."""
+    """Draw uniform rows (`rows`, `[count, 4]` uint8) and their outputs (`labels`, `[count]` int32).
+
+    Raises:
+      ValueError: fewer than one row, or a negative seed.
+    """
+    whole("seed", seed, 0)
+    whole("count", count, 1)
     rows = np.random.default_rng(seed).integers(0, ENTITIES, (count, len(INPUTS)), dtype=np.uint8)
     labels = np.asarray(EQUALITY.run(_setting(rows))["o"]).astype(np.int32)
     return {"rows": rows, "labels": labels}
@@ -112,7 +131,12 @@ def balanced_data(seed: int, count: int) -> dict[str, np.ndarray]:
 
     Returns:
       `rows`, `labels`, and `cells`, `[count]`, the combination 2 WX + YZ.
+
+    Raises:
+      ValueError: fewer than one row, or a negative seed.
     """
+    whole("seed", seed, 0)
+    whole("count", count, 1)
     generator = np.random.default_rng(seed)
     rows = generator.integers(0, ENTITIES, (count, len(INPUTS)))
     cells = np.arange(count) % 4
@@ -130,10 +154,15 @@ def pool_stream(seed: int, pool: int, chunk: int = 65536) -> Iterator[tuple[Sett
     pairs (b != s), enumerated base-major, are permuted twice by one `default_rng(seed)`.
 
     Shuffling 32-bit integers draws the same random numbers as `permutation` and moves half the memory.
+
+    Raises:
+      ValueError: a number out of its range.
     """
-    total = pool * (pool - 1)
-    if not 2 <= pool <= 46341:
+    whole("seed", seed, 0)
+    whole("chunk", chunk, 1)
+    if not is_whole(pool) or not 2 <= pool <= 46341:
         raise ValueError(f"got a pool of {pool} rows, expected between 2 and 46341")
+    total = pool * (pool - 1)
     codes = np.random.default_rng(seed + POOL_SEED).choice(ENTITIES ** len(INPUTS), size=pool, replace=False)
     rows = np.stack([codes // ENTITIES**power % ENTITIES for power in (3, 2, 1, 0)], axis=-1)
     generator = np.random.default_rng(seed)
@@ -147,7 +176,13 @@ def pool_stream(seed: int, pool: int, chunk: int = 65536) -> Iterator[tuple[Sett
 
 
 def independent_stream(seed: int, chunk: int = 65536) -> Iterator[tuple[Setting, Setting]]:
-    """Yield pairs of independent uniform rows, without end."""
+    """Yield pairs of independent uniform rows, without end.
+
+    Raises:
+      ValueError: a number out of its range.
+    """
+    whole("seed", seed, 0)
+    whole("chunk", chunk, 1)
     generator = np.random.default_rng(seed)
     while True:
         rows = generator.integers(0, ENTITIES, (2, chunk, len(INPUTS)))
@@ -175,8 +210,10 @@ def paper_banks(
       calibration: which pairs calibrate; the paper's default is half WX-only and half YZ-only.
 
     Raises:
-      ValueError: a pool cannot fill its quotas.
+      ValueError: a pool cannot fill its quotas, or a bank would be empty.
     """
+    whole("seed", seed, 0)
+    whole("size", size, 2)
     half = size // 2
     jobs = [(seed + 201, fit_pool, [changes_any(half), changes_none(size - half)], "fit")]
     jobs += [(seed + 401 + v, test_pool, [changes(v, size)], "test") for v in range(2)]
@@ -222,8 +259,11 @@ def independent_banks(
       tests: test banks to use instead of drawing some.
 
     Raises:
-      ValueError: the share is out of range, or a fit or calibration pair is in a test bank.
+      ValueError: the share is out of range, a bank would be empty, or a fit or calibration pair is in a test bank.
     """
+    whole("seed", seed, 0)
+    for name, count in {"fit": fit, "calibration": calibration, "test": test}.items():
+        whole(name, count, 1)
     if tests is None:
         tests = {
             "test": _per_variable([_drawn(seed + 2401 + v, [changes(v, test)], "test") for v in range(2)]),

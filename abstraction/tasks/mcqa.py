@@ -36,7 +36,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Bool, Int
 
-from abstraction.causal import PairBank, Role, causal_model, label_pairs
+from abstraction.causal import PairBank, causal_model, label_pairs
+from abstraction.causal.pairs import Role
+from abstraction.checks import is_whole, whole
 from abstraction.tasks.prompts import Encoded, Span, Tokenizer, encode_prompts
 from abstraction.tasks.symbols import LETTERS
 from abstraction.typing import Setting
@@ -181,7 +183,12 @@ def vocabulary(lexicon: Lexicon = LEXICON) -> tuple[str, ...]:
 
 
 def sample_settings(generator: np.random.Generator, count: int, lexicon: Lexicon = LEXICON) -> dict[str, np.ndarray]:
-    """Draw base questions: a noun, four of the colours, one of them the noun's, and four of the letters."""
+    """Draw base questions: a noun, four of the colours, one of them the noun's, and four of the letters.
+
+    Raises:
+      ValueError: fewer than one question.
+    """
+    whole("count", count, 1)
     choices = generator.random((count, len(lexicon.colors))).argsort(axis=1)[:, :OPTIONS]
     pointer = generator.integers(0, OPTIONS, count)
     noun = generator.integers(0, len(lexicon.nouns), count)
@@ -217,6 +224,7 @@ def make_banks(seed: int, sizes: Mapping[str, int] = SIZES, lexicon: Lexicon = L
     Raises:
       ValueError: a role is unknown, or a bank is too small to hold every family.
     """
+    whole("seed", seed, 0)
     check_sizes(sizes)
     generator = np.random.default_rng(seed)
     counts = {role: -(-size // len(FAMILIES)) for role, size in sizes.items()}
@@ -236,11 +244,13 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
     """Refuse sizes of banks that cannot be.
 
     Raises:
-      ValueError: a role is unknown, or a bank is too small to hold every family.
+      ValueError: there is no role, one is unknown, or a bank is too small to hold every family.
     """
+    if not sizes:
+        raise ValueError(f"got no sizes of banks, expected some of {get_args(Role)}")
     for role, size in sizes.items():
         bank_role(role)
-        if size < len(FAMILIES):
+        if not is_whole(size) or size < len(FAMILIES):
             raise ValueError(f"got {size} pairs for {role!r}, expected {len(FAMILIES)} or more, one of each family")
 
 
@@ -256,8 +266,8 @@ def select_pairs(family_bank: FamilyBank, mask: Bool[np.ndarray, " N"], size: in
       ValueError: no pair is left, a family is gone, or fewer than its share of `size` is left of one.
     """
     mask, count = np.asarray(mask), family_bank.bank.size
-    if mask.shape != (count,):
-        raise ValueError(f"got a mask of shape {mask.shape}, expected {(count,)}")
+    if mask.shape != (count,) or mask.dtype != bool:
+        raise ValueError(f"got a mask of shape {mask.shape} and type {mask.dtype}, expected {(count,)} and bool")
     total = int(mask.sum())
     present = np.unique(family_bank.family)
     kept = {int(family): np.flatnonzero(mask & (family_bank.family == family)) for family in present}
@@ -265,6 +275,7 @@ def select_pairs(family_bank: FamilyBank, mask: Bool[np.ndarray, " N"], size: in
     if not all(len(rows) for rows in kept.values()):
         raise ValueError(f"got {total} of {count} pairs left ({survived}), expected some of every family")
     if size is not None:
+        whole("size", size, len(kept))
         for place, family in enumerate(kept):
             share = size // len(kept) + (place < size % len(kept))
             if len(kept[family]) < share:
@@ -330,7 +341,11 @@ def _setting(noun: np.ndarray, color: np.ndarray, choices: np.ndarray, letters: 
 
 
 def _prompts(setting: Setting, lexicon: Lexicon) -> list[tuple[str, dict[str, Span]]]:
+    if missing := [name for name in INPUTS if name not in setting]:
+        raise ValueError(f"got a setting without {missing}, expected values of {INPUTS}")
     rows = np.stack([np.asarray(setting[name]) for name in INPUTS], axis=1)
+    if not np.issubdtype(rows.dtype, np.integer):
+        raise ValueError(f"got a setting of type {rows.dtype}, expected whole numbers")
     limits = [len(lexicon.nouns), *[len(lexicon.colors)] * (1 + OPTIONS), *[len(LETTERS)] * OPTIONS]
     choices, letters = rows[:, 2 : 2 + OPTIONS], np.sort(rows[:, 2 + OPTIONS :], axis=1)
     right = ((rows >= 0) & (rows < limits)).all(axis=1)

@@ -9,6 +9,7 @@ experiments are `torch.randperm(60000)[:2000]` with seed 0, reproduced here bit 
 
 import gzip
 import hashlib
+import io
 import math
 import os
 import zlib
@@ -20,6 +21,8 @@ from urllib.request import urlopen
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+
+from abstraction.checks import is_whole, whole
 
 # SHA-256 of the four files, unpacked.
 MNIST_SHA256: Mapping[str, str] = {
@@ -35,6 +38,9 @@ MNIST_MIRRORS = (
 MEAN, DEVIATION = 0.1307, 0.3081
 _UNSIGNED_BYTE = 8
 _CHUNK = 1 << 16
+_MOST_AXES = 8
+# Deflate writes at least one bit per 129 bytes.
+_MOST_RATIO = 1032
 # From here on PyTorch draws 64 bits per step.
 _RANDPERM_LIMIT = (2**32 - 1) // 20
 
@@ -156,7 +162,7 @@ def load_digits(*, test: int = 500) -> Digits:
             "got no scikit-learn, expected it for its digits: pip install 'abstraction-jax[experiments]'"
         ) from error
     images, labels = (np.asarray(part) for part in datasets.load_digits(return_X_y=True))
-    if not 1 <= test < len(images):
+    if not is_whole(test) or not 1 <= test < len(images):
         raise ValueError(f"got {test} test images, expected between 1 and {len(images) - 1}")
     order = torch_randperm(len(images), 0)
     train, held_out = order[:-test], order[-test:]
@@ -171,7 +177,8 @@ def calibration_rows(rows: int, count: int, *, seed: int = 0) -> Int[np.ndarray,
     Raises:
       ValueError: more rows than there are, or fewer than one.
     """
-    if not 1 <= count <= rows:
+    whole("rows", rows, 1)
+    if not is_whole(count) or not 1 <= count <= rows:
         raise ValueError(f"got {count} calibration rows, expected between 1 and the {rows} of the training set")
     return torch_randperm(rows, seed)[:count]
 
@@ -190,7 +197,7 @@ def torch_randperm(count: int, seed: int) -> Int[np.ndarray, " count"]:
     Raises:
       ValueError: a number out of its range.
     """
-    if not 1 <= count < _RANDPERM_LIMIT or seed < 0:
+    if not (is_whole(count) and is_whole(seed)) or not 1 <= count < _RANDPERM_LIMIT or seed < 0:
         raise ValueError(
             f"got count {count} and seed {seed}, expected a count in [1, {_RANDPERM_LIMIT}) and a seed of at least 0"
         )
@@ -232,16 +239,36 @@ def _there(folder: Path) -> str:
 
 
 def _unpacked(content: bytes, name: str) -> bytes:
-    """Undo gzip, which its first two bytes tell: a raw IDX file begins with zeros."""
+    """Undo gzip, which its first two bytes tell: a raw IDX file begins with zeros.
+
+    The header inside says how long the rest is, and no more than a byte beyond that is unpacked.
+    """
     if content[:2] != b"\x1f\x8b":
         return content
     try:
-        return gzip.decompress(content)
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            head = file.read(4)
+            head += file.read(4 * head[3] if len(head) == 4 else 0)
+            rest = _expected(head, name) - len(head)
+            if rest > _MOST_RATIO * len(content):
+                raise ValueError(f"got {name} of {len(content)} bytes, expected a gzip file long enough for {rest}")
+            return head + file.read(rest + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"got {name} of {len(content)} bytes, expected a complete gzip file: {error}") from error
 
 
 def _parsed(content: bytes, name: str) -> UInt8[np.ndarray, "..."]:
+    expected = _expected(content, name)
+    header = 4 + 4 * content[3]
+    sizes = [int(size) for size in np.frombuffer(content, ">u4", content[3], 4)]
+    if len(content) != expected:
+        trouble = "truncated" if len(content) < expected else "too long"
+        raise ValueError(f"got {name} of {len(content)} bytes, {trouble}; expected {expected} for sizes {sizes}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(sizes)
+
+
+def _expected(content: bytes, name: str) -> int:
+    """Return how many bytes a file has according to its header, which is checked."""
     if len(content) < 4 or content[:2] != b"\0\0":
         raise ValueError(
             f"got {name} that begins with {content[:4]!r}, expected the magic number 0 0 8 n of an IDX file"
@@ -250,14 +277,12 @@ def _parsed(content: bytes, name: str) -> UInt8[np.ndarray, "..."]:
     if kind != _UNSIGNED_BYTE:
         raise ValueError(f"got {name} of IDX type {kind:#04x}, expected 0x08, unsigned bytes")
     header = 4 + 4 * axes
-    if axes == 0 or len(content) < header:
-        raise ValueError(f"got {name} of {len(content)} bytes, expected the sizes of {axes} axes in its first {header}")
-    sizes = [int(size) for size in np.frombuffer(content, ">u4", axes, 4)]
-    expected = header + math.prod(sizes)
-    if len(content) != expected:
-        trouble = "truncated" if len(content) < expected else "too long"
-        raise ValueError(f"got {name} of {len(content)} bytes, {trouble}; expected {expected} for sizes {sizes}")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(sizes)
+    if not 1 <= axes <= _MOST_AXES or len(content) < header:
+        raise ValueError(
+            f"got {name} of {len(content)} bytes and {axes} axes, expected 1 to {_MOST_AXES} axes and the sizes of "
+            f"{axes} axes in its first {header}"
+        )
+    return header + math.prod(int(size) for size in np.frombuffer(content, ">u4", axes, 4))
 
 
 def _check_sum(content: bytes, checksum: str, name: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Int32
 
+from abstraction.checks import is_whole, whole
 from abstraction.pytrees import pytree, static
 
 PAD = -1
@@ -86,7 +87,7 @@ class WordTokenizer:
         Raises:
           ValueError: an id is out of range.
         """
-        wrong = [index for index in ids if not 0 <= index < self.size]
+        wrong = [index for index in ids if not is_whole(index) or not 0 <= index < self.size]
         if wrong:
             raise ValueError(f"got ids {wrong}, expected values from 0 to {self.size - 1}")
         return " ".join(self.words[index] for index in ids)
@@ -175,10 +176,14 @@ def encode_prompts(
       length: tokens per row; by default those of the longest prompt.
 
     Raises:
-      ValueError: there is no prompt, one has no token, one is longer than `length`, or the side is unknown.
+      ValueError: there is no prompt, one is no text, has no token or is longer than `length`, or the side is unknown.
     """
     if side not in ("left", "right"):
         raise ValueError(f"got side {side!r}, expected 'left' or 'right'")
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"got texts {texts!r}, expected a sequence of prompts")
+    if length is not None:
+        whole("length", length, 1)
     rows = [tokenizer.encode(text) for text in texts]
     lengths = [len(ids) for ids, _ in rows]
     if not all(lengths) or not lengths:
@@ -243,9 +248,15 @@ def offset_positions(positions: Int[np.ndarray, " N"], by: int, encoded: Encoded
     """Move every position by some tokens: `by=1` from a symbol to the period after it.
 
     Raises:
-      ValueError: a position leaves its prompt.
+      ValueError: a position is no whole number or leaves its prompt.
     """
-    moved = np.asarray(positions) + by
+    positions = np.asarray(positions)
+    if positions.shape != (len(encoded.texts),) or not np.issubdtype(positions.dtype, np.integer) or not is_whole(by):
+        raise ValueError(
+            f"got positions of shape {positions.shape} and type {positions.dtype} moved by {by!r}, expected a whole "
+            f"number for each of {len(encoded.texts)} prompts"
+        )
+    moved = positions + by
     length = encoded.tokens.shape[1]
     inside = (moved >= 0) & (moved < length)
     real = inside & (encoded.tokens[np.arange(len(moved)), np.clip(moved, 0, length - 1)] != PAD)
@@ -263,8 +274,9 @@ def highlight(encoded: Encoded, positions: Int[np.ndarray, " N"], tokenizer: Tok
     r"""Show where positions are: one prompt a line, the token in brackets, a newline as `\n`.
 
     Raises:
-      ValueError: a position is padding.
+      ValueError: a position is padding, or fewer than one prompt is asked for.
     """
+    whole("rows", rows, 1)
     lines = []
     for index, position in enumerate(offset_positions(positions, 0, encoded)[:rows]):
         text, (start, end) = encoded.texts[index], encoded.offsets[index, position].tolist()

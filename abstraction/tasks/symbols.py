@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from abstraction.tasks.prompts import Tokenizer
+from abstraction.tasks.ranges import check_indices
 from abstraction.typing import AnyArray
 
 LETTERS = tuple(ascii_uppercase)
@@ -48,8 +49,8 @@ def symbol_classes(
       ValueError: a symbol has no single-token form, or several begin with the same token.
     """
     wanted = {normal_form(symbol): [] for symbol in symbols}
-    if len(wanted) != len(symbols):
-        raise ValueError(f"got symbols {list(symbols)}, expected symbols that differ when normalised")
+    if len(wanted) != len(symbols) or not wanted or "" in wanted:
+        raise ValueError(f"got symbols {list(symbols)}, expected some, none empty, that differ when normalised")
     for index in range(tokenizer.size):
         text = normal_form(tokenizer.decode([index]))
         if text in wanted:
@@ -92,6 +93,7 @@ def score(
     | decoded | the stripped text of its top token is "X" |
 
     A model may have more outputs than its tokenizer has tokens: those have no text, and only `checker` counts them.
+    Logits that are not finite are wrong by every scorer.
 
     Args:
       logits: over the whole vocabulary, at the last token.
@@ -101,8 +103,13 @@ def score(
       base_labels: indices of the symbols that the base prompt offers.
       symbols: what the classes are of.
       prefix: as in `symbol_classes`.
+
+    Raises:
+      ValueError: arrays of different numbers of rows, symbols that are not there, or classes that are not theirs.
     """
     logits, expected, base_labels = np.asarray(logits), np.asarray(expected), np.asarray(base_labels)
+    _check_scored(logits, classes, expected, base_labels, symbols)
+    finite = np.isfinite(logits).all(axis=-1)
     top = logits.argmax(axis=-1)
     known = {int(index): tokenizer.decode([int(index)]) for index in np.unique(top) if index < tokenizer.size}
     pairs = [(known.get(int(index), ""), symbols[int(right)]) for index, right in zip(top, expected, strict=True)]
@@ -110,7 +117,7 @@ def score(
     offered = np.take_along_axis(best, base_labels, axis=-1).argmax(axis=-1)
     spaced = [_continuation(tokenizer, prefix, f" {symbol}") for symbol in symbols]
     single = np.array([ids[0] if len(ids) == 1 else -1 for ids in spaced])
-    return {
+    right = {
         "strict": np.array([normal_form(text) == normal_form(symbol) for text, symbol in pairs], bool),
         "letters": best.argmax(axis=-1) == expected,
         "options": np.take_along_axis(base_labels, offered[:, None], axis=-1)[:, 0] == expected,
@@ -118,6 +125,28 @@ def score(
         "checker": np.array([text in f" {symbol}" or f" {symbol}" in text for text, symbol in pairs], bool),
         "decoded": np.array([text.strip() == symbol for text, symbol in pairs], bool),
     }
+    return {name: values & finite for name, values in right.items()}
+
+
+def _check_scored(
+    logits: np.ndarray,
+    classes: Sequence[Sequence[int]],
+    expected: np.ndarray,
+    base_labels: np.ndarray,
+    symbols: Sequence[str],
+) -> None:
+    rows = logits.shape[:1]
+    if logits.ndim != 2 or expected.shape != rows or base_labels.shape[:1] != rows or base_labels.ndim != 2:
+        raise ValueError(
+            f"got logits, expected symbols and options of shapes {logits.shape}, {expected.shape}, "
+            f"{base_labels.shape}, expected (N, tokens), (N,) and (N, options)"
+        )
+    if len(classes) != len(symbols) or not all(classes):
+        raise ValueError(f"got {len(classes)} classes, expected one or more tokens of each of {len(symbols)} symbols")
+    for ids in classes:
+        check_indices("token of a class", ids, logits.shape[1])
+    check_indices("expected symbol", expected, len(symbols))
+    check_indices("symbol of an option", base_labels, len(symbols))
 
 
 def _continuation(tokenizer: Tokenizer, prefix: str, text: str) -> list[int]:

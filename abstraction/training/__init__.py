@@ -1,6 +1,11 @@
 """Optimisation and checkpoints."""
 
-from abstraction.training.checkpoints import Checkpoints
-from abstraction.training.loop import Fit, Plateau, Stop, TrainState, fit, start_plateau, update_plateau
+from abstraction.training.loop import Schedule, Stop, Trained, Watch, fit
 
-__all__ = ["Checkpoints", "Fit", "Plateau", "Stop", "TrainState", "fit", "start_plateau", "update_plateau"]
+__all__ = [
+    "Schedule",
+    "Stop",
+    "Trained",
+    "Watch",
+    "fit",
+]

@@ -1,14 +1,16 @@
 """Checkpoints with orbax: save a pytree per step, restore it into the shapes the caller expects.
 
-A tree is stored flat, one array per path, so that a mismatch can be told in the caller's own names.
+A tree is stored flat, one array per path, so that a mismatch can be told in the caller's own names. Orbax is imported
+where it saves: it takes longer than everything else of this library together. One process writes to a folder at a time:
+what a killed one left half-written is removed when the folder is opened.
 """
 
+import shutil
 from pathlib import Path
 from typing import TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 _Tree = TypeVar("_Tree")
 
@@ -22,7 +24,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 1):
+        import orbax.checkpoint as ocp
+
         self.folder = Path(folder).absolute()
+        self._remove_unfinished()
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_handlers=ocp.StandardCheckpointHandler(),
@@ -35,9 +40,19 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, tree: object) -> None:
-        """Write a checkpoint; it appears under its name only when complete."""
-        self._manager.save(step, args=ocp.args.StandardSave(_flat(tree)))
-        self._manager.wait_until_finished()
+        """Write a checkpoint; it appears under its name only when complete.
+
+        Raises:
+          OSError: it could not be written; nothing of it stays.
+        """
+        import orbax.checkpoint as ocp
+
+        try:
+            self._manager.save(step, args=ocp.args.StandardSave(_flat(tree)))
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            self._remove_unfinished()
+            raise OSError(f"cannot write checkpoint {step} in {self.folder}: {error}") from error
 
     def restore(self, like: _Tree) -> _Tree:
         """Read the newest checkpoint into the structure of `like`, or return `like` where there is none.
@@ -45,6 +60,8 @@ class Checkpoints:
         Raises:
           ValueError: the checkpoint holds other arrays or shapes than `like`, or cannot be read.
         """
+        import orbax.checkpoint as ocp
+
         step = self.latest
         if step is None:
             return like
@@ -59,6 +76,11 @@ class Checkpoints:
         except Exception as error:
             raise ValueError(f"cannot restore checkpoint {step} in {self.folder}: {error}") from error
         return jax.tree.unflatten(jax.tree.structure(like), [stored[path] for path in expected])
+
+    def _remove_unfinished(self) -> None:
+        # Orbax would do so from a thread of its own, while the folder is already in use.
+        for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _flat(tree: object) -> dict[str, np.ndarray]:

@@ -18,7 +18,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from abstraction.models import Model, Recordable
+from abstraction.checks import is_whole
+from abstraction.models import Model
+from abstraction.models.base import Recordable
 from abstraction.pytrees import pytree
 from abstraction.typing import AnyArray, Outputs, Params
 
@@ -85,10 +87,10 @@ def check_depth(model: Model, tap: str, depth: int) -> None:
     """Refuse a place that a network does not have.
 
     Raises:
-      ValueError: the tap is unknown or has no such depth.
+      ValueError: the tap is unknown, no tap to resume from, or has no such depth.
     """
-    depths = {name: found.depth for name, found in model.taps.items() if found.depth is not None}
+    depths = {name: found.depth for name, found in model.taps.items() if found.resumes}
     if tap not in depths:
-        raise ValueError(f"got tap {tap!r}, expected one with depth: {sorted(depths)}")
-    if not 0 <= depth < depths[tap]:
+        raise ValueError(f"got tap {tap!r}, expected one that the model resumes from: {sorted(depths)}")
+    if not is_whole(depth) or not 0 <= depth < depths[tap]:
         raise ValueError(f"got depth {depth} of {tap!r}, expected 0 to {depths[tap] - 1}")

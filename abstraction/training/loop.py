@@ -5,6 +5,7 @@ are kept and checkpoints are written.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,8 +15,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from abstraction.checks import kind, number, whole
 from abstraction.pytrees import leading_axis, pytree
-from abstraction.randomness import host_generator
+from abstraction.randomness import check_key, host_generator
 from abstraction.training.checkpoints import Checkpoints
 from abstraction.typing import AnyArray, Params
 
@@ -51,7 +53,7 @@ class TrainState:
     streak: Int[AnyArray, ""]
 
 
-class Fit(NamedTuple):
+class Trained(NamedTuple):
     """Trained parameters and the metrics of every epoch run in this call.
 
     Attributes:
@@ -72,21 +74,57 @@ class Validate(Protocol):
     def __call__(self, params: Params) -> Mapping[str, float]: ...
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, and in what steps.
+
+    Attributes:
+      batch_size: rows per step; the last incomplete batch of an epoch is left out.
+      epochs: the most epochs to run.
+      stop: when to stop before.
+
+    Raises:
+      ValueError: a number that is not an integer of at least 1, or a target that is not finite.
+    """
+
+    batch_size: int
+    epochs: int
+    stop: Stop | None = None
+
+    def __post_init__(self) -> None:
+        whole("batch size", self.batch_size)
+        whole("epochs", self.epochs)
+        if self.stop is not None:
+            kind("stopping rule", self.stop, Stop)
+            whole("epochs of a stopping rule", self.stop.epochs)
+            number(f"target of {self.stop.metric!r}", self.stop.target, -np.inf, np.inf)
+
+
+class Watch(NamedTuple):
+    """What looks on while a network is trained.
+
+    Attributes:
+      validate: metrics after each epoch.
+      checkpoints: where to save after each epoch, and to resume from if something is there.
+      progress: told about every epoch.
+    """
+
+    validate: Validate | None = None
+    checkpoints: Checkpoints | None = None
+    progress: Progress | None = None
+
+
 def fit(
     key: Array,
     loss: Loss,
     params: Params,
     optimizer: optax.GradientTransformation,
     data: Any,
+    schedule: Schedule,
+    watch: Watch | None = None,
     *,
     context: Any = None,
-    batch_size: int,
-    epochs: int,
-    validate: Validate | None = None,
-    stop: Stop | None = None,
-    checkpoints: Checkpoints | None = None,
-    progress: Progress | None = None,
-) -> Fit:
+) -> Trained:
     """Minimise the mean loss over `data`, in an order reshuffled every epoch.
 
     Args:
@@ -95,43 +133,54 @@ def fit(
       params: initial weights.
       optimizer: an optax transformation.
       data: arrays that share a leading axis of rows.
+      schedule: how long, and in what steps.
+      watch: who looks on.
       context: constants the loss needs, as arrays.
-      batch_size: rows per step; the last incomplete batch of an epoch is left out.
-      epochs: the most epochs to run.
-      validate: metrics after each epoch.
-      stop: when to stop before `epochs`.
-      checkpoints: where to save after each epoch, and to resume from if something is there.
-      progress: told about every epoch.
 
     Raises:
-      ValueError: fewer rows than one batch, or a checkpoint of other shapes.
+      ValueError: fewer rows than one batch, a stopping rule on a metric that is not measured, or a checkpoint of other
+        shapes.
+      FloatingPointError: a loss that is not finite: the training has diverged, and the epoch is not saved.
     """
-    rows = leading_axis(data)
-    if not 1 <= batch_size <= rows:
-        raise ValueError(f"got batch size {batch_size}, expected between 1 and the {rows} rows of the data")
+    check_key(key)
+    rows, stop, watch = leading_axis(data), schedule.stop, watch or Watch()
+    if schedule.batch_size > rows:
+        raise ValueError(f"got batch size {schedule.batch_size}, expected between 1 and the {rows} rows of the data")
     state = TrainState(params, _optimizer_state(optimizer, params), np.array(0, np.int32), np.array(0, np.int32))
-    if checkpoints is not None:
-        state = checkpoints.restore(state)
+    if watch.checkpoints is not None:
+        state = watch.checkpoints.restore(state)
     history: list[dict[str, float]] = []
     data = jax.device_put(data)
-    for epoch in range(int(state.epoch), epochs):
+    for epoch in range(int(state.epoch), schedule.epochs):
         if stop is not None and int(state.streak) >= stop.epochs:
             break
-        order = _epoch_order(jax.random.fold_in(key, epoch), rows, batch_size)
+        order = _epoch_order(jax.random.fold_in(key, epoch), rows, schedule.batch_size)
         trained, optimizer_state, mean_loss = _epoch(
             loss, optimizer, state.params, state.optimizer_state, data, context, order
         )
-        metrics = {"loss": float(mean_loss), **(validate(trained) if validate else {})}
+        metrics = _metrics(epoch, float(mean_loss), watch.validate(trained) if watch.validate else {}, stop)
         met = stop is not None and metrics[stop.metric] >= stop.target
         state = TrainState(
             trained, optimizer_state, np.array(epoch + 1, np.int32), np.array(state.streak + 1 if met else 0, np.int32)
         )
         history.append(metrics)
-        if checkpoints is not None:
-            checkpoints.save(epoch + 1, state)
-        if progress is not None:
-            progress(epoch + 1, metrics)
-    return Fit(state.params, history, int(state.epoch))
+        if watch.checkpoints is not None:
+            watch.checkpoints.save(epoch + 1, state)
+        if watch.progress is not None:
+            watch.progress(epoch + 1, metrics)
+    return Trained(state.params, history, int(state.epoch))
+
+
+def _metrics(epoch: int, loss: float, measured: Mapping[str, float], stop: Stop | None) -> dict[str, float]:
+    metrics = {"loss": loss, **measured}
+    if not np.isfinite(loss):
+        raise FloatingPointError(
+            f"got a loss of {loss} in epoch {epoch + 1}: the training diverged, expected finite numbers; try a smaller "
+            "learning rate"
+        )
+    if stop is not None and stop.metric not in metrics:
+        raise ValueError(f"got a stopping rule on {stop.metric!r}, expected one of {sorted(metrics)}")
+    return metrics
 
 
 @partial(jax.jit, static_argnames=("optimizer",))

@@ -35,6 +35,11 @@ def test_do_on_an_input_is_running_with_that_input():
     assert CHAIN.do({"a": 2}, {"a": 5}) == CHAIN.run({"a": 5})
 
 
+def test_the_last_of_two_interventions_on_a_variable_wins():
+    assert CHAIN.do({"a": 2}, {"b": 10}, {"b": 4, "c": 1}) == CHAIN.do({"a": 2}, {"b": 4, "c": 1})
+    assert CHAIN.do({"a": 2}, {"b": 4, "c": 1}, {"b": 10}) == CHAIN.do({"a": 2}, {"b": 10, "c": 1})
+
+
 def test_interchange_with_itself_is_identity():
     for name in CHAIN.variables:
         assert CHAIN.interchange({"a": 3}, {name: {"a": 3}}) == CHAIN.run({"a": 3})

@@ -5,18 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstraction.interventions import (
-    Interchange,
-    band_sites,
-    basis_at,
-    feature_ranks,
-    pca_bases,
-    pca_basis,
-    prefix_sites,
-    random_frames,
-    rotation_basis,
-    take_handle,
-)
+from abstraction.interventions import Interchange, pca_basis, rotation_basis
+from abstraction.interventions.bases import pca_bases, random_frames
+from abstraction.interventions.handles import take_handle
+from abstraction.interventions.sites import band_sites, basis_at, feature_ranks, prefix_sites
 from abstraction.models import Tap
 
 N, D = 40, 6

@@ -95,3 +95,11 @@ def test_interchange_in_a_basis_leaves_the_rest_untouched():
     # two float32 matrix products
     np.testing.assert_allclose(after[:, :2], source[:, :2], atol=1e-5)
     np.testing.assert_allclose(after[:, 2:], before[:, 2:], atol=1e-5)
+
+
+def test_a_value_is_set_as_far_as_its_weight_says():
+    base = jnp.asarray(_arrays()[0])
+    weight = jnp.array([1.0, 0.0, 0.25, 1.0])
+    edited = Set(jnp.full(D, 2.0), weight)(base)
+    np.testing.assert_allclose(edited, (1 - weight) * base + weight * 2.0, rtol=1e-6)
+    np.testing.assert_array_equal(Set(jnp.full(D, 2.0))(base), np.full((N, D), 2.0))

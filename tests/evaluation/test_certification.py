@@ -13,7 +13,8 @@ from abstraction.evaluation.certification import (
     compare_risks,
     paired_losses,
 )
-from abstraction.evaluation.sequences import METHODS, confidence_sequence, weighted_losses
+from abstraction.evaluation.losses import weighted_losses
+from abstraction.evaluation.sequences import METHODS, confidence_sequence, hoeffding_radii
 
 FIDELITIES = np.array([0.9, 0.95, 0.99])
 W_MAX = 1 / 0.7
@@ -137,6 +138,13 @@ def test_weighted_losses_certify_at_the_scaled_threshold(rng):
     np.testing.assert_array_equal(certificate.verdict, [CERTIFIED, REFUTED])
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_threshold_is_scaled_as_the_losses_are(method):
+    """A risk of .4 in losses divided by 2: below 1 - .5, above 1 - .7, although .2 itself is below both."""
+    certificate = certify(np.full(10_000, 0.2), np.array([0.5, 0.7]), 0.05, w_max=2.0, method=method)
+    np.testing.assert_array_equal(certificate.verdict, [CERTIFIED, REFUTED])
+
+
 def test_paired_losses_are_known():
     np.testing.assert_array_equal(paired_losses(np.array([1.0, 0, 1, 0]), np.array([0.0, 1, 1, 0])), [1, 0, 0.5, 0.5])
 
@@ -180,7 +188,7 @@ def test_betting_profits_from_trials_on_which_models_agree(rng):
     [
         ({"thresholds": np.array([1.0])}, "expected fidelities"),
         ({"w_max": 0.5}, "got w_max 0.5"),
-        ({"n_max": 0}, "n_max 0"),
+        ({"n_max": 0}, "got n_max 0"),
         ({"method": "wald"}, "got method 'wald'"),
         ({"limit": 0.0}, "limit 0.0"),
         ({"delta": 0.0}, "got delta 0.0"),
@@ -191,3 +199,47 @@ def test_impossible_arguments_are_refused(options, message):
     arguments = {"losses": np.zeros(3), "thresholds": FIDELITIES, "delta": 0.05, **options}
     with pytest.raises(ValueError, match=message):
         certify(**arguments)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_verdict_on_the_last_trial_counts(method):
+    """One trial fewer and there is none: trials are compared with how many there are, and the last is one of them."""
+    needed = int(certify(np.zeros(5000), np.array([0.9]), 0.05, method=method).trials[0])
+    enough, short = (certify(np.zeros(count), np.array([0.9]), 0.05, method=method) for count in (needed, needed - 1))
+    assert (enough.verdict[0], enough.trials[0]) == (CERTIFIED, needed)
+    assert (short.verdict[0], short.trials[0]) == (UNDECIDED, needed - 1)
+    limited = certify(np.zeros(5000), np.array([0.9]), 0.05, method=method, n_max=needed)
+    assert limited.verdict[0] == CERTIFIED
+
+
+def test_a_capital_of_exactly_the_level_rejects():
+    """Against m = 1/2 the bet after one flawless trial is -1/2, so two make 1 + 1/4."""
+    for method in ("betting", "betting-two-sided"):
+        certificate = certify(np.zeros(2), np.array([0.5]), 0.8, method=method)
+        assert (certificate.verdict[0], certificate.trials[0]) == (CERTIFIED, 2), method
+    refuted = certify(np.ones(2), np.array([0.5]), 0.8)
+    assert (refuted.verdict[0], refuted.trials[0]) == (REFUTED, 2)
+
+
+def test_a_running_mean_of_exactly_the_risk_certifies():
+    """R <= 1 - F0 includes equality: in this stream the capital passes 1.5 first where the mean comes back to 1/2."""
+    losses = np.array([1, 0.75, 1, 0.375, 0.25, 0.375, 0.125, 0.125])
+    certificate = certify(losses, np.array([0.5]), 1 / 1.5, method="betting-two-sided")
+    assert losses.mean() == 0.5
+    assert (certificate.verdict[0], certificate.trials[0]) == (CERTIFIED, 8)
+
+
+@pytest.mark.parametrize("trials", [8, 12])
+def test_hoeffding_certifies_at_equality_and_refutes_beyond_it(trials):
+    radius = float(hoeffding_radii(trials, 0.2))
+    assert 0.5 < radius < 1, "in this range 1 - radius is exact"
+    certificate = certify(np.zeros(50), np.array([1 - radius]), 0.2, method="hoeffding")
+    assert (certificate.verdict[0], certificate.trials[0]) == (CERTIFIED, trials)
+    refuted = certify(np.ones(50), np.array([radius]), 0.2, method="hoeffding")
+    assert (refuted.verdict[0], refuted.trials[0]) == (REFUTED, trials + 1)
+
+
+def test_losses_that_are_all_one_are_never_certified():
+    """What a network of NaN is given: 1 in every trial."""
+    for method in METHODS:
+        assert not certify(np.ones(3000), FIDELITIES, 0.05, method=method).certified.any()

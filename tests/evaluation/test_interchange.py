@@ -3,18 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from once import once
 
-from abstraction.evaluation import (
-    Trials,
-    bernoulli_trials,
-    bounded_losses,
-    group_trials,
-    interchanged_outputs,
-    recorded_states,
-    view,
-)
+from abstraction.evaluation import bernoulli_trials, interchanged_outputs
+from abstraction.evaluation.interchange import Trials, bounded_losses, group_trials, recorded_states, view
 from abstraction.interventions import Substitute
-from abstraction.models import GRU, Activation, Dense, Sequential
+from abstraction.models import GRU, Activation, Dense, Network, Sequential
 
 MODEL = Sequential((5,), (Dense("one", 6), Activation("hidden", "relu"), Dense("two", 4)))
 # float32 sums in another order
@@ -36,7 +30,7 @@ def test_masked_units_take_the_sources_value_and_all_others_the_base(network, rn
     params, inputs = network
     units = np.array([0, 2, 5])
     trials = bernoulli_trials(rng, examples=9, units=3, probability=0.5, trials=40)
-    outputs = interchanged_outputs(view(MODEL, params, "hidden", units), inputs, trials, batch_size=16)
+    outputs = interchanged_outputs(view(Network(MODEL, params), "hidden", units), inputs, trials, batch_size=16)
     _, hidden = _forward(params, inputs)
     hybrid = hidden[trials.base].copy()
     for t in range(40):
@@ -50,7 +44,7 @@ def test_masked_units_take_the_sources_value_and_all_others_the_base(network, rn
 def test_no_mask_is_the_network_on_the_base_and_a_whole_mask_is_it_on_the_source(network, rng):
     params, inputs = network
     trials = bernoulli_trials(rng, examples=9, units=6, probability=0.0, trials=12)
-    seen = view(MODEL, params, "hidden", np.arange(6))
+    seen = view(Network(MODEL, params), "hidden", np.arange(6))
     plain = MODEL.apply(params, inputs)[0]
     np.testing.assert_allclose(interchanged_outputs(seen, inputs, trials), plain[trials.base], **CLOSE)
     whole = Trials(trials.base, trials.source, np.ones((12, 6), bool))
@@ -60,7 +54,7 @@ def test_no_mask_is_the_network_on_the_base_and_a_whole_mask_is_it_on_the_source
 def test_replaced_units_move_with_a_whole_mask_where_asked(network, rng):
     params, inputs = network
     trials = bernoulli_trials(rng, examples=9, units=2, probability=0.5, trials=30)
-    seen = view(MODEL, params, "hidden", np.array([1, 3]))
+    seen = view(Network(MODEL, params), "hidden", np.array([1, 3]))
     outputs = interchanged_outputs(seen, inputs, trials, replaced="source")
     base = interchanged_outputs(seen, inputs, trials)
     whole = trials.masks.all(axis=1)
@@ -76,7 +70,7 @@ def test_a_patched_network_computes_the_replaced_units_from_the_hybrid(network, 
     coefficients = rng.standard_normal((2, 4)).astype(np.float32)
     edit = Substitute(kept, replaced, np.float32([0.3, -0.2]), coefficients)
     trials = bernoulli_trials(rng, examples=9, units=4, probability=0.4, trials=25)
-    outputs = interchanged_outputs(view(MODEL, params, "hidden", kept, {"hidden": edit}), inputs, trials)
+    outputs = interchanged_outputs(view(Network(MODEL, params), "hidden", kept, {"hidden": once(edit)}), inputs, trials)
     _, hidden = _forward(params, inputs)
     hybrid = hidden[trials.base].copy()
     hybrid[:, kept] = np.where(trials.masks, hidden[trials.source][:, kept], hybrid[:, kept])
@@ -89,7 +83,7 @@ def test_a_recurrent_state_is_interchanged_at_every_step(rng):
     params, inputs = model.init(jax.random.key(0)), rng.standard_normal((6, 3, 2)).astype(np.float32)
     trials = bernoulli_trials(rng, examples=6, units=4, probability=0.5, trials=10)
     whole = Trials(trials.base, trials.source, np.ones((10, 4), bool))
-    seen = view(model, params, "hidden", np.arange(4))
+    seen = view(Network(model, params), "hidden", np.arange(4))
     assert recorded_states(seen, inputs).shape == (6, 3, 4)
     outputs = interchanged_outputs(seen, inputs, whole)
     np.testing.assert_allclose(outputs, model.apply(params, inputs)[0][trials.source], **CLOSE)
@@ -125,15 +119,25 @@ def test_losses_are_bounded_and_zero_for_equal_outputs(rng):
 def test_what_does_not_fit_is_refused(network, rng):
     params, inputs = network
     with pytest.raises(ValueError, match=r"got tap 'nope', expected one of"):
-        view(MODEL, params, "nope", np.arange(2))
-    with pytest.raises(ValueError, match="expected at least one of 0 to 5"):
-        view(MODEL, params, "hidden", np.array([6]))
+        view(Network(MODEL, params), "nope", np.arange(2))
+    with pytest.raises(ValueError, match="expected some of 0 to 5, each once"):
+        view(Network(MODEL, params), "hidden", np.array([6]))
     trials = bernoulli_trials(rng, examples=9, units=3, probability=0.5, trials=4)
     with pytest.raises(ValueError, match="got masks over 3 units, expected 2"):
-        interchanged_outputs(view(MODEL, params, "hidden", np.arange(2)), inputs, trials)
+        interchanged_outputs(view(Network(MODEL, params), "hidden", np.arange(2)), inputs, trials)
     with pytest.raises(ValueError, match=r"got probability 1.5"):
         bernoulli_trials(rng, examples=9, units=3, probability=1.5, trials=4)
-    with pytest.raises(ValueError, match="over 1 examples, expected at least 1 over at least 2"):
+    with pytest.raises(ValueError, match="got examples 1, expected at least 2"):
         bernoulli_trials(rng, examples=1, units=3, probability=0.5, trials=4)
-    with pytest.raises(ValueError, match="got no groups"):
+    with pytest.raises(ValueError, match=r"got groups \[\]"):
         group_trials(rng, examples=4, groups=[], trials=3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_outputs_that_are_not_finite_lose_everything_in_either_network(rng, bad):
+    logits = rng.standard_normal((3, 4)).astype(np.float32)
+    broken = logits.copy()
+    broken[1, 2] = bad
+    for pair in ((logits, broken), (broken, logits), (broken, broken)):
+        for losses in bounded_losses(*pair).values():
+            np.testing.assert_array_equal(losses, [0.0, 1.0, 0.0])

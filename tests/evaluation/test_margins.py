@@ -105,3 +105,34 @@ def test_epsilons_that_are_not_positive_are_refused():
 def test_one_row_cannot_be_split():
     with pytest.raises(ValueError, match="got 1 rows"):
         certified_margins(np.array([[1.0, 0.0]]), np.array([[1.0, 0.0]]), 0.05)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", ["dense", "reduced"])
+def test_a_row_that_is_not_finite_is_one_disagreement_in_every_bound(rng, side, value):
+    dense, reduced = _problem(rng, rows=100, noise=0.01)
+    epsilons = np.geomspace(0.05, 2, 8)
+    rest = margin_bounds(dense[1:], reduced[1:], epsilons)
+    {"dense": dense, "reduced": reduced}[side][0, 2] = value
+    bounds = margin_bounds(dense, reduced, epsilons)
+    of_all = lambda of_rest: (99 * of_rest + 1) / 100
+    np.testing.assert_allclose(bounds.disagreement, of_all(rest.disagreement), rtol=1e-12)
+    np.testing.assert_allclose(bounds.per_sample, of_all(rest.per_sample), rtol=1e-12)
+    for name in ("plain", "centred"):
+        unclipped = getattr(rest, name) < 1
+        assert unclipped.any()
+        np.testing.assert_allclose(getattr(bounds, name)[unclipped], of_all(getattr(rest, name))[unclipped], rtol=1e-12)
+
+
+def test_a_network_of_nan_is_bounded_by_one_and_never_certified():
+    dense = np.random.default_rng(0).standard_normal((400, 3))
+    bounds, certified = margin_bounds(dense, dense * np.nan), certified_margins(dense, dense * np.nan, 0.05)
+    assert bounds.disagreement == bounds.best_plain == bounds.best_centred == bounds.per_sample == 1
+    assert certified.plain == certified.centred == 1
+    assert certified.per_sample > 1 - 1e-5
+
+
+def test_a_margin_of_exactly_twice_eps_is_within_it():
+    dense, moved = np.array([[3.0, 1.0], [5.0, 1.0]]), np.array([[3.0, 1.0], [5.0, 1.0]])
+    bounds = margin_bounds(dense, moved, np.array([0.5, 1.0, 2.0]))
+    np.testing.assert_array_equal(bounds.plain, [0.0, 0.5, 1.0])

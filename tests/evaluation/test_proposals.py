@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from abstraction.evaluation.proposals import (
+    Sampling,
     adaptive_stream,
     failure_rates,
     largest_weight,
@@ -99,7 +100,7 @@ def _fails(masks):
 
 @pytest.mark.parametrize("scores", [None, np.array([5.0, 1, 1, 1, 1, 1])], ids=["history", "static"])
 def test_weighted_streams_estimate_the_risk_of_the_target(rng, scores):
-    stream = adaptive_stream(rng, _fails, scores, 6, 0.1, 4050)
+    stream = adaptive_stream(rng, _fails, Sampling(6, 0.1, scores), 4050)
     assert stream.masks.shape == (4050, 6)
     assert stream.masks[:, 0].mean() > 0.12, "failures are drawn more often"
     assert 0 <= stream.scaled.min() <= stream.scaled.max() <= 1
@@ -110,14 +111,14 @@ def test_weighted_streams_estimate_the_risk_of_the_target(rng, scores):
 
 
 def test_history_finds_the_unit_that_fails(rng):
-    stream = adaptive_stream(rng, _fails, None, 6, 0.1, 3000)
+    stream = adaptive_stream(rng, _fails, Sampling(6, 0.1), 3000)
     swaps = proposal(failure_rates(stream.masks, stream.losses), 0.1)
     assert swaps[0] == swaps.max() > 2 * swaps[1:].max()
 
 
 def test_history_of_a_block_is_blind_to_the_block(rng):
     """The first block meets the prior: its weights are those of the uniform proposal, which is the target."""
-    stream = adaptive_stream(rng, _fails, None, 6, 0.1, 250, block=100)
+    stream = adaptive_stream(rng, _fails, Sampling(6, 0.1, block=100), 250)
     np.testing.assert_allclose(stream.weights[:100], 1, rtol=1e-12)
     assert np.ptp(stream.weights[100:]) > 0
 

@@ -1,15 +1,18 @@
 """Readouts: what outputs say, by hand and against slow NumPy, and that everything that reads outputs asks them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from planted import planted
+from planted import Plant, planted, recorded_banks
 
-from abstraction.evaluation import CLASSES, Bits, Classes, Readout, judge, judge_controls, tally_handles
+from abstraction.evaluation import CLASSES, Bits, Classes, Readout, Repeats, judge, tally_handles
+from abstraction.evaluation.readouts import MISS, scored
 from abstraction.interventions import Handle, unit_sites
-from abstraction.localization import calibrate, gather_evidence, handle_grid
-from abstraction.localization.cutting import CutMenu
+from abstraction.localization.calibration import calibrate
+from abstraction.localization.cutting import CutMenu, handle_grid
 
 READOUTS = {"classes": Classes(), "bits": Bits()}
 
@@ -93,36 +96,35 @@ def _plant():
     head = np.zeros((6, 4), np.float32)
     head[1, 0], head[4, 1] = 6.0, 6.0
     head[:, 2:] = -1.0
-    params = {**plant.params, "head": {"kernel": jnp.asarray(head), "bias": jnp.array([0.0, 0.0, -99.0, -99.0])}}
-    return plant._replace(params=params)
+    bias = jnp.array([0.0, 0.0, -99.0, -99.0])
+    params = {**plant.network.params, "head": {"kernel": jnp.asarray(head), "bias": bias}}
+    network = dataclasses.replace(plant.network, params=params)
+    return Plant(network, plant.directions, *recorded_banks(network))
 
 
-def test_everything_that_counts_or_chooses_uses_the_readout_it_is_given(plant):
-    handles = Handle(np.eye(6, dtype=np.float32)[[1, 4]][:, None, :])
+def _by_bits(recorded):
+    return dataclasses.replace(recorded, readout=Bits())
+
+
+def test_everything_that_counts_or_chooses_uses_the_readout_the_bank_was_recorded_with(plant):
+    handles = Handle("hidden", np.eye(6, dtype=np.float32)[[1, 4]][:, None, :])
     counted = [
-        tally_handles(plant.model, plant.params, *plant.test, handles, np.arange(2), readout=readout).combined
-        for readout in (Bits(), CLASSES)
+        tally_handles(plant.network, recorded, handles, np.arange(2)).combined
+        for recorded in (_by_bits(plant.test), plant.test)
     ]
     np.testing.assert_array_equal(counted[0], 1.0)
     assert counted[1].max() < 0.9, "an argmax does not read bits"
-    tests = {"test": plant.test}
-    judged = judge(plant.model, plant.params, handles, tests, readout=Bits())["test"]
-    np.testing.assert_array_equal(judged.combined, counted[0])
-    controls = judge_controls(
-        jax.random.key(0), plant.model, plant.params, handles, tests, draws=3, shuffles=2, readout=Bits()
-    )
+    score = judge(plant.network, handles, _by_bits(plant.test), Repeats(draws=3, shuffles=2))["test"]
+    np.testing.assert_array_equal(score.tally.combined, counted[0])
     # shuffled sources still leave the other variable alone: invariant pairs keep their bit, most of the time
-    assert 0.4 < controls.shuffled["test"].combined.mean() < 0.9
+    assert 0.4 < score.shuffled.combined.mean() < 0.9
 
 
 def test_a_calibration_by_bits_chooses_what_bits_say(plant):
-    sites = unit_sites(plant.model.taps["hidden"])
     plan = np.full((2, 6), 0.01, np.float32)
     plan[0, 2], plan[0, 1], plan[1, 3], plan[1, 4] = 0.4, 0.3, 0.4, 0.3
-    grid = handle_grid(plan, np.ones((2, 6)), sites, (), CutMenu((1, 2), (1.0,)))
-    choice = calibrate(
-        plant.model, plant.params, gather_evidence([plant.calibration]), grid, tap="hidden", readout=Bits()
-    )
+    grid = handle_grid(plan, np.ones((2, 6)), unit_sites(plant.tap), (), CutMenu((1, 2), (1.0,)))
+    choice = calibrate(plant.network, _by_bits(plant.calibration), grid)
     # alone, the heaviest site is a dead unit; with the second one the variable moves
     assert [setting["subset"] for setting in choice.settings] == [2, 2]
     np.testing.assert_array_equal(choice.tally.combined, 1.0)
@@ -133,3 +135,43 @@ def test_outputs_beyond_the_classes_neither_win_nor_count_in_the_loss():
     assert Classes().decode(logits).tolist() == [2, 2]
     assert Classes(2).decode(logits).tolist() == [1, 0]
     np.testing.assert_array_equal(Classes(2).loss(logits, labels), Classes().loss(logits[:, :2], labels))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_outputs_that_are_not_finite_say_nothing(readout, value):
+    """Every label misses them, also class 0, which an argmax of NaN would be, and their loss is endless."""
+    logits = jnp.array([[3.0, 1.0, 2.0], [value, 1.0, 2.0], [value, value, value], [1.0, 2.0, value]])
+    assert readout.decode(logits).tolist() == [int(readout.decode(logits[:1])[0]), MISS, MISS, MISS]
+    for label in range(3):
+        hit, loss = scored(readout, logits, jnp.full(4, label))
+        assert not hit[1:].any()
+        assert np.isposinf(loss[1:]).all()
+        np.testing.assert_array_equal(loss[:1], readout.loss(logits, jnp.full(4, label))[:1])
+
+
+def test_an_output_beyond_the_classes_may_be_anything():
+    logits = jnp.array([[1.0, 2.0, jnp.nan]])
+    assert Classes(2).decode(logits).tolist() == [1]
+    assert np.isfinite(scored(Classes(2), logits, jnp.array([1]))[1]).all()
+
+
+def test_gradients_of_the_loss_are_finite_for_finite_outputs(readout, rng):
+    logits = jnp.asarray(30 * rng.standard_normal((20, 4)), jnp.float32)
+    gradient = jax.grad(lambda outputs: readout.loss(outputs, jnp.arange(20) % 4).sum())(logits)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.array([[0, 1], [1, 1]]), np.array([True, False]), np.array([1.0, 0.0]), np.array([1], np.uint8)],
+)
+def test_labels_that_can_be_scored_are_int32(readout, labels):
+    checked = readout.check(labels, 2)
+    assert checked.dtype == np.int32
+    np.testing.assert_array_equal(checked, labels)
+
+
+def test_the_largest_label_is_the_last_class_or_all_bits():
+    assert Classes().check(np.array([4]), 5)[0] == Classes(5).check(np.array([4]), 9)[0] == 4
+    assert Bits().check(np.array([2**31 - 1]), 31)[0] == 2**31 - 1
+    assert Bits().decode(jnp.ones((1, 31)))[0] == 2**31 - 1

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from abstraction.evaluation.losses import weighted_losses
 from abstraction.evaluation.sequences import (
     METHODS,
     confidence_sequence,
@@ -16,7 +17,6 @@ from abstraction.evaluation.sequences import (
     interval,
     log_capitals,
     upper_bound,
-    weighted_losses,
 )
 
 BETTING = ("betting", "betting-two-sided")
@@ -293,3 +293,16 @@ def test_an_interval_of_the_last_trial_alone_is_where_the_capital_is_below_the_l
     around = np.array([upper - 2e-5, upper + 2e-5])
     final = log_capitals(losses, around, (-0.5, 0.0))[-1]
     assert final[0] < np.log(2 / 0.1) <= final[1]
+
+
+def test_weights_of_zero_and_of_the_largest_are_weights():
+    np.testing.assert_array_equal(weighted_losses(np.ones(3), np.array([0.0, 2.0, 1.0]), 2.0), [0.0, 1.0, 0.5])
+
+
+@pytest.mark.parametrize("weight", [-1e-12, -1.0, np.nan])
+def test_weights_below_zero_are_refused(weight):
+    """One in a thousand is enough: it would lower the mean, and the certificate with it."""
+    weights = np.ones(1000)
+    weights[7] = weight
+    with pytest.raises(ValueError, match=r"got weights .*, expected values in \[0, w_max=2\.0\]"):
+        weighted_losses(np.zeros(1000), weights, 2.0)

@@ -1,7 +1,9 @@
 """Helpers of the experiment tests: the command line in-process, a small configuration, and hand-made runs."""
 
 import contextlib
+import dataclasses
 import io
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,8 @@ from experiments.records import Row, RunFolder, Unit, create_run
 
 SPLITS = ("test", "test-invariant", "test-specific")
 VARIABLES = ("wx", "yz", "mean")
+VALUES = [0.1 + 0.2, 1 / 3, 1e-300, 5e-324, -0.0, 123456789.123456789, math.inf, 7.0]
+"""Numbers that are hard to write down."""
 PAIRS = 1000
 """Pairs per variable and split of a hand-made run."""
 
@@ -140,3 +144,26 @@ def handmade_run(path: Path, units: Sequence[Unit]) -> RunFolder:
     for unit in units:
         run.write_unit(unit)
     return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """Nested options."""
+
+    size: int = 3
+    rate: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of a run."""
+
+    seeds: str = "1:3"
+    method: str = "ot"
+    inner: Inner = Inner()
+
+
+def plain_unit(name: str = "seed-1", **arrays: np.ndarray) -> Unit:
+    """Make a unit of a few rows whose values are hard to write down."""
+    rows = [Row("heq", f"m{place}", "wx", "test", "iia", 1, value) for place, value in enumerate(VALUES)]
+    return Unit(name, rows, {"note": "x", "nested": {"list": [1, 2.5, None, True]}}, arrays or {"a": np.arange(3.0)})

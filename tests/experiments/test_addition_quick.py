@@ -6,16 +6,21 @@ python -m experiments addition --quick --seeds 0 --methods ...
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from heqruns import Ended, command, snapshot
 
-from abstraction.models import GRU
+from abstraction.artifacts import load
+from abstraction.models import GRU, Network
 from abstraction.tasks import addition
 from experiments import addition as experiment
 from experiments import tables
+from experiments.adders import gru, trained_adder
+from experiments.addition_options import Addition
+from experiments.methods import handle_mass
 from experiments.metrics import Metrics
-from experiments.records import Unit, open_run
+from experiments.records import RunFolder, Unit, open_run
 
 METHODS = ("plot-stage-a", "plot-native-fitted", "plot-oblique-das", "readwrite", "plot-pca-v4", "plot-das-v1")
 COMMAND = ("addition", "--quick", "--seeds", 0, "--methods", *METHODS)
@@ -94,6 +99,28 @@ def test_every_handle_is_where_the_carry_is(unit: Unit):
         mass = unit.arrays[f"{method}/mass"]
         assert mass.shape == (3, 4, 16)
         assert mass.sum(axis=2).argmax(axis=1).tolist() == [0, 1, 2]
+
+
+def test_chosen_handles_are_read_back_for_this_adder_and_refused_for_another(folder: Path, unit: Unit, tmp_path: Path):
+    saved = RunFolder(shutil.copytree(folder, tmp_path / "run"))
+    options = Addition().backbone
+    params = trained_adder(options, 0, saved, lambda _: None)[0]
+    network = Network(gru(options), params)
+    other = Network(network.model, network.model.init(jax.random.key(1)))
+    for method in METHODS:
+        path = folder / "handles" / f"{method}-seed-0.safetensors"
+        choice = load(path, network)
+        assert choice.variables == ("c1", "c2", "c3")
+        np.testing.assert_allclose(handle_mass(choice.handles, 4), unit.arrays[f"{method}/mass"], rtol=1e-6)
+        with pytest.raises(ValueError, match="got a choice of a network with weights"):
+            load(path, other)
+
+
+def test_chance_is_the_best_constant_answer_over_both_halves(metrics: Metrics):
+    levels = [metrics.mean("control-identity", variable, "test", "chance") for variable in ("c1", "c2", "c3")]
+    # 31 sums, of which none is as much as a quarter of either half.
+    assert 1 / 31 <= min(levels) <= max(levels) < 0.25
+    assert metrics.mean("control-identity", "mean", "test", "chance") == pytest.approx(np.mean(levels), rel=1e-12)
 
 
 def test_what_an_oblique_map_costs_is_reported(unit: Unit):

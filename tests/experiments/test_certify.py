@@ -30,7 +30,7 @@ from experiments.certify_options import (
 from experiments.certify_tables import renderables
 from experiments.digits import LoadedDigits, loaded_digits, network, trained_network
 from experiments.records import Row, RunFolder, Unit, open_run
-from experiments.reduction_options import Data, Network
+from experiments.reduction_options import Data, NetworkOptions
 from experiments.running import run_experiment
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -263,7 +263,7 @@ def test_the_published_network_is_recognized(tmp_path: Path):
     if not (path.exists() and (SHARED / "mnist").is_dir()):
         pytest.skip(f"neither MNIST nor its network is in {SHARED}")
     data = loaded_digits(Data("mnist", SHARED / "mnist"), print)
-    _, _, made_from = trained_network(Network(path), data, 0, RunFolder(tmp_path), print)
+    _, _, made_from = trained_network(NetworkOptions(path), data, 0, RunFolder(tmp_path), print)
     assert made_from["data"] == certify.PUBLISHED
 
 
@@ -271,7 +271,7 @@ def test_the_published_network_is_recognized(tmp_path: Path):
 def _bench() -> Bench:
     """An untrained network and its reductions, whose risks are far from 0."""
     data = LoadedDigits("digits", load_digits())
-    model = network(Network(width=16), data)
+    model = network(NetworkOptions(width=16), data)
     calibration = Calibration(data.digits.train_images[:200], data.digits.train_labels[:200])
     networks = Networks(model, model.init(jax.random.key(0)), calibration, jax.random.key(1))
     return Bench(Certify(), networks, data.digits.test_images, 0, print)
@@ -294,10 +294,10 @@ def test_a_stream_longer_than_a_chunk_has_every_trial(bench: Bench, rng: np.rand
 def test_both_networks_are_seen_from_the_same_units_and_agree_where_nothing_is_replaced(
     bench: Bench, rng: np.random.Generator
 ):
-    kernel = np.asarray(bench.networks.params["fc_out"]["kernel"])
+    kernel = np.asarray(bench.networks.dense.params["fc_out"]["kernel"])
     pair = bench.networks.pair("random", 5)
     np.testing.assert_allclose(pair.norms, np.linalg.norm(kernel, axis=1)[pair.dense.units], rtol=1e-6)
-    assert pair.reduced.model.taps[TAP].width == 5
+    assert pair.reduced.network.taps[TAP].width == 5
     # With every unit kept the sum runs over the same products in the same order.
     dense, reduced = bench.outputs(bench.networks.pair("vbp", 16), bench.trials(rng, 16, 0.5, 100))
     np.testing.assert_array_equal(dense, reduced)

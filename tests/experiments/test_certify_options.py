@@ -19,13 +19,13 @@ from experiments.certify_options import (
     kept_units,
     quick,
 )
-from experiments.reduction_options import Data, Network
+from experiments.reduction_options import Data, NetworkOptions
 from experiments.running import run_experiment
 
 
 def test_defaults_are_the_published_settings():
     config = Certify()
-    check(dataclasses.replace(config, network=Network(width=512)))
+    check(dataclasses.replace(config, network=NetworkOptions(width=512)))
     assert [kept_units(keep, 512) for keep in config.keeps] == [512, 384, 256, 128, 64, 32]
     assert (config.trials, config.delta, config.alpha, config.seeds) == (10_000, 0.05, 0.3, "0")
     assert kept_units(384.0, 512) == 384
@@ -38,8 +38,8 @@ def test_quick_leaves_what_was_chosen():
     small = quick(chosen)
     assert (small.keeps, small.orders, small.data.data, small.seeds) == ((0.3,), 7, "mnist", "4")
     assert (small.adaptive.repetitions, small.adaptive.trials) == (3, 400)
-    own = quick(Certify(network=Network(Path("own.npz"))))
-    assert (own.data, own.network) == (Data(), Network(Path("own.npz")))
+    own = quick(Certify(network=NetworkOptions(Path("own.npz"))))
+    assert (own.data, own.network) == (Data(), NetworkOptions(Path("own.npz")))
 
 
 REFUSED = {
@@ -63,7 +63,7 @@ REFUSED = {
     "a margin at p = 1": ({"margins": MarginOptions(probabilities=(1.0,))}, r"got --margins.probabilities \[1.0\]"),
     "too few calibration images": ({"calibration": 64}, "got --calibration 64, expected more than 96"),
     "no study": ({"studies": ()}, r"got --studies \[\], expected at least one"),
-    "a broken network": ({"network": Network(epochs=0)}, "got --network.epochs 0, expected at least 1"),
+    "a broken network": ({"network": NetworkOptions(epochs=0)}, "got --network.epochs 0, expected at least 1"),
 }
 
 

@@ -1,15 +1,19 @@
 """Bad input on the command line: exit status 2 and one clear line, before anything is trained."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 from heqruns import SMALL, Ended, command
 
-from abstraction.training import Fit
-from experiments import heq, running
+from abstraction.training import Trained
+from experiments import addition, certify, discovery, heq, mcqa, reduction, running
+from experiments.command_line import COMMANDS, with_config
 from experiments.config import HEQ
+from experiments.records import create_run
 
 TINY = ("heq", "--seeds", "1", "--methods", "plot-ot", *SMALL, "--backbone.rows", "2048", "--backbone.epochs", "1")
 
@@ -29,8 +33,6 @@ WRONG_VALUES = {
     "--methods das --das.restarts 0": r"restarts.*\b0",
     "--methods das --das.learning-rates 0": r"learning.rate.*\b0",
     "--methods das --das.training.batch-size 1000": r"batch.size.*\b1000",
-    "--methods das --das.training.max-epochs -1": "epochs.*-1",
-    "--methods das --das.training.sensitive-weight 2": r"sensitive.weight.*\b2",
     "--methods plot-ot-paper --paper.epsilons 0": r"epsilon.*\b0",
     "--methods plot-ot-paper --paper.subset-sizes 0": "subset",
     "--methods plot-uot-paper --paper.beta-neural 0": r"beta.*\b0",
@@ -67,8 +69,8 @@ ONE_OF_EACH_GROUP = (
 )
 
 
-def _untrained(key: Any, loss: Any, params: Any, *_: Any, **__: Any) -> Fit:
-    return Fit(params, [], 0)
+def _untrained(key: Any, loss: Any, params: Any, *_: Any, **__: Any) -> Trained:
+    return Trained(params, [], 0)
 
 
 def _assert_one_clear_line(ended: Ended, pattern: str) -> None:
@@ -92,7 +94,7 @@ def test_a_wrong_value_ends_in_one_clear_line(tmp_path: Path, monkeypatch: pytes
 def test_a_wrong_value_is_refused_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str
 ):
-    def fail(*_: Any, **__: Any) -> Fit:
+    def fail(*_: Any, **__: Any) -> Trained:
         pytest.fail("a network was trained before the options were checked")
 
     monkeypatch.setattr(heq, "fit", fail)
@@ -124,6 +126,8 @@ def test_wrong_seeds_leave_no_folder(tmp_path: Path, seeds: str):
         (("--banks.calibration-policy", "nope"), ("nope", "shared_only")),
         (("--backbone.width", "wide"), ("wide", "int")),
         (("--no-such-option", "1"), ("--no-such-option",)),
+        (("--das.training.max-epochs", "-1"), ("das.training", "max_epochs", "-1", "expected")),
+        (("--das.training.sensitive-weight", "2"), ("das.training", "sensitive weight", "2", "expected")),
     ],
 )
 def test_what_the_parser_refuses_is_named_with_what_is_valid(tmp_path: Path, options: tuple[str, str], words: tuple):
@@ -139,6 +143,61 @@ def test_a_command_without_its_arguments_is_refused(arguments: tuple[str, ...]):
     ended = command(*arguments)
     assert (ended.status, ended.out) == (2, "")
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("heq", "--seed", "1:2"), ("--seeds", "experiments heq --help")),
+        (("hqe",), ("'hqe'", "did you mean python -m experiments heq?")),
+        (("table", "run"), ("did you mean python -m experiments tables?",)),
+        (("qqqq",), ("expected one of heq, addition",)),
+        ((), ("usage: python -m experiments", "addition", "figures")),
+        (("heq", "--config"), ("--config without a path",)),
+        (("heq", "--config", "no/such"), ("--config no/such",)),
+    ],
+)
+def test_a_typo_is_answered_by_what_was_meant(arguments: tuple[str, ...], words: tuple[str, ...]):
+    ended = command(*arguments)
+    assert (ended.status, ended.out) == (2, "")
+    assert all(word in ended.err for word in words), ended.err
+    assert len(ended.err.splitlines()) <= 12
+    assert "addition --help" not in ended.err
+
+
+def test_help_of_all_commands_is_not_an_error():
+    ended = command("--help")
+    assert (ended.status, ended.err) == (0, "")
+    assert all(name in ended.out for name in COMMANDS)
+
+
+EXPERIMENTS = {"heq": heq, "addition": addition, "mcqa": mcqa, "certify": certify, "discovery": discovery}
+EXPERIMENTS |= {"reduction": reduction}
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_options_of_a_run_are_read_back(tmp_path: Path, name: str, quick: bool):
+    options = COMMANDS[name].options()
+    options = EXPERIMENTS[name].EXPERIMENT.quick(options) if quick else options
+    run = create_run(tmp_path, options, resume=False)
+    for path in (run.path, run.path / "config.json"):
+        assert tyro.cli(type(options), args=with_config(["--config", str(path)], type(options))) == options
+
+
+def test_flags_beside_a_config_win(tmp_path: Path):
+    run = create_run(tmp_path, HEQ(out=tmp_path, resume=True), resume=False)
+    flags = with_config(["--seeds", "7", f"--config={run.path}", "--plot.epsilons", "0.5", "2"], HEQ)
+    read = tyro.cli(HEQ, args=flags)
+    assert read == dataclasses.replace(HEQ(), seeds="7", plot=dataclasses.replace(HEQ().plot, epsilons=(0.5, 2.0))), (
+        "and neither the folder nor --resume is handed on"
+    )
+
+
+def test_the_config_of_another_experiment_is_refused_by_name(tmp_path: Path):
+    create_run(tmp_path, HEQ(), resume=False)
+    with pytest.raises(ValueError, match=r"got backbone in .*config\.json, expected options of Mcqa: seeds, methods"):
+        with_config(["--config", str(tmp_path)], mcqa.Mcqa)
 
 
 @pytest.mark.parametrize("subcommand", ["heq", "tables", "figures"])

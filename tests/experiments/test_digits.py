@@ -22,9 +22,9 @@ from experiments.digits import (
     trained_network,
 )
 from experiments.records import RunFolder
-from experiments.reduction_options import Data, Network
+from experiments.reduction_options import Data, NetworkOptions
 
-SMALL = Network(width=32, epochs=6)
+SMALL = NetworkOptions(width=32, epochs=6)
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
@@ -33,7 +33,7 @@ def _data() -> LoadedDigits:
     return LoadedDigits("digits", load_digits())
 
 
-def train(folder: Path, data: LoadedDigits, options: Network = SMALL, seed: int = 0) -> tuple[Any, list[str]]:
+def train(folder: Path, data: LoadedDigits, options: NetworkOptions = SMALL, seed: int = 0) -> tuple[Any, list[str]]:
     told: list[str] = []
     return trained_network(options, data, seed, RunFolder(folder), told.append), told
 
@@ -159,7 +159,7 @@ def test_sizes_are_the_published_ones_on_mnist_and_small_ones_on_the_bundled_dig
     pixels = np.zeros((1, 784), np.float32)
     mnist = LoadedDigits("mnist", data.digits._replace(train_images=pixels, test_images=pixels))
     for one, sizes in ((mnist, (784, 512, 512, 512, 512, 10)), (data, (64, 128, 128, 128, 128, 10))):
-        taps = network(Network(), one).taps
+        taps = network(NetworkOptions(), one).taps
         names = ("inputs", "fc1", "hidden1", "fc2", "hidden2", "fc_out")
         assert tuple(taps[name].width for name in names) == sizes
     assert experiment.RECIPES["mnist"] == (512, 15, 256)
@@ -217,26 +217,26 @@ def test_the_bundled_digits_are_loaded_by_name(data: LoadedDigits):
 @pytest.mark.parametrize("name", ["width", "epochs", "batch_size"])
 def test_sizes_below_one_are_refused(name: str):
     flag = name.replace("_", "-")
-    check_network(dataclasses.replace(Network(), **{name: 1}))
+    check_network(dataclasses.replace(NetworkOptions(), **{name: 1}))
     with pytest.raises(ValueError, match=f"got --network.{flag} 0, expected at least 1"):
-        check_network(dataclasses.replace(Network(), **{name: 0}))
+        check_network(dataclasses.replace(NetworkOptions(), **{name: 0}))
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_learning_rates_must_be_positive_numbers(rate: float):
     with pytest.raises(ValueError, match=r"got --network\.learning-rate"):
-        check_network(Network(learning_rate=rate))
+        check_network(NetworkOptions(learning_rate=rate))
 
 
 def test_the_flags_of_the_images_have_no_prefix():
     @dataclasses.dataclass(frozen=True)
     class Both:
         data: Data = dataclasses.field(default_factory=Data)
-        network: Network = dataclasses.field(default_factory=Network)
+        network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
 
     line = ["--data", "mnist", "--data-dir", "folder", "--download", "--network.checkpoint", "one.npz"]
     both = tyro.cli(Both, args=line)
-    assert both == Both(Data("mnist", Path("folder"), True), Network(Path("one.npz")))
+    assert both == Both(Data("mnist", Path("folder"), True), NetworkOptions(Path("one.npz")))
 
 
 def test_the_given_network_reads_mnist_as_published(tmp_path: Path):
@@ -244,5 +244,5 @@ def test_the_given_network_reads_mnist_as_published(tmp_path: Path):
     if not (path.exists() and (SHARED / "mnist").is_dir()):
         pytest.skip(f"neither MNIST nor its network is in {SHARED}")
     data = loaded_digits(Data("mnist", SHARED / "mnist"), print)
-    _, known, _ = trained_network(Network(path), data, 0, RunFolder(tmp_path), print)
+    _, known, _ = trained_network(NetworkOptions(path), data, 0, RunFolder(tmp_path), print)
     assert known["accuracy"] == pytest.approx(0.9818, abs=1e-9)

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from abstraction.artifacts import load
 from abstraction.evaluation import CLASSES
 from abstraction.evaluation.interchange import view
-from abstraction.interventions import LocalHandle, factual_outputs
-from abstraction.models import GRU, MLP
-from abstraction.reduction import LOGIT, collect_statistics
+from abstraction.interventions import factual_outputs
+from abstraction.models import MLP, Network
+from abstraction.reduction import METHODS
+from abstraction.reduction.ranking import rank_units
 from abstraction.tasks import addition, equality
 from experiments import discovery, discovery_figures, discovery_networks, discovery_tables, heq
 from experiments.adders import gru, trained_adder
@@ -32,6 +34,7 @@ from experiments.discovery_options import (
     quick,
 )
 from experiments.mcqa_options import McqaBanks
+from experiments.methods import handle_mass
 from experiments.records import Row, RunFolder, Unit, open_run
 from experiments.running import run_experiment
 
@@ -148,6 +151,23 @@ def test_the_kept_units_are_on_record(unit: Unit):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("place", "method"), PLACES)
+def test_networks_and_handles_are_read_back_and_belong_together(folder: Path, unit: Unit, place: str, method: str):
+    task = place.split("-")[0]
+    kept, name = folder / "networks" / task, f"{method}-{place}-seed-{SEED}"
+    network = load(kept / "reduced" / f"{name}.safetensors")
+    [other] = [each for each in (kept / "reduced").iterdir() if each.stem != name]
+    for finder in finders(method):
+        path = kept / "handles" / f"{finder}-{name}.safetensors"
+        choice = load(path, network)
+        assert choice.variables == VARIABLES[task]
+        mass = unit.arrays[f"{place}/{method}/{finder}/mass"]
+        np.testing.assert_allclose(handle_mass(choice.handles, mass.shape[1]), mass, rtol=1e-6)
+        with pytest.raises(ValueError, match="got a choice of a network with weights"):
+            load(path, load(other))
+
+
+@pytest.mark.slow
 def test_tables_and_figures_need_the_units_alone(folder: Path, unit: Unit, tmp_path: Path):
     copy = shutil.copytree(folder, tmp_path / "run")
     shutil.rmtree(copy / "networks")
@@ -235,16 +255,14 @@ def test_an_mlp_reduced_to_its_full_width_has_the_dense_networks_numbers(folder:
 def test_an_adder_folded_at_its_full_width_is_the_dense_network(folder: Path):
     model, saved = gru(TINY.adder), RunFolder(folder / "networks" / "addition")
     params = trained_adder(TINY.adder, SEED, saved, lambda text: None)[0]
-    statistics = collect_statistics(model, params, _every_sum(), "hidden", discrepancy=LOGIT)
-    fold = discovery_networks.origin_fold(
-        discovery_networks.homogeneous(statistics), "obs-affine", 8, np.random.default_rng(0)
-    )
-    whole = discovery_networks.reduced_adder(TINY, SEED, model, params, "obs-affine", fold)
-    first, second = (factual_outputs(m, p, _every_sum()) for m, p in ((model, params), (whole.model, whole.params)))
+    dense = Network(model, params)
+    ranking = rank_units(dense, _every_sum(), "hidden", METHODS["obs-affine"])
+    whole = discovery_networks.reduced_adder(TINY, SEED, ranking, "obs-affine", 8)
+    first, second = (factual_outputs(network, _every_sum()) for network in (dense, whole.network))
     assert np.array_equal(first, second)
     assert whole.known["", "fidelity"] == 1.0
     banks = addition.structured_banks(SEED, bits=3, fit=24, calibration=16, test=16)
-    bench = make_bench(Problem(GRU(2, 8, 3), params, banks))
+    bench = make_bench(Problem(dense, banks))
     outcome = discovery.carries_found(bench, TINY, jax.random.key(0), lambda text: None)["plot"]
     mass = discovery.handle_mass(outcome.choice.handles, 3)
     same = discovery.transferred(bench, mass, whole.kept)
@@ -269,31 +287,9 @@ def test_a_transferred_handle_keeps_its_weights_on_the_units_that_are_left(folde
     mass[1, 1, [3, 4]] = 1.0, 3.0
     outcome = discovery.transferred(bench, mass, whole.kept)
     assert outcome.details["kept_share"] == pytest.approx([2.5 / 3, 0.25])
-    assert isinstance(outcome.choice.handles, LocalHandle)
+    assert outcome.choice.handles.depth is not None
     assert np.asarray(outcome.choice.handles.depth).tolist() == [0, 1]
     assert np.asarray(outcome.choice.handles.weight).tolist() == [[1.5, 1.0], [0.0, 1.0]]
-
-
-def test_homogeneous_folds_go_through_the_origin_and_are_least_squares():
-    model = GRU(2, 6, 3)
-    params = model.init(jax.random.key(1))
-    inputs = _every_sum()
-    states = np.asarray(model.apply(params, inputs, record=("hidden",))[1]["hidden"], np.float64).reshape(-1, 6)
-    statistics = collect_statistics(model, params, inputs, "hidden", discrepancy=LOGIT)
-    # 1e-5: the network's states are float32
-    homogeneous = discovery_networks.homogeneous(statistics)
-    assert homogeneous.covariance == pytest.approx(states.T @ states / len(states), rel=1e-5)
-    for method in ("obs-affine", "random-affine"):
-        fold = discovery_networks.origin_fold(homogeneous, method, 4, np.random.default_rng(2))
-        assert not np.asarray(fold.intercept).any()
-        kept, replaced = np.asarray(fold.kept), np.asarray(fold.replaced)
-        second = states.T @ states / len(states)
-        gram = second[np.ix_(kept, kept)]
-        expected = np.linalg.solve(gram + 1e-4 * np.diag(np.diag(gram)), second[np.ix_(kept, replaced)]).T
-        assert fold.coefficients == pytest.approx(expected, rel=1e-3, abs=1e-5)  # solving amplifies float32 rounding
-    zero = discovery_networks.origin_fold(homogeneous, "vbp-zero", 4, np.random.default_rng(2))
-    assert not np.asarray(zero.coefficients).any()
-    assert np.asarray(zero.kept).tolist() == sorted(np.argsort(np.mean(states**2, axis=0))[2:].tolist())
 
 
 def test_fidelity_counts_equal_answers():
@@ -302,12 +298,27 @@ def test_fidelity_counts_equal_answers():
     flipped = {**params, "head": jax.tree.map(lambda leaf: -leaf, params["head"])}
     inputs = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     units = np.arange(4)
-    dense, same, opposite = (view(model, p, "hidden", units) for p in (params, params, flipped))
+    dense, same, opposite = (view(Network(model, p), "hidden", units) for p in (params, params, flipped))
     for other, share in ((same, 1.0), (opposite, 0.0)):
         known = discovery_networks.fidelities({"hidden": (dense, other, units)}, inputs, CLASSES, 0, 128)
         assert known["", "fidelity"] == known["-hidden", "fidelity"] == share
         assert known["", "fidelity_low"] <= share <= known["", "fidelity_high"]
     assert discovery_networks.fidelities({}, inputs, CLASSES, 0, 128) == {}
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1, 1), (1, -1, 1, -1)], ids=["inf", "nan"])
+def test_two_networks_without_an_answer_do_not_agree(signs: tuple[int, ...]):
+    model = MLP(3, 4, 1, 2)
+    params = model.init(jax.random.key(0))
+    inputs = np.random.default_rng(0).uniform(1, 2, size=(50, 3)).astype(np.float32)
+    # Finite weights whose states overflow.
+    huge = jax.tree.map(lambda leaf: np.full(leaf.shape, 3e38, np.float32), params)
+    huge["head"]["kernel"] *= np.array(signs, np.float32)[:, None]
+    assert not np.isfinite(np.asarray(factual_outputs(Network(model, huge), inputs))).any()
+    fine, silent = (view(Network(model, p), "hidden", np.arange(4)) for p in (params, huge))
+    for pair in ((silent, silent), (fine, silent), (silent, fine)):
+        known = discovery_networks.fidelities({"hidden": (*pair, np.arange(4))}, inputs, CLASSES, 0, 128)
+        assert known["", "fidelity"] == known["-hidden", "fidelity"] == 0.0
 
 
 def verdicts(survivals: dict[tuple[int, str], list[float]]) -> str:

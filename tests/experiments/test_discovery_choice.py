@@ -11,7 +11,7 @@ from experiments import discovery_choice
 from experiments.config import DasOptions
 from experiments.discovery_options import HIDDEN, Discovery, Units
 from experiments.mcqa_bench import load_subject, make_questions
-from experiments.mcqa_options import McqaBanks, Network
+from experiments.mcqa_options import McqaBanks, NetworkOptions
 
 SEED = 3
 SEARCH = dataclasses.replace(Discovery().choice_das.training, max_epochs=2)
@@ -24,7 +24,7 @@ TINY = Discovery(
 
 @pytest.fixture(name="subject", scope="module")
 def _subject():
-    return load_subject(Network())
+    return load_subject(NetworkOptions())
 
 
 @pytest.fixture(name="questions", scope="module")
@@ -62,7 +62,7 @@ def test_a_decoder_reduced_to_its_full_width_is_the_dense_network(subject, quest
     assert whole.known["", "fidelity"] == 1.0
     for name in ("accuracy", "parameters", "multiply_adds"):
         assert whole.known["", name] == dense.known["", name]
-    jax.tree.map(np.testing.assert_array_equal, whole.params, subject.params)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, subject.network.params)
 
 
 @pytest.mark.slow

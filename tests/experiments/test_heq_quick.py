@@ -9,14 +9,19 @@ import re
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from heqruns import SPLITS, VARIABLES, Ended, command, snapshot
 
+from abstraction.artifacts import load
+from abstraction.evaluation.judging import judge_alone
+from abstraction.models import MLP, Network
 from abstraction.tasks import equality
 from experiments import heq
-from experiments.config import HEQ
-from experiments.records import PACKAGES, Row, Unit, digest, open_run
+from experiments.config import HEQ, quick
+from experiments.provenance import PACKAGES
+from experiments.records import Row, RunFolder, Unit, digest, open_run
 
 SEED = 3
 METHODS = ("plot-ot", "das")
@@ -151,10 +156,11 @@ def test_test_banks_are_the_papers_in_size(values: dict):
 
 
 def test_changing_nothing_hits_no_sensitive_pair_and_every_other(values: dict):
-    # The quick backbone is right on every validation row; the law for any backbone is in test_method_rows.
-    assert values["backbone", "output", "validation", "worst_cell"] > 0.999
-    identity = {split: [values["control-identity", v, split, "iia"] for v in VARIABLES] for split in SPLITS}
-    assert identity == {"test": [0.0] * 3, "test-invariant": [1.0] * 3, "test-specific": [1.0] * 3}
+    # The quick backbone is right on nearly every row; the law for any backbone is in test_method_rows.
+    assert values["backbone", "output", "validation", "worst_cell"] > 0.98
+    for split, share in (("test", 0.0), ("test-invariant", 1.0), ("test-specific", 1.0)):
+        identity = [values["control-identity", v, split, "iia"] for v in VARIABLES]
+        assert identity == pytest.approx([share] * 3, abs=0.03)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -196,6 +202,54 @@ def test_details_say_how_the_choice_was_made(unit: Unit):
     assert unit.details["das"]["candidates_per_variable"] == 15  # three depths, five ranks
     assert unit.details["das"]["orthogonality_error"] < 1e-3
     assert unit.details["plot-ot"]["candidates_per_variable"] == 3 * 3 * 16 * 6  # depth, eps, K, strength
+
+
+@pytest.fixture(scope="module")
+def network(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Network:
+    """The run's network; its checkpoint is there, so nothing is trained."""
+    saved = RunFolder(shutil.copytree(folder, tmp_path_factory.mktemp("again") / "run"))
+    names = ("init", "order", *heq.METHODS)
+    keys: dict[str, jax.Array] = dict(zip(names, jax.random.split(jax.random.key(SEED), len(names)), strict=True))
+    config, model = quick(HEQ(seeds=str(SEED), methods=METHODS)), MLP(16, 16, 3, 2)
+    params = heq.train_network(config, SEED, model, equality.entities(SEED), keys, saved, lambda _: None)[0]
+    return Network(model, params)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_chosen_handle_is_read_back_and_scores_what_the_run_says(
+    folder: Path, network: Network, values: dict, method: str
+):
+    choice = load(folder / "handles" / f"{method}-seed-{SEED}.safetensors", network)
+    banks = equality.paper_banks(SEED).tests
+    tests = {split: heq.record_equality(network, equality.entities(SEED), bank) for split, bank in banks.items()}
+    for split, tally in judge_alone(network, choice.handles, tests).items():
+        found = [values[method, variable, split, "iia"] for variable in choice.variables]
+        np.testing.assert_array_equal(tally.combined, found)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_chosen_handle_is_refused_for_another_network(folder: Path, network: Network, method: str):
+    other = Network(network.model, network.model.init(jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"got a choice of a network with weights \w{12} .*, expected \w{12}, those"):
+        load(folder / "handles" / f"{method}-seed-{SEED}.safetensors", other)
+
+
+def test_every_method_leaves_its_handles_and_nothing_else_does(folder: Path):
+    assert {path.name for path in (folder / "handles").iterdir()} == {
+        f"{method}-seed-{SEED}.safetensors" for method in METHODS
+    }
+
+
+def test_chance_is_the_best_constant_answer_of_each_test_bank(values: dict):
+    for split, bank in equality.paper_banks(SEED).tests.items():
+        levels = [values["control-identity", variable, split, "chance"] for variable in VARIABLES]
+        labels = [bank.labels[v][bank.eligible[v]] for v in range(2)]
+        expected = [max(np.mean(each), 1 - np.mean(each)) for each in labels]
+        assert levels == pytest.approx([*expected, np.mean(expected)], rel=1e-12)
+
+
+def test_the_table_has_no_method_that_is_not_above_its_controls(done: tuple[Path, Ended]):
+    assert "not above its controls" not in done[1].out
 
 
 def test_tables_and_figures_are_rebuilt_from_the_units_alone(done: tuple[Path, Ended], copy: Path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from heqruns import SMALL, Ended, command, handmade_unit, numbers, snapshot
 
-from abstraction.training import Fit
+from abstraction.training import Trained, Watch
 from experiments import heq
 from experiments.config import HEQ, EqualityBanks
 from experiments.records import RunFolder, Unit, create_run, open_run
@@ -52,13 +52,18 @@ def _watch_training(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = No
     """Note how many epochs each call of `fit` trains; interrupt after so many."""
     fit, epochs = heq.fit, []
 
-    def watched(*arguments: Any, progress: Callable, **options: Any) -> Fit:
+    def watched(*arguments: Any, context: Any) -> Trained:
+        *first, watch = arguments
+        assert isinstance(watch, Watch)
+        progress = watch.progress
+
         def report(epoch: int, metrics: Any) -> None:
+            assert progress is not None
             progress(epoch, metrics)
             if epoch == stop_after:
                 raise KeyboardInterrupt
 
-        trained = fit(*arguments, progress=report, **options)
+        trained = fit(*first, watch._replace(progress=report), context=context)
         epochs.append(len(trained.history))
         return trained
 
@@ -105,8 +110,7 @@ def test_an_interrupted_training_ends_with_the_numbers_of_a_straight_one(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         _watch_training(patch, stop_after=2)
-        with pytest.raises(KeyboardInterrupt):
-            command(*SECOND_SEED, "--out", out)
+        assert command(*SECOND_SEED, "--out", out).status == 130
     assert open_run(out).unit_names() == []
     epochs = _watch_training(monkeypatch)
     assert command(*SECOND_SEED, "--resume", "--out", out).status == 0
@@ -179,8 +183,7 @@ def test_an_interrupted_run_keeps_complete_seeds_and_resumes_with_the_others(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         ran = _replace_seeds(patch, interrupt_at=2)
-        with pytest.raises(KeyboardInterrupt):
-            command("heq", "--seeds", "1:4", "--out", out)
+        assert command("heq", "--seeds", "1:4", "--out", out).status == 130
     assert ran == [1]
     assert open_run(out).unit_names() == ["seed-1"]
     assert _metric_seeds(out) == {1}
@@ -212,8 +215,7 @@ def test_metrics_that_lag_behind_the_units_are_written_on_resume(tmp_path: Path,
     _replace_seeds(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "write_metrics", fail)
-        with pytest.raises(KeyboardInterrupt):
-            command("heq", "--seeds", "1", "--out", tmp_path)
+        assert command("heq", "--seeds", "1", "--out", tmp_path).status == 130
     assert open_run(tmp_path).unit_names() == ["seed-1"]
     assert _resume(tmp_path, "1").status == 0
     assert (tmp_path / "metrics.csv").exists()
@@ -226,8 +228,7 @@ def test_what_the_manifest_says_of_a_seed_survives_an_interruption(tmp_path: Pat
     _replace_seeds(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "note_in_manifest", fail)
-        with pytest.raises(KeyboardInterrupt):
-            command("heq", "--seeds", "1", "--out", tmp_path)
+        assert command("heq", "--seeds", "1", "--out", tmp_path).status == 130
     assert _resume(tmp_path, "1").status == 0
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["data"] == {"seed-1": open_run(tmp_path).read_unit("seed-1").details["data"]}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from abstraction.artifacts import load
 from abstraction.evaluation import CLASSES, Classes
 from abstraction.models import DecoderConfig
 from abstraction.models.costs import block_flops, forward_flops, read_flops
@@ -17,7 +18,8 @@ from experiments.checks import check_mcqa
 from experiments.config import DasOptions
 from experiments.mcqa_bench import load_shape, load_subject, make_bench, make_questions
 from experiments.mcqa_explain import Shape, memory, stages, table
-from experiments.mcqa_options import MCQA_METHODS, POSITIONS, Mcqa, McqaBanks, Network, _budget, for_width, quick
+from experiments.mcqa_options import MCQA_METHODS, POSITIONS, Mcqa, McqaBanks, NetworkOptions, _budget, for_width, quick
+from experiments.methods import handle_mass
 from experiments.metrics import Metrics
 from experiments.records import open_run
 from experiments.running import run_experiment
@@ -116,6 +118,18 @@ def test_mib_files_name_their_site_and_average_their_families(run):
         assert np.mean(scores) == pytest.approx(unit.arrays[f"{method}/hits"].mean())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_chosen_handles_are_read_back_for_this_decoder_and_refused_for_another(run, method):
+    config, folder = run
+    path = config.out / "handles" / f"{method}-seed-0.safetensors"
+    choice = load(path, load_subject(config.network).network)
+    assert choice.variables == VARIABLES
+    found = handle_mass(choice.handles, 4)
+    np.testing.assert_allclose(found, folder.units()[0].arrays[f"{method}/mass"], rtol=1e-6)
+    with pytest.raises(ValueError, match="got a choice of a network with weights"):
+        load(path, load_subject(NetworkOptions("planted")).network)
+
+
 def test_a_complete_run_is_resumed_without_work_and_shown_from_its_records(run, capsys):
     config, folder = run
     before = (config.out / "units" / "seed-0.json").stat().st_mtime_ns
@@ -172,15 +186,15 @@ def test_explain_of_gemma_saves_a_hundredfold():
 
 
 def test_scorers_are_readouts_of_the_same_outputs():
-    subject = load_subject(Network())
+    subject = load_subject(NetworkOptions())
     questions = make_questions(CONFIG.banks, subject, 1)
     assert questions.accuracy >= 0.98
     strict, letters = (
         make_bench(subject, questions, dataclasses.replace(CONFIG, scorer=s)) for s in ("strict", "letters")
     )
-    assert strict.readout == CLASSES
-    assert letters.readout == Classes(26)
-    np.testing.assert_array_equal(strict.fit[0].outputs, letters.fit[0].outputs)
+    assert strict.fit.readout == CLASSES
+    assert letters.fit.readout == Classes(26)
+    np.testing.assert_array_equal(strict.fit.runs.outputs, letters.fit.runs.outputs)
 
 
 def test_quick_keeps_what_flags_chose():
@@ -193,7 +207,7 @@ def test_quick_keeps_what_flags_chose():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": Network(gib=0.0)}, "--network.gib"),
+        ({"network": NetworkOptions(gib=0.0)}, "--network.gib"),
         ({"banks": McqaBanks(spare=0.5)}, "--banks.spare"),
         ({"banks": McqaBanks(fit=2)}, "--banks.fit"),
         ({"das": DasOptions((65,))}, "--das.ranks"),
@@ -209,7 +223,7 @@ def test_retraining_needs_a_folder_and_networks_must_exist(tmp_path):
     with pytest.raises(ValueError, match="got --retrain without --out"):
         mcqa.retrain(Mcqa())
     with pytest.raises((ValueError, ImportError)):
-        load_subject(Network(model=str(tmp_path)))
+        load_subject(NetworkOptions(model=str(tmp_path)))
 
 
 def test_the_table_explains_itself():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from abstraction.interventions import factual_outputs
-from abstraction.models import Decoder
+from abstraction.models import Decoder, Network
 from abstraction.models.decoder_files import FILE
 from abstraction.tasks import mcqa
 from abstraction.tasks.symbols import score, symbol_classes
@@ -25,8 +25,8 @@ from experiments.mcqa_network import (
 )
 
 
-@pytest.fixture(scope="module")
-def network():
+@pytest.fixture(name="shipped", scope="module")
+def _shipped():
     return embedded_network()
 
 
@@ -35,21 +35,21 @@ def log():
     return json.loads((SHIPPED / LOG).read_text())
 
 
-def test_it_answers_prompts_it_was_not_trained_on(network):
-    decoder, params, tokenizer = network
+def test_it_answers_prompts_it_was_not_trained_on(shipped):
+    network, tokenizer = shipped
     setting = mcqa.sample_settings(np.random.default_rng(12345), 1000)
     tokens = mcqa.encode(setting, tokenizer).tokens
-    logits = factual_outputs(Decoder(decoder.config), params, tokens)
+    logits = factual_outputs(Network(Decoder(network.model.config), network.params), tokens)
     labels = np.stack([setting[name] for name in mcqa.LABELS], axis=1)
     found = score(logits, symbol_classes(tokenizer), tokenizer, mcqa.MODEL.run(setting)["answer"], labels)
     assert found["strict"].mean() >= 0.99
-    assert factual_outputs(decoder, params, tokens[:2]).shape == (2, 27)
+    assert factual_outputs(network, tokens[:2]).shape == (2, 27)
 
 
-def test_the_pointer_and_later_the_answer_are_at_the_last_token(network):
-    decoder, params, tokenizer = network
+def test_the_pointer_and_later_the_answer_are_at_the_last_token(shipped):
+    network, tokenizer = shipped
     bank = mcqa.make_banks(4321, {"test": 600})["test"].bank
-    judged = judge_network(decoder, params, tokenizer, bank)
+    judged = judge_network(network, tokenizer, bank)
     pointer, answer = (judged[name] for name in mcqa.VARIABLES)
     assert judged["accuracy"] >= 0.99
     assert pointer["sensitive"][RECIPE.pointer_block] >= 0.95
@@ -57,12 +57,12 @@ def test_the_pointer_and_later_the_answer_are_at_the_last_token(network):
     assert max(answer["sensitive"][RECIPE.pointer_block + 1 :]) >= 0.95
     # Where the letters are the base's, the two variables agree: a third of the pairs.
     assert answer["sensitive"][RECIPE.pointer_block] <= 0.4
-    assert answer["invariant"] == [None] * decoder.config.depth
+    assert answer["invariant"] == [None] * network.model.config.depth
 
 
-def test_the_log_is_of_these_weights(network, log):
+def test_the_log_is_of_these_weights(shipped, log):
     assert (SHIPPED / FILE).stat().st_size < 2_000_000
-    assert log["weights"] == weights_digest(network[1])
+    assert log["weights"] == weights_digest(shipped[0].params)
     assert log["recipe"] == json.loads(json.dumps(dataclasses.asdict(RECIPE)))
     assert log["steps"] == len(log["history"]) * RECIPE.steps
     assert log["test"]["accuracy"] >= 0.99
@@ -79,13 +79,13 @@ def test_training_lowers_the_loss_and_writes_what_it_says(tmp_path):
     assert len(said) == 4
     assert said[-1].startswith("network, stage 2, epoch 2: loss ")
     written = json.loads((tmp_path / LOG).read_text())
-    assert weights_digest(embedded_network(tmp_path)[1]) == written["weights"]
+    assert weights_digest(embedded_network(tmp_path)[0].params) == written["weights"]
     assert [epoch["stage"] for epoch in written["history"]] == [1, 1, 2, 2]
     assert written["history"][-1]["loss"] < written["history"][0]["loss"]
 
 
-def test_pairs_are_labelled_by_the_causal_model(network):
-    tokenizer = network[2]
+def test_pairs_are_labelled_by_the_causal_model(shipped):
+    tokenizer = shipped[1]
     pairs = training_pairs(np.random.default_rng(0), 200, tokenizer)
     base, source = (np.asarray(prompts.tokens) for prompts in (pairs.base, pairs.source))
     # "... {label}. {choice}\n" four times, then "Answer:"; the colour is the fourth word

@@ -1,6 +1,7 @@
 """What a tested method writes down: where its handle sits, its accuracies with their intervals, its controls."""
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,15 +11,28 @@ import pytest
 from heqruns import SPLITS, VARIABLES
 from scipy import stats
 
+from abstraction.artifacts import description, load
 from abstraction.causal import PairBank
-from abstraction.evaluation import Tally, judge_controls
-from abstraction.interventions import Basis, Handle, LocalHandle, random_frames, rotation_basis, unit_sites
-from abstraction.localization import CutMenu, Transport, gather_evidence, record_bank
-from abstraction.models import MLP
+from abstraction.causal.pairs import digest
+from abstraction.evaluation import Recorded, Repeats, Tally
+from abstraction.evaluation.judging import judge_controls
+from abstraction.interventions import Basis, Handle, rotation_basis, unit_sites
+from abstraction.interventions.bases import random_frames
+from abstraction.localization import Choice, CutMenu, Transport
+from abstraction.models import MLP, Network
 from abstraction.tasks import equality
 from experiments.config import EqualityBanks
-from experiments.heq import _draw_banks, _identity_rows
-from experiments.methods import Bench, handle_mass, run_localization, tally_rows, test_outcome
+from experiments.heq import _draw_banks, record_equality
+from experiments.methods import (
+    Bench,
+    Outcome,
+    control_rows,
+    handle_mass,
+    keep_choice,
+    run_localization,
+    tally_rows,
+    test_outcome,
+)
 from experiments.records import Row
 
 test_outcome.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
@@ -52,14 +66,14 @@ def _interval(rows: dict[tuple[str, str], float], variable: str) -> tuple[float,
 def test_the_mass_of_native_handles_is_the_size_of_their_weights(rng: np.random.Generator):
     weight = rng.normal(size=(2, 3, 5)).astype(np.float32)
     assert weight.min() < 0
-    np.testing.assert_array_equal(handle_mass(Handle(weight), 3), np.abs(weight))
+    np.testing.assert_array_equal(handle_mass(Handle("hidden", weight), 3), np.abs(weight))
 
 
 def test_the_mass_of_a_rotated_local_handle_is_the_diagonal_of_its_projector(rng: np.random.Generator):
     rotation = np.linalg.qr(rng.normal(size=(2, 5, 5)))[0]
     rank, depth = (2, 4), (2, 0)
     weight = np.stack([np.arange(5) < k for k in rank]).astype(float)
-    mass = handle_mass(LocalHandle(np.array(depth), weight, rotation_basis(rotation)), 3)
+    mass = handle_mass(Handle("hidden", weight, rotation_basis(rotation), np.array(depth)), 3)
     expected = np.zeros((2, 3, 5))
     for v in range(2):
         directions = rotation[v][:, : rank[v]]
@@ -71,7 +85,7 @@ def test_the_mass_of_a_rotated_local_handle_is_the_diagonal_of_its_projector(rng
 def test_the_mass_of_an_oblique_handle_is_the_diagonal_of_what_it_writes(rng: np.random.Generator):
     encoder, weight = rng.normal(size=(2, 3, 5, 4)), rng.uniform(size=(2, 3, 4))
     decoder = rng.normal(size=(2, 3, 4, 5))
-    mass = handle_mass(Handle(weight, Basis(encoder, decoder, np.zeros((2, 3, 5)))), 3)
+    mass = handle_mass(Handle("hidden", weight, Basis(encoder, decoder, np.zeros((2, 3, 5)))), 3)
     for v, depth in np.ndindex(2, 3):
         full = encoder[v, depth] @ np.diag(weight[v, depth]) @ decoder[v, depth]
         np.testing.assert_allclose(mass[v, depth], np.diag(full), rtol=1e-12, atol=1e-14)
@@ -79,7 +93,7 @@ def test_the_mass_of_an_oblique_handle_is_the_diagonal_of_what_it_writes(rng: np
 
 def test_a_native_local_handle_has_its_mass_at_its_depth_alone():
     weight = np.array([[1.0, 0.0, 2.0], [0.0, 0.5, 0.0]])
-    mass = handle_mass(LocalHandle(np.array([1, 3]), weight), 4)
+    mass = handle_mass(Handle("hidden", weight, depth=np.array([1, 3])), 4)
     assert mass.shape == (2, 4, 3)
     np.testing.assert_array_equal(mass[[0, 1], [1, 3]], weight)
     assert mass.sum() == weight.sum()
@@ -87,7 +101,7 @@ def test_a_native_local_handle_has_its_mass_at_its_depth_alone():
 
 def test_the_full_rotation_has_unit_mass_everywhere(rng: np.random.Generator):
     basis = rotation_basis(random_frames(jax.random.key(0), (1,), 6))
-    mass = handle_mass(LocalHandle(np.array([0]), np.ones((1, 6), np.float32), basis), 1)
+    mass = handle_mass(Handle("hidden", np.ones((1, 6), np.float32), basis, np.array([0])), 1)
     np.testing.assert_allclose(mass, 1, rtol=1e-5)  # float32 frames
 
 
@@ -148,25 +162,23 @@ def test_the_mean_counts_of_a_control_have_an_interval_between_its_neighbours():
 @pytest.fixture(scope="module")
 def bench() -> Bench:
     """Record small banks of an untrained network that is right on some base inputs and wrong on others."""
-    params, vectors = MODEL.init(jax.random.key(3)), equality.entities(5)
+    network, vectors = Network(MODEL, MODEL.init(jax.random.key(3))), equality.entities(5)
     banks = equality.paper_banks(5, size=60, fit_pool=256, calibration_pool=256, test_pool=256)
 
-    def recorded(bank: PairBank) -> tuple[Any, PairBank]:
-        return record_bank(
-            MODEL, params, lambda s: equality.encode(vectors, equality.rows_of(s)), bank, tap="hidden"
-        ), bank
+    def recorded(bank: PairBank) -> Recorded:
+        return record_equality(network, vectors, bank)
 
     tests = {split: recorded(bank) for split, bank in banks.tests.items()}
-    evidence = gather_evidence([recorded(banks.calibration)])
-    return Bench(MODEL, params, unit_sites(MODEL.taps["hidden"]), recorded(banks.fit), evidence, tests)
+    sites = unit_sites(network.taps["hidden"])
+    return Bench(network, sites, recorded(banks.fit), recorded(banks.calibration), tests)
 
 
 def test_the_identity_control_is_right_exactly_where_the_network_already_gives_the_label(bench: Bench):
-    rows = {(row.variable, row.split, row.metric): row.value for row in _identity_rows(bench, 5)}
+    rows = {(row.variable, row.split, row.metric): row.value for row in control_rows(bench, "heq", 5)}
     assert {variable for variable, _, _ in rows} == set(VARIABLES)
     for split in SPLITS:
-        recording, bank = bench.tests[split]
-        base = np.asarray(MODEL.apply(bench.params, recording.inputs)[0]).argmax(axis=-1)
+        recorded = bench.tests[split]
+        base, bank = np.asarray(bench.network(recorded.runs.inputs)[0]).argmax(axis=-1), recorded.bank
         assert len(np.unique(base)) == 2
         # With two classes, sensitive pairs are hit where the network is wrong on the base, others where it is right.
         right = base == bank.factual
@@ -176,11 +188,54 @@ def test_the_identity_control_is_right_exactly_where_the_network_already_gives_t
             assert rows[variable, split, "pairs"] == 60
 
 
+def test_the_level_of_chance_is_what_the_best_constant_answer_scores(bench: Bench):
+    rows = {(row.variable, row.split): row for row in control_rows(bench, "heq", 5) if row.metric == "chance"}
+    assert {(row.method, row.seed) for row in rows.values()} == {("control-identity", 5)}
+    assert set(rows) == {(variable, split) for variable in VARIABLES for split in SPLITS}
+    for split in SPLITS:
+        bank = bench.tests[split].bank
+        levels = []
+        for v, variable in enumerate(("wx", "yz")):
+            ones = bank.labels[v][bank.eligible[v]].mean()
+            levels.append(max(ones, 1 - ones))
+            assert rows[variable, split].value == pytest.approx(levels[-1], rel=1e-12)
+        assert rows["mean", split].value == pytest.approx(np.mean(levels), rel=1e-12)
+
+
+def test_a_variable_without_pairs_has_no_level_of_chance(bench: Bench):
+    recorded = bench.tests["test"]
+    eligible = recorded.bank.eligible & np.array([[True], [False]])
+    alone = dataclasses.replace(recorded, bank=dataclasses.replace(recorded.bank, eligible=eligible))
+    rows = control_rows(dataclasses.replace(bench, tests={"test": alone}), "heq", 5)
+    levels = {row.variable: row.value for row in rows if row.metric == "chance"}
+    assert set(levels) == {"wx", "mean"}
+    assert levels["mean"] == levels["wx"]
+
+
+def _found(bench: Bench) -> Outcome:
+    return run_localization(bench, Transport("depth", (0.3, 1.0), (1.0,), 50), CutMenu((1, 3), (1.0, 2.0)))
+
+
+def test_a_kept_choice_is_read_back_for_its_network_and_refused_for_another(bench: Bench, tmp_path: Path):
+    choice = _found(bench).choice
+    keep_choice(tmp_path, bench, choice, "ot-seed-5")
+    path = tmp_path / "handles" / "ot-seed-5.safetensors"
+    again = load(path, bench.network)
+    assert isinstance(again, Choice)
+    assert again.variables == ("wx", "yz")
+    assert list(again.settings) == list(choice.settings)
+    leaves = [jax.tree.leaves((each.handles, each.tally)) for each in (again, choice)]
+    for ours, theirs in zip(*leaves, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert description(path)["data"] == digest(bench.fit.bank)
+    other = Network(MODEL, MODEL.init(jax.random.key(4)))
+    with pytest.raises(ValueError, match=r"got a choice of a network with weights .*, expected"):
+        load(path, other)
+
+
 def _tested(bench: Bench, seed: int = 5) -> tuple[list[Row], dict[str, Any], dict[str, np.ndarray]]:
-    menu = CutMenu((1, 3), (1.0, 2.0))
-    outcome = run_localization(bench, Transport("depth", (0.3, 1.0), (1.0,), 50), menu)
     return test_outcome(
-        bench, outcome, experiment="heq", method="ot", seed=seed, key=jax.random.key(1), draws=3, shuffles=2
+        bench, _found(bench), experiment="heq", method="ot", seed=seed, key=jax.random.key(1), draws=3, shuffles=2
     )
 
 
@@ -196,11 +251,8 @@ def test_a_tested_method_leaves_rows_for_itself_and_its_controls(bench: Bench):
 
 
 def test_control_rows_are_the_counts_of_the_controls(bench: Bench):
-    menu = CutMenu((1, 3), (1.0, 2.0))
-    outcome = run_localization(bench, Transport("depth", (0.3, 1.0), (1.0,), 50), menu)
-    controls = judge_controls(
-        jax.random.key(1), MODEL, bench.params, outcome.choice.handles, bench.tests, draws=3, shuffles=2
-    )
+    outcome = _found(bench)
+    controls = judge_controls(jax.random.key(1), bench.network, outcome.choice.handles, bench.tests, Repeats(3, 2))
     values = {(row.method, row.variable, row.split, row.metric): row.value for row in _tested(bench)[0]}
     for kind, splits in controls._asdict().items():
         for split, tally in splits.items():

@@ -1,7 +1,6 @@
 """Run folders: what is written is read back bit for bit, damage is named and nothing is overwritten."""
 
 import csv
-import dataclasses
 import json
 import math
 import os
@@ -9,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from heqruns import snapshot
+from heqruns import VALUES, Inner, Options, plain_unit, snapshot
 
-from experiments.records import Row, RunFolder, Unit, create_run, digest, open_run, write_atomically
+from experiments import records
+from experiments.files import write_atomically
+from experiments.records import Row, RunFolder, create_run, digest, open_run
 
 COLUMNS = ["experiment", "method", "variable", "split", "metric", "seed", "value"]
-VALUES = [0.1 + 0.2, 1 / 3, 1e-300, 5e-324, -0.0, 123456789.123456789, math.inf, 7.0]
 ARRAYS = {
     "floats": np.array([0.1, -0.0, np.nan, np.inf, 1e-45], np.float32),
     "doubles": np.array([[1 / 3], [math.pi]]),
@@ -26,35 +26,13 @@ ARRAYS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Inner:
-    """Nested options."""
-
-    size: int = 3
-    rate: float = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Options of a run."""
-
-    seeds: str = "1:3"
-    method: str = "ot"
-    inner: Inner = Inner()
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     return create_run(tmp_path / "run", Options(), resume=False)
 
 
-def _unit(name: str = "seed-1", **arrays: np.ndarray) -> Unit:
-    rows = [Row("heq", f"m{place}", "wx", "test", "iia", 1, value) for place, value in enumerate(VALUES)]
-    return Unit(name, rows, {"note": "x", "nested": {"list": [1, 2.5, None, True]}}, arrays or {"a": np.arange(3.0)})
-
-
 def test_rows_and_details_survive_writing(run: RunFolder):
-    unit = _unit()
+    unit = plain_unit()
     run.write_unit(unit)
     read = run.read_unit("seed-1")
     assert read.rows == unit.rows
@@ -64,26 +42,26 @@ def test_rows_and_details_survive_writing(run: RunFolder):
 
 
 def test_values_that_are_not_numbers_survive_writing(run: RunFolder):
-    run.write_unit(_unit()._replace(rows=[Row("heq", "m", "wx", "test", "iia", 1, math.nan)]))
+    run.write_unit(plain_unit()._replace(rows=[Row("heq", "m", "wx", "test", "iia", 1, math.nan)]))
     assert math.isnan(run.read_unit("seed-1").rows[0].value)
 
 
 def test_numpy_details_become_plain_ones(run: RunFolder):
     details = {"array": np.arange(3), "number": np.float32(0.5), "count": np.int64(4), "path": Path("a") / "b"}
-    run.write_unit(_unit()._replace(details=details))
+    run.write_unit(plain_unit()._replace(details=details))
     expected = {"array": [0, 1, 2], "number": 0.5, "count": 4, "path": "a/b"}
     assert run.read_unit("seed-1").details == expected
 
 
-def test_details_that_json_cannot_hold_are_refused_and_leave_no_complete_unit(run: RunFolder):
+def test_details_that_json_cannot_hold_are_refused_and_leave_no_completeplain_unit(run: RunFolder):
     with pytest.raises(TypeError, match="expected something JSON can hold"):
-        run.write_unit(_unit()._replace(details={"what": object()}))
+        run.write_unit(plain_unit()._replace(details={"what": object()}))
     assert run.unit_names() == []
 
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_survive_writing_bit_for_bit(run: RunFolder, name: str):
-    run.write_unit(_unit(**{name: ARRAYS[name]}))
+    run.write_unit(plain_unit(**{name: ARRAYS[name]}))
     read = run.read_unit("seed-1").arrays
     assert list(read) == [name]
     assert (read[name].dtype, read[name].shape) == (ARRAYS[name].dtype, ARRAYS[name].shape)
@@ -91,7 +69,7 @@ def test_arrays_survive_writing_bit_for_bit(run: RunFolder, name: str):
 
 
 def test_metrics_have_the_documented_columns_and_exact_values(run: RunFolder):
-    units = [_unit("seed-1"), _unit("seed-2")]
+    units = [plain_unit("seed-1"), plain_unit("seed-2")]
     run.write_metrics(units)
     with (run.path / "metrics.csv").open(newline="") as file:
         header, *lines = csv.reader(file)
@@ -103,7 +81,7 @@ def test_metrics_have_the_documented_columns_and_exact_values(run: RunFolder):
 
 def test_metrics_are_plain_lines_whatever_the_names_hold(run: RunFolder):
     row = Row("heq", 'a,"b"', "w\nx", "test", "iia", 3, 0.5)
-    run.write_metrics([_unit()._replace(rows=[row])])
+    run.write_metrics([plain_unit()._replace(rows=[row])])
     with (run.path / "metrics.csv").open(newline="") as file:
         assert list(csv.reader(file))[1] == ["heq", 'a,"b"', "w\nx", "test", "iia", "3", "0.5"]
 
@@ -117,7 +95,7 @@ def test_a_replacement_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no replacement"):
         write_atomically(path, b"new content")
-    assert path.read_bytes() == b"old"
+    assert snapshot(tmp_path) == {"metrics.csv": b"old"}
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -131,7 +109,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, b"new content")
-    assert path.read_bytes() == b"old"
+    assert snapshot(tmp_path) == {"metrics.csv": b"old"}, "no half-written file stays"
 
 
 def test_a_unit_without_its_json_file_is_not_complete(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
@@ -145,67 +123,18 @@ def test_a_unit_without_its_json_file_is_not_complete(run: RunFolder, monkeypatc
 
     monkeypatch.setattr("experiments.records.write_atomically", first_only)
     with pytest.raises(OSError, match="interrupted"):
-        run.write_unit(_unit())
+        run.write_unit(plain_unit())
     assert [path.name for path in written] == ["seed-1.safetensors"]
     assert run.unit_names() == []
 
 
 def test_units_are_in_natural_order_and_leftovers_are_not_units(run: RunFolder):
     for name in ("seed-10", "seed-2", "seed-1"):
-        run.write_unit(_unit(name))
+        run.write_unit(plain_unit(name))
     (run.path / "units" / ".seed-3.json.77.tmp").write_text("{")
     (run.path / "units" / "seed-4.safetensors").write_bytes(b"")
     assert run.unit_names() == ["seed-1", "seed-2", "seed-10"]
     assert [unit.name for unit in run.units()] == ["seed-1", "seed-2", "seed-10"]
-
-
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def _flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(bytes(content))
-
-
-def _drop_the_rows(path: Path) -> None:
-    content = json.loads(path.read_text())
-    del content["rows"]
-    path.write_text(json.dumps(content))
-
-
-def _drop_a_column(path: Path) -> None:
-    content = json.loads(path.read_text())
-    content["rows"][0].pop()
-    path.write_text(json.dumps(content))
-
-
-DAMAGES = {
-    "cut json": ("seed-1.json", _cut),
-    "empty json": ("seed-1.json", lambda path: path.write_text("")),
-    "json of another kind": ("seed-1.json", lambda path: path.write_text("[]")),
-    "json without rows": ("seed-1.json", _drop_the_rows),
-    "row without value": ("seed-1.json", _drop_a_column),
-    "cut arrays": ("seed-1.safetensors", _cut),
-    "missing arrays": ("seed-1.safetensors", Path.unlink),
-    "other arrays": ("seed-1.safetensors", _flip_a_bit),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_named_and_nothing_is_changed(run: RunFolder, damage: str):
-    run.write_unit(_unit())
-    run.write_unit(_unit("seed-2"))
-    name, spoil = DAMAGES[damage]
-    spoil(run.path / "units" / name)
-    before = snapshot(run.path)
-    # The JSON file is named whichever file is damaged: deleting it is what makes the unit be computed again.
-    for read in (lambda: run.read_unit("seed-1"), run.units, lambda: create_run(run.path, Options(), resume=True)):
-        with pytest.raises(ValueError, match=r"damaged record .*units/seed-1\.json"):
-            read()
-    assert snapshot(run.path) == before
-    assert run.read_unit("seed-2").rows == _unit().rows
 
 
 def test_a_folder_with_a_run_is_refused_without_resume(run: RunFolder):
@@ -232,7 +161,7 @@ def test_only_the_nested_option_that_differs_is_named(run: RunFolder):
 def test_an_option_the_run_did_not_know_is_refused(run: RunFolder):
     stored = json.loads((run.path / "config.json").read_text())
     del stored["method"]
-    (run.path / "config.json").write_text(json.dumps(stored))
+    run.begin(stored)
     with pytest.raises(ValueError, match="method: got ot"):
         create_run(run.path, Options(), resume=True)
 
@@ -299,6 +228,25 @@ def test_the_manifest_gains_one_entry_per_invocation(run: RunFolder):
     first, second = json.loads((run.path / "manifest.json").read_text())["invocations"]
     assert (first["seeds"], second["seeds"]) == ([1, 2], [3])
     assert {"git", "versions", "device", "command", "started"} <= set(first)
+    assert (first["changed"], second["changed"]) == ([], [])
+
+
+def test_what_changed_between_two_legs_is_told_and_kept(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    now = records.provenance()
+    versions = {**now["versions"], "jax": "0.0.1"}
+    git = {"revision": "a" * 40, "dirty": now["git"]["dirty"]}
+    device = {**now["device"], "devices": ["TPU v9", "TPU v9"]}
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "provenance", lambda: {**now, "versions": versions, "git": git, "device": device})
+        assert run.add_to_manifest(seeds=[1]) == []
+    changed = run.add_to_manifest(seeds=[1])
+    assert changed == [
+        f"jax 0.0.1 -> {now['versions']['jax']}",
+        f"git revision aaaaaaaaaaaa -> {now['git']['revision'][:12] or 'unknown'}",
+        f"devices TPU v9, TPU v9 -> {', '.join(now['device']['devices'])}",
+    ]
+    assert [entry["changed"] for entry in run.invocations] == [[], changed]
+    assert run.invocations[0]["versions"]["jax"] == "0.0.1"
 
 
 SAME = {"a": np.arange(6, dtype=np.int32).reshape(2, 3), "b": np.array([0.5, -0.0])}

@@ -11,7 +11,7 @@ from scipy import stats
 from experiments import reports
 from experiments.paper import reference
 from experiments.records import Row, RunFolder
-from experiments.tables import Metrics
+from experiments.tables import Metrics, beside_controls
 
 TWO_SEEDS = {1: {"plot-ot": 0.98, "full-state": 0.5}, 2: {"plot-ot": 0.99, "full-state": 0.5}}
 
@@ -165,8 +165,51 @@ def test_numerical_trouble_is_said_aloud(tmp_path: Path, capsys, problem: dict, 
     assert f"note gw: {words}, in 1 of 2 seeds" in " ".join(text.split())
 
 
-def test_no_trouble_is_no_note(run: RunFolder, capsys):
-    text, _ = _shown(run, capsys)
+def _beside(accuracy: float, *, chance: float | None = None, **levels: float) -> list[str]:
+    """Return the notes on a method `m` of 1000 pairs per variable beside controls of these levels."""
+    rows = accuracy_rows("m", 1, {"test": accuracy})
+    for kind, level in levels.items():
+        name = "control-identity" if kind == "identity" else f"control-{kind}-m"
+        rows += accuracy_rows(name, 1, {"test": level})
+    if chance is not None:
+        rows.append(Row("heq", "control-identity", "mean", "test", "chance", 1, chance))
+    metrics = Metrics(rows)
+    return beside_controls(metrics, metrics.methods)
+
+
+LOWER = _exact(0.9 * 2 * PAIRS, 2 * PAIRS)[0]
+"""The lower end of the interval of .9."""
+
+
+@pytest.mark.parametrize("kind", ["random", "shuffled", "identity", "chance"])
+def test_a_method_whose_interval_reaches_a_control_is_named_with_it(kind: str):
+    levels = dict.fromkeys(("random", "shuffled", "identity", "chance"), 0.5)
+    [note] = _beside(0.9, **{**levels, kind: LOWER + 1e-3})
+    assert note == f"note  m: 0.9000 is not above its controls ({kind} {LOWER + 1e-3:.4f})"
+    assert _beside(0.9, **{**levels, kind: LOWER - 1e-3}) == []
+
+
+def test_every_control_that_is_reached_is_named():
+    [note] = _beside(0.4, random=0.6, shuffled=0.2, identity=0.5, chance=0.5)
+    assert note == "note  m: 0.4000 is not above its controls (random 0.6000, identity 0.5000, chance 0.5000)"
+
+
+def test_a_method_without_controls_is_not_compared_and_controls_are_not_methods():
+    assert _beside(0.9) == []
+    assert not [
+        note for note in _beside(0.9, random=0.1, shuffled=0.1, identity=0.0) if "control-" in note.split(":")[0]
+    ]
+
+
+def test_the_table_names_the_method_that_is_not_above_its_controls_and_no_other(tmp_path: Path, capsys):
+    text, _ = _shown(handmade_run(tmp_path, [handmade_unit(1, {"das": 0.9, "gw": 0.48})]), capsys)
+    flat = " ".join(text.split())
+    assert "note gw: 0.4800 is not above its controls (shuffled 0.4870)" in flat
+    assert "das: " not in flat
+
+
+def test_no_trouble_is_no_note(tmp_path: Path, capsys):
+    text, _ = _shown(handmade_run(tmp_path, [handmade_unit(1, {"das": 0.9, "plot-ot": 0.98})]), capsys)
     assert "note " not in text
     assert "WARNING" not in text
 
@@ -197,7 +240,14 @@ def test_the_command_prints_the_same_from_the_units_alone(run: RunFolder, capsys
     run.write_metrics(run.units())
     before = snapshot(run.path)
     assert command("tables", "--out", run.path) == (0, shown, "")
+    assert command("tables", run.path) == (0, shown, "")
     assert snapshot(run.path) == before
+
+
+def test_a_unit_that_was_deleted_is_told(run: RunFolder, capsys):
+    (run.path / "units" / "seed-2.json").unlink()
+    text, _ = _shown(run, capsys)
+    assert "note  seed-2 was computed and is not there: --resume computes it again" in text
 
 
 def test_the_command_refuses_what_is_not_a_run(run: RunFolder, tmp_path: Path):

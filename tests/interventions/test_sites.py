@@ -9,22 +9,17 @@ from abstraction.interventions import (
     Handle,
     InOrder,
     Interchange,
-    LocalHandle,
-    at_one_depth,
-    band_sites,
-    basis_at,
     coordinate_sites,
-    feature_ranks,
     group_sites,
-    patched_outputs,
-    pca_bases,
-    prefix_sites,
-    record_pairs,
     span_sites,
     state_sites,
     unit_sites,
 )
-from abstraction.models import GRU, MLP, Tap
+from abstraction.interventions.bases import pca_bases
+from abstraction.interventions.handles import at_one_depth
+from abstraction.interventions.patching import patched_outputs, run_pairs
+from abstraction.interventions.sites import band_sites, basis_at, feature_ranks, prefix_sites
+from abstraction.models import GRU, MLP, Network, Tap
 
 TAP = Tap("hidden", 5, 3)
 
@@ -140,37 +135,37 @@ def test_a_basis_is_picked_at_each_depth():
 def test_handles_of_one_depth_each_become_local():
     weight = np.zeros((3, 3, 5), np.float32)
     weight[0, 2, 1], weight[1, 0, :3] = 0.5, 1.0  # the third changes nothing
-    local = at_one_depth(Handle(weight, None, "hidden"))
-    assert isinstance(local, LocalHandle)
+    local = at_one_depth(Handle("hidden", weight))
     assert np.asarray(local.depth).tolist() == [2, 0, 0]
     np.testing.assert_array_equal(local.weight, [weight[0, 2], weight[1, 0], np.zeros(5)])
     weight[1, 1, 4] = -0.1
-    handles = Handle(weight, None, "hidden")
+    handles = Handle("hidden", weight)
     assert at_one_depth(handles) is handles, "one handle of two depths keeps the batch as it is"
-    single = Handle(weight[0])
+    single = Handle("hidden", weight[0])
     assert at_one_depth(single) is single
+    assert at_one_depth(local) is local
 
 
 @pytest.mark.parametrize(("model", "shape"), [(MLP(4, 5, 3, 2), (4,)), (GRU(2, 5, 3), (3, 2))])
 @pytest.mark.parametrize("basis", [None, BASES], ids=["native", "components"])
 def test_local_handles_give_the_outputs_of_the_handles_they_came_from(rng, model, shape, basis):
-    params = model.init(jax.random.key(0))
-    recording = record_pairs(model, params, *rng.standard_normal((2, 7, *shape)).astype(np.float32), taps=("hidden",))
+    network = Network(model, model.init(jax.random.key(0)))
+    runs = run_pairs(network, *rng.standard_normal((2, 7, *shape)).astype(np.float32), taps=("hidden",))
     weight = np.zeros((3, 3, 5), np.float32)
     weight[[0, 1, 2], [1, 0, 2]] = rng.uniform(size=(3, 5))
     repeated = jax.tree.map(lambda leaf: np.stack([leaf] * 3), basis)
-    handles = Handle(weight, repeated, "hidden")
+    handles = Handle("hidden", weight, repeated)
     local = at_one_depth(handles)
-    outputs = jax.vmap(lambda handle: patched_outputs(model, params, recording, handle))
-    assert isinstance(local, LocalHandle)
+    outputs = jax.vmap(lambda handle: patched_outputs(network, runs, handle))
+    assert np.asarray(local.depth).tolist() == [1, 0, 2]
     np.testing.assert_allclose(outputs(local), outputs(handles), rtol=1e-4, atol=1e-5)  # float32, another order
-    assert np.abs(outputs(handles) - recording.outputs).max() > 1e-3
+    assert np.abs(outputs(handles) - runs.outputs).max() > 1e-3
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: span_sites(TAP, BASES, [(1, [2])]), r"\[2\] in site 0, expected 0 to 1: .*depth 1 have rank 2"),
+        (lambda: span_sites(TAP, BASES, [(1, [2])]), r"\[2\] in site 0, expected 0 to 1, .*depth 1 have rank 2"),
         (lambda: span_sites(TAP, BASES, [(0, [0]), (2, [3])]), r"components \[3\] in site 1, .*depth 2 have rank 3"),
         (lambda: span_sites(TAP, BASES, [(0, [-1])]), r"got components \[-1\]"),
         (lambda: span_sites(TAP, BASES, [(0, [])]), r"got components \[\]"),
@@ -195,7 +190,6 @@ def test_spans_the_states_do_not_have_are_refused(build, message):
         (lambda: coordinate_sites(TAP, [(-1, [0])]), "at depth -1"),
         (lambda: coordinate_sites(TAP, [(0, [5])]), r"got coordinates \[5\] in site 0, expected some of 0 to 4"),
         (lambda: coordinate_sites(TAP, [(0, [])]), r"got coordinates \[\]"),
-        (lambda: unit_sites(Tap("logits", 2, None)), "without a depth axis"),
     ],
 )
 def test_sites_outside_the_tap_are_refused(build, message):

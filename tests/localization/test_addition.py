@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstraction.evaluation import Bits, tally_handles
+from abstraction.evaluation import Bits, record, tally_handles
 from abstraction.interventions import state_sites
-from abstraction.localization import measure_effects, record_bank, reference_couplings
-from abstraction.models import GRU
+from abstraction.localization import Signature, measure_effects
+from abstraction.localization.couplings import reference_couplings
+from abstraction.models import GRU, Network
 from abstraction.tasks import addition
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -25,23 +26,15 @@ def _adder(request):
     path = SHARED / "data" / f"binary_addition_gru_h16_seed{request.param}.npz"
     if not path.exists():
         pytest.skip("the trained adders are not beside this checkout")
-    params = MODEL.params_from_torch(np.load(path))
+    network = Network(MODEL, MODEL.params_from_torch(np.load(path)))
     banks = addition.structured_banks(request.param)
-    record = lambda bank: record_bank(MODEL, params, addition.encode, bank, tap="hidden")
+    recorded = lambda bank: record(network, addition.encode, bank, tap="hidden", readout=Bits())
     known = json.loads((SHARED / "reference" / "plot_known_answers.json").read_text())["seeds"][str(request.param)]
-    return request.param, params, banks, record, known
+    return request.param, network, banks, recorded, known
 
 
-def _full_swaps(params, recording, bank):
-    handles = SITES.handles()
-    return np.array(
-        [
-            tally_handles(
-                MODEL, params, recording, bank, handles, np.full(4, v), readout=Bits(),
-            ).iia
-            for v in range(3)
-        ]
-    )  # fmt: skip
+def _full_swaps(network, recorded):
+    return np.array([tally_handles(network, recorded, SITES.handles(), np.full(4, v)).iia for v in range(3)])
 
 
 def _hybrid(bank, step):
@@ -55,8 +48,8 @@ def _hybrid(bank, step):
 
 
 def test_full_swaps_score_what_the_hybrid_addition_says(adder):
-    _, params, banks, record, known = adder
-    scores = _full_swaps(params, record(banks.test), banks.test)
+    _, network, banks, recorded, known = adder
+    scores = _full_swaps(network, recorded(banks.test))
     for v in range(3):
         for step in range(4):
             right = _hybrid(banks.test, step) == banks.test.labels[v]
@@ -66,18 +59,16 @@ def test_full_swaps_score_what_the_hybrid_addition_says(adder):
 
 
 def test_the_carrys_timestep_scores_the_known_combined_accuracy(adder):
-    seed, params, banks, record, _ = adder
-    scores = _full_swaps(params, record(banks.test), banks.test).mean(axis=-1)
+    seed, network, banks, recorded, _ = adder
+    scores = _full_swaps(network, recorded(banks.test)).mean(axis=-1)
     np.testing.assert_allclose(np.diag(scores[:, :3]), FULL_SWAP[seed], atol=5e-5)  # four digits are known
 
 
 def test_signatures_and_costs_are_the_reference(adder):
-    _, params, banks, record, known = adder
+    _, network, banks, recorded, known = adder
     families = np.arange(banks.fit.size) % len(banks.families)
-    recording = record(banks.fit)
-    effects = measure_effects(
-        MODEL, params, recording, banks.fit, SITES, mode="bit_delta", unit=True, families=families
-    )
+    signature = Signature("bit_delta", unit=True, families=families)
+    effects = measure_effects(network, recorded(banks.fit), SITES, signature)
     assert effects.abstract.shape == (3, 130)
     unit = np.asarray(effects.abstract) / np.linalg.norm(effects.abstract, axis=1, keepdims=True)
     np.testing.assert_allclose(unit, known["abstract_signature_unit"], atol=1e-6)

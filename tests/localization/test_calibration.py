@@ -6,30 +6,22 @@ import numpy as np
 import pytest
 from oracles import top_k_handle
 
-from abstraction.causal import changes_any, sample_bank
-from abstraction.evaluation import tally_handles
+from abstraction.evaluation import record, tally_handles
 from abstraction.interventions import (
     Handle,
     InOrder,
     Interchange,
-    LocalHandle,
     coordinate_sites,
     group_sites,
-    pca_bases,
-    prefix_sites,
     state_sites,
     unit_sites,
 )
-from abstraction.localization import (
-    CutMenu,
-    calibrate,
-    calibrate_candidates,
-    gather_evidence,
-    handle_grid,
-    record_bank,
-)
-from abstraction.localization.calibration import select
-from abstraction.models import MLP, Tap
+from abstraction.interventions.bases import pca_bases
+from abstraction.interventions.sites import prefix_sites
+from abstraction.localization import CutMenu, Selection
+from abstraction.localization.calibration import calibrate, calibrate_candidates, select
+from abstraction.localization.cutting import handle_grid
+from abstraction.models import MLP, Network, Tap
 from abstraction.tasks import equality
 
 MODEL = MLP(16, 4, 2, 2)
@@ -45,9 +37,8 @@ def _encode(setting):
 @pytest.fixture(scope="module", name="setup")
 def _setup():
     banks = equality.independent_banks(0, fit=60, calibration=90, test=20, both=0.1)
-    params = MODEL.init(jax.random.key(0))
-    record = lambda bank: (record_bank(MODEL, params, _encode, bank, tap="hidden"), bank)
-    return params, banks, record
+    network = Network(MODEL, MODEL.init(jax.random.key(0)))
+    return network, banks, record(network, _encode, banks.calibration, tap="hidden")
 
 
 def _grid(menu, rng, epsilons=(0.1, 1.0), sites=SITES):
@@ -97,16 +88,14 @@ def _at(sites, depth):
 
 def test_a_grid_keeps_the_basis_of_its_sites(setup, rng):
     """Components are swapped as they are cut: with all of them at weight 1, a full swap."""
-    params, banks, record = setup
-    recording, bank = record(banks.calibration)
-    states = np.asarray(recording.base["hidden"])
+    network, _, evidence = setup
+    states = np.asarray(evidence.runs.base["hidden"])
     sites = prefix_sites(TAP, pca_bases(states), 4)
     grid = handle_grid(np.eye(2)[None], np.ones((2, 2)), sites, (("epsilon", (1.0,)),), CutMenu((1,), (1.0,)))
-    evidence = gather_evidence([(recording, bank)])
-    choice = calibrate(MODEL, params, evidence, grid, tap="hidden")
+    choice = calibrate(network, evidence, grid)
     np.testing.assert_array_equal(choice.handles.basis.encoder, np.stack([sites.basis.encoder] * 2))
     swaps = handle_grid(np.eye(2)[None], np.ones((2, 2)), state_sites(TAP), grid.axes[:1], CutMenu((1,), (1.0,)))
-    native = calibrate(MODEL, params, evidence, swaps, tap="hidden")
+    native = calibrate(network, evidence, swaps)
     np.testing.assert_array_equal(choice.tally.hits, native.tally.hits)
     np.testing.assert_allclose(choice.tally.loss, native.tally.loss, rtol=1e-4)  # float32 products with components
 
@@ -149,29 +138,13 @@ def test_keeping_some_values_of_an_axis(rng):
     assert dict(part.axes)["strength"] == (0.5, 2.0)
 
 
-@pytest.mark.parametrize(
-    ("menu", "message"),
-    [
-        (CutMenu((), (1.0,)), r"got subset sizes \[\]"),
-        (CutMenu((0,), (1.0,)), r"got subset sizes \[0\], expected values from 1 to 8"),
-        (CutMenu((9,), (1.0,)), r"got subset sizes \[9\]"),
-        (CutMenu((1,), (0.0,)), r"got strengths \[0.0\], expected positive"),
-        (CutMenu((1,), ()), r"got strengths \[\]"),
-    ],
-)
-def test_menus_outside_their_range_are_refused(rng, menu, message):
-    with pytest.raises(ValueError, match=message):
-        _grid(menu, rng)
-
-
 def test_calibration_evaluates_every_handle_and_picks_the_best(setup, rng):
-    params, banks, record = setup
-    recording, bank = record(banks.calibration)
+    network, _, evidence = setup
     grid, *_ = _grid(CutMenu((1, 2, 4), (0.5, 1.0)), rng)
-    choice = calibrate(MODEL, params, gather_evidence([(recording, bank)]), grid, tap="hidden")
+    choice = calibrate(network, evidence, grid)
     for v in range(2):
         flat = grid.weight[v].reshape(-1, 2, 4)
-        tally = tally_handles(MODEL, params, recording, bank, Handle(flat), np.full(len(flat), v))
+        tally = tally_handles(network, evidence, Handle("hidden", flat), np.full(len(flat), v))
         np.testing.assert_allclose(choice.scores[v].reshape(-1), tally.combined, rtol=1e-6)
         best = np.flatnonzero(tally.combined >= tally.combined.max() - 1e-9)
         winner = best[np.argmin(tally.mean_loss[best])]
@@ -183,31 +156,13 @@ def test_calibration_evaluates_every_handle_and_picks_the_best(setup, rng):
 
 
 def test_identical_handles_are_evaluated_once(setup, rng):
-    params, banks, record = setup
+    network, _, evidence = setup
     plan = np.repeat(rng.dirichlet(np.ones(8), (1, 2)), 3, axis=0).astype(np.float32)
     grid = handle_grid(plan, np.ones((2, 8)), SITES, (("epsilon", (1, 2, 3)),), CutMenu((1, 2), (1.0, 0.5)))
-    choice = calibrate(MODEL, params, gather_evidence([record(banks.calibration)]), grid, tap="hidden")
+    choice = calibrate(network, evidence, grid)
     assert choice.candidates == 12
     assert choice.evaluated <= 8
     assert [setting["epsilon"] for setting in choice.settings] == [1, 1]
-
-
-def test_selection_refuses_test_pairs(setup):
-    _, banks, record = setup
-    for split in banks.tests.values():
-        with pytest.raises(ValueError, match="got a test bank as evidence for a selection"):
-            gather_evidence([record(banks.calibration), record(split)])
-
-
-def test_evidence_must_exist_and_agree(setup):
-    _, banks, record = setup
-    with pytest.raises(ValueError, match="expected at least one"):
-        gather_evidence([])
-    other = sample_bank(
-        equality.EQUALITY, equality.independent_stream(0), [changes_any(5)], variables=("wx",), role="fit"
-    )
-    with pytest.raises(ValueError, match="of equal variables"):
-        gather_evidence([record(banks.calibration), record(other)])
 
 
 def test_the_shared_value_has_the_highest_mean_of_bests():
@@ -230,36 +185,33 @@ def test_a_loss_that_is_not_a_number_loses():
 
 
 def test_an_axis_that_is_not_there_cannot_be_shared(setup, rng):
-    params, banks, record = setup
+    network, _, evidence = setup
     grid, *_ = _grid(CutMenu((1,), (1.0,)), rng)
     with pytest.raises(ValueError, match=r"got shared axis 'beta', expected one of \['epsilon', 'subset'"):
-        calibrate(MODEL, params, gather_evidence([record(banks.calibration)]), grid, tap="hidden", shared_axis="beta")
+        calibrate(network, evidence, grid, Selection(shared_axis="beta"))
 
 
 def test_candidates_in_a_list_are_chosen_by_score_loss_and_cost(setup, rng):
-    params, banks, record = setup
+    network, _, evidence = setup
     weight = rng.uniform(0, 1, (6, 4)).astype(np.float32)
     weight[3] = weight[0]
-    handles = LocalHandle(np.zeros(6, np.int32), weight)
+    handles = Handle("hidden", weight, None, np.zeros(6, np.int32))
     variable = np.array([0, 0, 1, 0, 1, 1])
-    evidence = gather_evidence([record(banks.calibration)])
     settings = [{"name": i} for i in range(6)]
-    choice = calibrate_candidates(
-        MODEL, params, evidence, handles, variable, settings, cost=np.array([2.0, 1, 1, 1, 1, 1])
-    )
+    choice = calibrate_candidates(network, evidence, handles, variable, settings, cost=np.array([2.0, 1, 1, 1, 1, 1]))
     assert choice.settings[0]["name"] in (1, 3)  # 0 equals 3 and costs more
     assert choice.settings[1]["name"] in (2, 4, 5)
-    with pytest.raises(ValueError, match=r"got \[6, 0\] candidates per variable, expected at least one of each"):
-        calibrate_candidates(MODEL, params, evidence, handles, np.zeros(6, int), settings, cost=np.zeros(6))
+    with pytest.raises(ValueError, match=r"got \[6, 0\] candidates of \['wx', 'yz'\], expected at least one of each"):
+        calibrate_candidates(network, evidence, handles, np.zeros(6, int), settings, cost=np.zeros(6))
 
 
 def test_lists_of_unequal_length_are_chosen_from_one_variable_at_a_time(setup, rng):
-    params, banks, record = setup
+    network, _, evidence = setup
     weight, variable = rng.uniform(0, 1, (6, 4)).astype(np.float32), np.array([1, 0, 1, 1, 1, 0])
-    evidence, settings = gather_evidence([record(banks.calibration)]), [{"name": i} for i in range(6)]
-    handles, cost = LocalHandle(np.zeros(6, np.int32), weight), np.arange(6.0)
-    choice = calibrate_candidates(MODEL, params, evidence, handles, variable, settings, cost=cost)
-    tally = tally_handles(MODEL, params, *record(banks.calibration), handles, variable)
+    settings = [{"name": i} for i in range(6)]
+    handles, cost = Handle("hidden", weight, None, np.zeros(6, np.int32)), np.arange(6.0)
+    choice = calibrate_candidates(network, evidence, handles, variable, settings, cost=cost)
+    tally = tally_handles(network, evidence, handles, variable)
     for v, own in enumerate(([1, 5], [0, 2, 3, 4])):
         np.testing.assert_allclose(choice.scores[v, : len(own)], tally.combined[own], rtol=1e-12)
         assert np.isnan(choice.scores[v, len(own) :]).all()
@@ -279,3 +231,9 @@ def test_alone_takes_the_kth_heaviest_site_by_itself():
             for strength in range(2):
                 expected = (strength + 1.0) * np.eye(4)[site]
                 np.testing.assert_array_equal(grid.weight[variable, place, strength, 0], expected)
+
+
+def test_a_handle_of_every_site_has_no_tie_at_its_cut():
+    plan, cost = np.full((1, 2, SITES.size), 0.5 / SITES.size, np.float32), np.ones((2, SITES.size), np.float32)
+    grid = handle_grid(plan, cost, SITES, (("epsilon", (0.1,)),), CutMenu((SITES.size - 1, SITES.size), (1.0,)))
+    np.testing.assert_array_equal(grid.ambiguous[:, 0, :, 0], [[True, False]] * 2)

@@ -1,5 +1,8 @@
 """Couplings: known answers, limits, symmetries and diagnostics (PLOT, Sec. 3.2)."""
 
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -159,6 +162,104 @@ def test_relative_eps_makes_plans_free_of_the_costs_scale():
 
 def test_costs_without_spread_keep_the_ratio_as_eps():
     assert relative_epsilons(np.ones((2, 8)), np.ones((1, 8), bool), [0.3])[0, 0] == pytest.approx(0.3)
+
+
+def _forbidden(seed):
+    """Forbid one site of each variable, so that a plan still exists."""
+    cost = _random_cost(seed)
+    cost[0, 0] = cost[1, 3] = cost[2, 7] = np.inf
+    return cost
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("options", [{}, {"tau_neural": 0.6}, {"tau_abstract": 0.8, "tau_neural": 0.6}])
+def test_a_forbidden_pair_is_a_pair_of_endless_cost(seed, options):
+    """The oracle scales exp(-C / eps), which is 0 where C is infinite."""
+    cost, epsilon = _forbidden(seed), 0.1
+    coupling = _solve(cost, epsilon, **options)
+    plan = np.asarray(coupling.plan)[0, 0]
+    beta = lambda tau: None if tau == 1 else tau * epsilon / (1 - tau)
+    betas = {f"beta_{side}": beta(options.get(f"tau_{side}", 1.0)) for side in ("abstract", "neural")}
+    np.testing.assert_allclose(plan, sinkhorn(cost.astype(float), epsilon, **betas), atol=3e-6)  # float32
+    assert (plan[np.isinf(cost)] == 0).all()
+    assert coupling.converged.all()
+
+
+def test_eps_follows_the_costs_that_are_allowed():
+    cost, scopes = _forbidden(1), np.ones((1, 8), bool)
+    epsilons = relative_epsilons(cost, scopes, [0.1])
+    np.testing.assert_allclose(epsilons, 0.1 * cost[np.isfinite(cost)].astype(float).std(), rtol=1e-6)
+
+
+def test_a_plan_that_cannot_exist_has_not_converged():
+    """A variable of mass 1/3 cannot go to one site of capacity 1/8."""
+    cost = _random_cost(2)
+    cost[0, 1:] = np.inf
+    coupling = _solve(cost, 0.1)
+    assert not coupling.converged.any()
+    assert coupling.marginal_error.min() > 0.1
+
+
+@pytest.mark.parametrize("exponent", [-140, -83, -41, 41, 100])
+def test_a_plan_does_not_depend_on_the_unit_of_its_costs(exponent):
+    """Multiplied by a power of two the costs are the same numbers, so the plans are the same bits."""
+    cost, scopes = _random_cost(3) + np.float32(0.5), np.eye(2, dtype=bool).repeat(4, axis=1)
+    scaled = np.ldexp(cost.astype(np.float64), exponent)
+    epsilons, other = (relative_epsilons(c, scopes, [0.1, 1.0]) for c in (cost, scaled))
+    np.testing.assert_allclose(other, np.ldexp(epsilons.astype(float), exponent), rtol=1e-6)  # float32 sums
+    plain = sinkhorn_couplings(cost, epsilons, scopes)
+    there = sinkhorn_couplings(scaled, np.ldexp(epsilons.astype(float), exponent), scopes)
+    np.testing.assert_array_equal(there.plan, plain.plan)
+    reference = reference_couplings(cost, [0.1, 1.0], beta_neural=(None, 0.5))
+    beta = float(np.ldexp(0.5, exponent))
+    there = reference_couplings(scaled, np.ldexp([0.1, 1.0], exponent).tolist(), beta_neural=(None, beta))
+    np.testing.assert_allclose(there.plan, reference.plan, rtol=1e-4)  # powers of sums, rho rounded to float32
+
+
+def test_tiny_costs_are_solved_and_not_smeared():
+    cost = _random_cost(4)
+    tiny = cost * np.float32(1e-25)
+    plan = np.asarray(sinkhorn_couplings(tiny, relative_epsilons(tiny, np.ones((1, 8), bool), [0.1])).plan)[0, 0]
+    # eps is .1 standard deviations of the costs: float32 potentials of order 30 eps
+    np.testing.assert_allclose(plan, sinkhorn(cost.astype(float), 0.1 * cost.astype(float).std()), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_costs_in_ordinary_units_are_solved_as_they_are(scale):
+    cost = _random_cost(5) * np.float32(scale)
+    spread = np.asarray(cost)[:, np.ones(8, bool)].std()
+    epsilons = relative_epsilons(cost, np.ones((1, 8), bool), [0.3])
+    assert epsilons.dtype == np.float32
+    assert epsilons[0, 0] == spread * np.float32(0.3)
+
+
+def test_distances_in_any_unit_match_alike():
+    points = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.5], [4.0, 1.0]])
+    distance = np.linalg.norm(points[:, None] - points[None], axis=-1).astype(np.float32)
+    cross = _random_cost(6, (4, 4))
+    plain = gromov_wasserstein_couplings(distance, distance, [0.05], cross_cost=cross, alpha=0.5)
+    tiny = np.ldexp(distance.astype(float), -60)
+    there = gromov_wasserstein_couplings(
+        tiny, tiny, np.ldexp([0.05], -120).tolist(), cross_cost=np.ldexp(cross.astype(float), -120), alpha=0.5
+    )
+    # in units of 2^3 rather than 1, sums round differently
+    np.testing.assert_allclose(there.plan, plain.plan, atol=1e-4)
+
+
+def test_the_nearest_site_is_among_those_allowed():
+    cost = _random_cost(7)
+    cost[0, cost[0].argmin()] = np.inf
+    assert np.asarray(nearest_coupling(cost).plan).argmax(1).tolist() == cost.argmin(1).tolist()
+    scores = np.where(np.isinf(cost), -np.inf, -cost)
+    plan = np.asarray(score_coupling(scores).plan)
+    assert (plan[np.isinf(cost)] == 0).all()
+    np.testing.assert_allclose(plan.sum(1), 1 / 3, rtol=1e-6)
+
+
+def test_the_solver_is_imported_where_something_is_solved():
+    code = "import sys, abstraction.localization.couplings; print([n for n in sys.modules if n.split('.')[0] == 'ott'])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.03, 1.0])

@@ -7,19 +7,20 @@ import pytest
 from planted import UNITS, WIDTH, planted
 from scipy.special import expit
 
-from abstraction.evaluation import judge
+from abstraction.evaluation import tally_handles
+from abstraction.evaluation.judging import judge_alone
+from abstraction.interventions import rotation_basis
 from abstraction.localization import (
     Mask,
+    Search,
     SearchConfig,
     Weights,
     alignment_search,
     candidate_grid,
-    coordinate_support,
-    feature_support,
     full_supports,
-    gather_evidence,
-    train_candidates,
 )
+from abstraction.localization.searching import train_candidates
+from abstraction.localization.supports import coordinate_support, feature_support
 
 CONFIG = SearchConfig(batch_size=64, max_epochs=60, patience=60, cosine=True)
 
@@ -31,15 +32,17 @@ def _plant():
 
 def _coordinates(plant, variables=2, **options):
     """Search over native units: the support is not turned."""
-    tap = plant.model.taps["hidden"]
+    tap = plant.tap
     supports = [support._replace(turn=False) for support in full_supports(tap, range(variables))]
     return candidate_grid(jax.random.key(0), tap, supports, ranks=(1,), learning_rates=(5e-2,), **options)
 
 
 def _train(plant, candidates, featurizer, config=CONFIG):
-    return train_candidates(
-        jax.random.key(0), plant.model, plant.params, *plant.fit, candidates, featurizer, tap="hidden", config=config
-    )
+    return train_candidates(jax.random.key(0), plant.network, plant.fit, candidates, featurizer, config)
+
+
+def _combined(plant, handles):
+    return judge_alone(plant.network, handles, {"test": plant.test})["test"].combined
 
 
 def _one(candidates, index=0):
@@ -47,15 +50,14 @@ def _one(candidates, index=0):
 
 
 def test_a_mask_finds_exactly_the_planted_units(plant):
+    search, candidates = Search(Mask(), CONFIG, controls=None), _coordinates(plant, sparsities=(1e-2,))
     found = alignment_search(
-        jax.random.key(0), plant.model, plant.params, *plant.fit, _coordinates(plant, sparsities=(1e-2,)),
-        gather_evidence([plant.calibration]), Mask(), tap="hidden", config=CONFIG,
-    )  # fmt: skip
-    np.testing.assert_array_equal(found.choice.handles.weight, np.eye(WIDTH)[list(UNITS)])
-    np.testing.assert_array_equal(found.choice.handles.basis.encoder, np.broadcast_to(np.eye(WIDTH), (2, WIDTH, WIDTH)))
+        jax.random.key(0), plant.network, plant.fit, candidates, search, evidence=plant.calibration
+    )
+    np.testing.assert_array_equal(found.handles.weight, np.eye(WIDTH)[list(UNITS)])
+    np.testing.assert_array_equal(found.handles.basis.encoder, np.broadcast_to(np.eye(WIDTH), (2, WIDTH, WIDTH)))
     assert [setting["width"] for setting in found.choice.settings] == [1.0, 1.0]
-    tally = judge(plant.model, plant.params, found.choice.handles, {"test": plant.test})["test"]
-    np.testing.assert_array_equal(tally.combined, 1.0)
+    np.testing.assert_array_equal(_combined(plant, found.handles), 1.0)
 
 
 def test_more_sparsity_never_keeps_more_units(plant):
@@ -72,9 +74,10 @@ def test_more_sparsity_never_keeps_more_units(plant):
 
 def test_a_mask_of_rotated_features_finds_the_feature():
     plant = planted(rotate=True, gains=(2.0, 2.0))
-    tap = plant.model.taps["hidden"]
+    tap = plant.tap
     basis = np.linalg.qr(np.concatenate([plant.directions, np.eye(WIDTH)[:4]]).T)[0].astype(np.float32)
-    supports = [feature_support(tap, v, 0, basis, None, range(WIDTH), "frame", turn=False) for v in range(2)]
+    frame = rotation_basis(basis)
+    supports = [feature_support(tap, v, 0, frame, range(WIDTH), "frame", turn=False) for v in range(2)]
     candidates = candidate_grid(
         jax.random.key(0), tap, supports, ranks=(1,), learning_rates=(5e-2,), sparsities=(1e-2,)
     )
@@ -82,7 +85,7 @@ def test_a_mask_of_rotated_features_finds_the_feature():
 
 
 def test_a_mask_keeps_to_its_support(plant):
-    tap = plant.model.taps["hidden"]
+    tap = plant.tap
     supports = [coordinate_support(tap, 0, 0, [0, 5], "dead"), *full_supports(tap, [0])]
     supports = [support._replace(turn=False) for support in supports]
     candidates = candidate_grid(jax.random.key(0), tap, supports, ranks=(1,), learning_rates=(5e-2,))
@@ -102,7 +105,7 @@ def test_soft_masks_harden_as_training_goes_on(plant):
 
 
 def test_features_beyond_the_support_have_no_weight_whatever_their_score(plant):
-    tap = plant.model.taps["hidden"]
+    tap = plant.tap
     supports = [coordinate_support(tap, 0, 0, [0, 5], "pair"), *full_supports(tap, [0])]
     candidate = _one(candidate_grid(jax.random.key(0), tap, supports, ranks=(1,)))
     inside = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
@@ -113,7 +116,7 @@ def test_features_beyond_the_support_have_no_weight_whatever_their_score(plant):
 
 
 def test_the_penalty_is_the_price_times_the_weights_inside_the_support(plant):
-    tap = plant.model.taps["hidden"]
+    tap = plant.tap
     supports = [coordinate_support(tap, 0, 0, [0, 5], "pair"), *full_supports(tap, [0])]
     candidate = _one(candidate_grid(jax.random.key(0), tap, supports, ranks=(1,), sparsities=(0.25,)))
     masked = Mask().penalty({"score": jnp.zeros(6)}, candidate, jnp.zeros(()))
@@ -131,17 +134,15 @@ def test_fitted_weights_recover_the_planted_units(plant):
         assert weight[v, UNITS[v]] > 0.7
         # the other variable's unit goes a little the other way, which sharpens the bit that must stay
         assert np.abs(np.delete(weight[v], UNITS[v])).max() < 0.2
-    tally = judge(plant.model, plant.params, searched.handles, {"test": plant.test})["test"]
-    np.testing.assert_array_equal(tally.combined, 1.0)
+    np.testing.assert_array_equal(_combined(plant, searched.handles), 1.0)
 
 
 def test_a_weight_exceeds_one_where_a_variable_is_stored_at_more_places_than_it_is_swapped():
     """Two copies, of which the support has one: it must go about twice as far for their mean to be the source's."""
     plant = planted(rotate=False, copies=2, gains=(2.0, 2.0))
-    tap = plant.model.taps["hidden"]
+    tap = plant.tap
     supports = [coordinate_support(tap, 0, 0, [1], "copy")._replace(turn=False)]
     candidates = candidate_grid(jax.random.key(0), tap, supports, ranks=(1,), learning_rates=(5e-2,))
     handles = _train(plant, candidates, Weights()).handles
     assert float(handles.weight[0, 0]) > 1.5
-    tally = judge(plant.model, plant.params, handles, {"test": plant.test})["test"]
-    np.testing.assert_array_equal(tally.combined, 1.0)
+    np.testing.assert_array_equal(tally_handles(plant.network, plant.test, handles, np.array([0])).combined, 1.0)

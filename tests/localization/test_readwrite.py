@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from planted import planted
 
-from abstraction.evaluation import Bits, judge
-from abstraction.localization import calibrate_candidates, gather_evidence, record_bank
+from abstraction.evaluation import Bits, record
+from abstraction.evaluation.judging import judge_alone
+from abstraction.localization.calibration import calibrate_candidates
 from abstraction.localization.readwrite import readwrite_handles, stack_candidates
-from abstraction.models import GRU
+from abstraction.models import GRU, Network
 from abstraction.tasks import addition
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -52,19 +53,16 @@ def test_reading_is_scaled_to_writing_and_ignores_the_covariate(rng):
 
 def test_planted_variables_are_found_without_training():
     plant = planted(rotate=True)
-    recording, bank = plant.fit
-    states = np.asarray(recording.base["hidden"][0], np.float64)
-    values = [bank.base["a"], bank.base["b"]]
+    states = np.asarray(plant.fit.runs.base["hidden"][0], np.float64)
+    values = [plant.fit.bank.base["a"], plant.fit.bank.base["b"]]
     found = [
         readwrite_handles(states, values[v], np.asarray(values[1 - v])[:, None], depth=0, tap="hidden")
         for v in range(2)
     ]
     handles, owner, settings = stack_candidates(found)
-    choice = calibrate_candidates(
-        plant.model, plant.params, gather_evidence([plant.calibration]), handles, owner, settings,
-        cost=np.zeros(len(owner)),
-    )  # fmt: skip
-    assert judge(plant.model, plant.params, choice.handles, {"t": plant.test})["t"].combined.min() > 0.99
+    cost = np.zeros(len(owner))
+    choice = calibrate_candidates(plant.network, plant.calibration, handles, owner, settings, cost=cost)
+    assert judge_alone(plant.network, choice.handles, {"t": plant.test})["t"].combined.min() > 0.99
 
 
 @pytest.mark.parametrize(("seed", "least"), [(0, 0.985), (1, 0.94), (2, 0.985)])
@@ -74,10 +72,10 @@ def test_carries_of_given_adders_are_found_without_training(seed, least):
     if not path.exists():
         pytest.skip("the trained adders are not beside this checkout")
     model = GRU(2, 16, 4)
-    params, banks = model.params_from_torch(np.load(path)), addition.structured_banks(seed)
-    record = lambda bank: (record_bank(model, params, addition.encode, bank, tap="hidden"), bank)
+    network, banks = Network(model, model.params_from_torch(np.load(path))), addition.structured_banks(seed)
+    recorded = lambda bank: record(network, addition.encode, bank, tap="hidden", readout=Bits())
     every = len(banks.families)
-    states = np.asarray(record(banks.fit)[0].base["hidden"][:, ::every], np.float64)
+    states = np.asarray(recorded(banks.fit).runs.base["hidden"][:, ::every], np.float64)
     values = addition.adder().run({name: column[::every] for name, column in banks.fit.base.items()})
     found = [
         readwrite_handles(
@@ -90,10 +88,9 @@ def test_carries_of_given_adders_are_found_without_training(seed, least):
         for i in (1, 2, 3)
     ]
     handles, owner, settings = stack_candidates(found)
-    readout = {"readout": Bits()}
-    evidence, cost = gather_evidence([record(banks.calibration)]), np.zeros(len(owner))
-    choice = calibrate_candidates(model, params, evidence, handles, owner, settings, cost=cost, **readout)
-    tested = judge(model, params, choice.handles, {"test": record(banks.test)}, **readout)["test"]
+    evidence, cost = recorded(banks.calibration), np.zeros(len(owner))
+    choice = calibrate_candidates(network, evidence, handles, owner, settings, cost=cost)
+    tested = judge_alone(network, choice.handles, {"test": recorded(banks.test)})["test"]
     assert tested.combined.mean() > least
 
 

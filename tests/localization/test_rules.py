@@ -9,19 +9,9 @@ from oracles import clamped_sinkhorn, sinkhorn
 from scipy.special import softmax
 
 from abstraction.interventions import unit_sites
-from abstraction.localization import (
-    BruteForce,
-    Cosine,
-    GromovWasserstein,
-    Nearest,
-    ReferenceTransport,
-    Rule,
-    Scopes,
-    Transport,
-    cosine_similarity,
-    transport_cost,
-)
-from abstraction.localization.rules import site_scopes
+from abstraction.localization import BruteForce, Cosine, GromovWasserstein, Nearest, ReferenceTransport, Rule, Transport
+from abstraction.localization.distances import cosine_similarity, transport_cost
+from abstraction.localization.rules import Scopes, site_scopes
 from abstraction.localization.signatures import Effects
 from abstraction.models import Tap
 

@@ -1,5 +1,6 @@
 """Effect signatures and transport costs: against a loop, and the paper's identities (PLOT, Sec. 3.1)."""
 
+import dataclasses
 from typing import get_args
 
 import jax
@@ -7,47 +8,57 @@ import numpy as np
 import pytest
 from oracles import patched_mlp, prob_delta_signature, softmax
 
-from abstraction.interventions import Handle, patched_outputs, record_pairs, unit_sites
+from abstraction.evaluation import record
+from abstraction.interventions import Handle, unit_sites
+from abstraction.interventions.patching import patched_outputs
+from abstraction.localization.distances import cosine_similarity, transport_cost
 from abstraction.localization.signatures import (
+    Signature,
     SignatureMode,
     abstract_signatures,
-    cosine_similarity,
+    check_heard,
     measure_effects,
     site_signatures,
-    transport_cost,
 )
-from abstraction.models import MLP
+from abstraction.models import MLP, Network
+from abstraction.models.taps import NO_EDITS
 from abstraction.tasks import equality
 
 MODEL = MLP(16, 6, 2, 2)
 SITES = unit_sites(MODEL.taps["hidden"])
 N = 60
+VECTORS = equality.entities(0)
 
 
 @pytest.fixture(scope="module", name="setup")
 def _setup():
     banks = equality.independent_banks(0, fit=N, calibration=30, test=10, both=0.1)
-    vectors = equality.entities(0)
-    base, source = (equality.encode(vectors, equality.rows_of(s)) for s in (banks.fit.base, banks.fit.source))
     params = MODEL.init(jax.random.key(0))
     # A unit that nothing reads: an inert site.
     params["head"]["kernel"] = params["head"]["kernel"].at[3].set(0.0)
-    return banks, params, base, source, record_pairs(MODEL, params, base, source, taps=("hidden",))
+    network = Network(MODEL, params)
+    fit, test = (record(network, _encode, bank, tap="hidden") for bank in (banks.fit, banks.tests["test"]))
+    return network, fit, _encode(banks.fit.source), test
+
+
+def _encode(setting):
+    return equality.encode(VECTORS, equality.rows_of(setting))
 
 
 def test_prob_delta_matches_a_loop_over_sites(setup):
-    _, params, base, source, recording = setup
-    plain = patched_mlp(params, base, source, np.zeros((2, 6)))
-    expected = [prob_delta_signature(patched_mlp(params, base, source, row), plain) for row in SITES.rows()]
+    network, recorded, source, _ = setup
+    patched = lambda row: patched_mlp(network.params, recorded.runs.inputs, source, row)
+    plain = patched(np.zeros((2, 6)))
+    expected = [prob_delta_signature(patched(row), plain) for row in SITES.rows()]
     # float32 against float64
-    np.testing.assert_allclose(site_signatures(MODEL, params, recording, SITES), expected, atol=1e-6)
+    np.testing.assert_allclose(site_signatures(network, recorded.runs, SITES), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["logit_delta", "margin_delta", "transition_margin", "kl", "tv"])
 def test_other_modes_match_their_formula(setup, mode):
-    _, params, _, _, recording = setup
-    base = np.asarray(recording.outputs, np.float64)
-    patched = np.asarray(patched_outputs(MODEL, params, recording, Handle(SITES.rows()[7])), np.float64)
+    network, recorded, *_ = setup
+    base = np.asarray(recorded.runs.outputs, np.float64)
+    patched = np.asarray(patched_outputs(network, recorded.runs, Handle("hidden", SITES.rows()[7])), np.float64)
     p, q = softmax(patched), softmax(base)
     margin = (patched[:, 1] - patched[:, 0]) - (base[:, 1] - base[:, 0])
     expected = {
@@ -58,41 +69,41 @@ def test_other_modes_match_their_formula(setup, mode):
         "tv": 0.5 * np.abs(p - q).sum(-1),
     }[mode]
     # float32 differences of nearly equal logits
-    np.testing.assert_allclose(site_signatures(MODEL, params, recording, SITES, mode=mode)[7], expected, atol=2e-6)
+    np.testing.assert_allclose(site_signatures(network, recorded.runs, SITES, Signature(mode))[7], expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("mode", get_args(SignatureMode))
 def test_an_inert_site_has_the_zero_signature(setup, mode):
-    _, params, _, _, recording = setup
-    signatures = np.asarray(site_signatures(MODEL, params, recording, SITES, mode=mode))
+    network, recorded, *_ = setup
+    signatures = np.asarray(site_signatures(network, recorded.runs, SITES, Signature(mode)))
     np.testing.assert_allclose(signatures[6 + 3], 0.0, atol=1e-6)  # resumed and plain runs sum in another order
     assert np.abs(signatures[6 + 2]).max() > 2e-5
 
 
 @pytest.mark.parametrize("mode", ["kl", "tv"])
 def test_kl_and_tv_lie_between_zero_and_one(setup, mode):
-    _, params, _, _, recording = setup
-    signatures = np.asarray(site_signatures(MODEL, params, recording, SITES, mode=mode))
+    network, recorded, *_ = setup
+    signatures = np.asarray(site_signatures(network, recorded.runs, SITES, Signature(mode)))
     assert signatures.min() >= -1e-6
     assert signatures.max() <= 1
 
 
 def test_the_class_halves_of_two_classes_are_opposite(setup):
-    _, params, _, _, recording = setup
-    first, second = np.split(np.asarray(site_signatures(MODEL, params, recording, SITES)), 2, axis=1)
+    network, recorded, *_ = setup
+    first, second = np.split(np.asarray(site_signatures(network, recorded.runs, SITES)), 2, axis=1)
     np.testing.assert_allclose(first, -second, atol=1e-6)
 
 
 def test_abstract_signatures_by_hand(setup):
-    bank = setup[0].fit
+    bank = setup[1].bank
     signatures = np.asarray(abstract_signatures(bank, 2))
     for v in range(2):
         delta = np.eye(2)[bank.labels[v]] - np.eye(2)[bank.factual]
         np.testing.assert_array_equal(signatures[v], delta.T.reshape(-1))
     np.testing.assert_array_equal((signatures**2).sum(-1), 2 * bank.active.sum(-1))
-    changed = np.asarray(abstract_signatures(bank, 2, mode="kl"))
+    changed = np.asarray(abstract_signatures(bank, 2, Signature("kl")))
     np.testing.assert_array_equal(changed, bank.active)
-    margin = np.asarray(abstract_signatures(bank, 2, mode="margin_delta"))
+    margin = np.asarray(abstract_signatures(bank, 2, Signature("margin_delta")))
     np.testing.assert_array_equal(margin, 2.0 * (bank.labels - bank.factual))
 
 
@@ -122,47 +133,38 @@ def test_a_zero_signature_has_cosine_zero_not_nan():
 
 
 def test_permuting_sites_permutes_signatures_and_costs(setup, rng):
-    banks, params, _, _, recording = setup
+    network, recorded, *_ = setup
     order = rng.permutation(SITES.size)
     permuted = jax.tree.map(lambda leaf: leaf[order], SITES)
-    plain, moved = (measure_effects(MODEL, params, recording, banks.fit, sites) for sites in (SITES, permuted))
+    plain, moved = (measure_effects(network, recorded, sites) for sites in (SITES, permuted))
     np.testing.assert_allclose(moved.neural, np.asarray(plain.neural)[order], atol=1e-6)
     np.testing.assert_allclose(moved.cost, np.asarray(plain.cost)[:, order], rtol=1e-6)
 
 
 def test_families_are_averaged_before_they_are_compared(setup, rng):
-    banks, params, _, _, recording = setup
+    network, recorded, *_ = setup
     families = rng.permutation(np.arange(N) % 5)
-    plain = np.asarray(site_signatures(MODEL, params, recording, SITES)).reshape(SITES.size, 2, N)
+    plain = np.asarray(site_signatures(network, recorded.runs, SITES)).reshape(SITES.size, 2, N)
     expected = np.stack([plain[:, :, families == family].mean(axis=-1) for family in range(5)], axis=1)
-    got = site_signatures(MODEL, params, recording, SITES, families=families)
+    got = site_signatures(network, recorded.runs, SITES, Signature(families=families))
     np.testing.assert_allclose(got, expected.reshape(SITES.size, -1), atol=1e-6)  # float32 sums
-    abstract = np.asarray(abstract_signatures(banks.fit, 2)).reshape(2, 2, N)
+    abstract = np.asarray(abstract_signatures(recorded.bank, 2)).reshape(2, 2, N)
     expected = np.stack([abstract[:, :, families == family].mean(axis=-1) for family in range(5)], axis=1)
-    np.testing.assert_allclose(abstract_signatures(banks.fit, 2, families=families), expected.reshape(2, -1), atol=1e-6)
+    got = abstract_signatures(recorded.bank, 2, Signature(families=families))
+    np.testing.assert_allclose(got, expected.reshape(2, -1), atol=1e-6)
 
 
 @pytest.mark.parametrize("families", [np.zeros(7, int), np.full(N, 2)])
 def test_families_that_do_not_cover_the_pairs_are_refused(setup, families):
-    _, params, _, _, recording = setup
+    network, recorded, *_ = setup
     with pytest.raises(ValueError, match=f"expected one for each of {N} pairs"):
-        site_signatures(MODEL, params, recording, SITES, families=families)
+        site_signatures(network, recorded.runs, SITES, Signature(families=families))
 
 
 def test_effects_are_measured_on_fit_pairs_only(setup):
-    banks, params, _, _, recording = setup
+    network, *_, test = setup
     with pytest.raises(ValueError, match="got a test bank to measure effects on"):
-        measure_effects(MODEL, params, recording, banks.tests["test"], SITES)
-
-
-def test_unknown_options_are_refused(setup, unchecked):
-    banks, params, _, _, recording = setup
-    with pytest.raises(ValueError, match="got signature mode 'nope', expected one of"):
-        site_signatures(MODEL, params, recording, SITES, mode="nope")
-    with pytest.raises(ValueError, match="got signature mode 'margin_delta' with 3 classes, expected 2"):
-        abstract_signatures(banks.fit, 3, mode="margin_delta")
-    with pytest.raises(ValueError, match="got cost metric 'l3', expected one of"):
-        transport_cost(np.ones((1, 2)), np.ones((1, 2)), metric="l3")
+        measure_effects(network, test, SITES)
 
 
 def test_blocks_are_centred_and_normed_each_and_rounding_noise_is_not_blown_up(rng):
@@ -187,15 +189,52 @@ def test_blocks_are_centred_and_normed_each_and_rounding_noise_is_not_blown_up(r
 
 
 def test_outputs_beyond_the_classes_are_left_out(setup):
-    banks, params, _, _, recording = setup
+    network, recorded, *_ = setup
     families = np.arange(N) % 3
-    one = site_signatures(MODEL, params, recording, SITES, mode="logit_delta", families=families, classes=1)
-    both = site_signatures(MODEL, params, recording, SITES, mode="logit_delta", families=families)
+    one, both = (
+        site_signatures(network, recorded.runs, SITES, Signature("logit_delta", families=families, classes=classes))
+        for classes in (1, None)
+    )
     expected = np.asarray(both).reshape(SITES.size, 3, 2)[..., 0]
     np.testing.assert_allclose(one, expected, atol=1e-7)  # float32 sums in another order
-    found = measure_effects(
-        MODEL, params, recording, banks.fit, SITES, mode="logit_delta", families=families, classes=2, blocks=True
-    )
+    signature = Signature("logit_delta", families=families, classes=2, blocks=True)
+    found = measure_effects(network, recorded, SITES, signature)
     np.testing.assert_allclose(found.cost, transport_cost(found.abstract, found.neural, blocks=3), rtol=1e-6)
-    with pytest.raises(ValueError, match="got 3 classes, expected 1 to 2"):
-        site_signatures(MODEL, params, recording, SITES, classes=3)
+
+
+class _Deaf(MLP):
+    """An MLP that takes edits and runs on without them."""
+
+    def apply(self, params, inputs, edits=NO_EDITS, record=()):
+        return super().apply(params, inputs, NO_EDITS, record)
+
+    @property
+    def taps(self):
+        return {name: dataclasses.replace(tap, resumes=False) for name, tap in super().taps.items()}
+
+
+def test_a_network_that_ignores_every_edit_is_refused(setup):
+    """One without a reader of the tap, one that never applies an edit, and one site that nothing reads."""
+    network = setup[0]
+    fit = lambda one: record(one, _encode, setup[1].bank, tap="hidden")
+    unread = Network(MODEL, {**network.params, "head": jax.tree.map(np.zeros_like, network.params["head"])})
+    deaf = Network(_Deaf(16, 6, 2, 2), network.params)
+    heard = lambda one, sites: check_heard(one, fit(one), measure_effects(one, fit(one), sites))
+    for one, sites in ((unread, SITES), (deaf, SITES), (network, SITES.take(np.array([6 + 3])))):
+        with pytest.raises(
+            ValueError, match=f"effects of at most 1e-08 at all {sites.size} sites of tap 'hidden', exp"
+        ):
+            heard(one, sites)
+    faint = Network(MODEL, {**network.params, "head": jax.tree.map(lambda leaf: 1e-4 * leaf, network.params["head"])})
+    heard(faint, SITES)
+    effects = measure_effects(faint, fit(faint), SITES)
+    assert 1e-8 < np.abs(effects.neural).max() < 1e-4, "a small effect is one"
+
+
+def test_effects_that_are_not_finite_are_refused_by_the_number_of_the_site(setup):
+    network, recorded, *_ = setup
+    broken = jax.device_get(network.params)
+    broken["head"]["kernel"] = np.array(broken["head"]["kernel"])
+    broken["head"]["kernel"][0] = np.nan
+    with pytest.raises(ValueError, match=r"got effects of sites \[0, 1, 2, .* not finite, expected finite outputs"):
+        measure_effects(Network(MODEL, broken), recorded, SITES)

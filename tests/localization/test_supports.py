@@ -6,12 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from abstraction.interventions import random_frames
-from abstraction.localization import Support, candidate_grid, coordinate_support, feature_support, full_supports
+from abstraction.interventions import Basis, rotation_basis
+from abstraction.interventions.bases import random_frames
+from abstraction.localization import candidate_grid, full_supports
+from abstraction.localization.supports import Support, coordinate_support, feature_support
 from abstraction.models import Tap
 
 TAP = Tap("hidden", 8, 3)
 FRAME = random_frames(jax.random.key(0), (), 8)
+TURNED = rotation_basis(FRAME)
 KEY = jax.random.key(1)
 
 
@@ -23,7 +26,7 @@ def _supports():
     return [
         coordinate_support(TAP, 0, 1, [2, 5, 6], "three"),
         *full_supports(TAP, [0, 1], [0]),
-        feature_support(TAP, 1, 2, FRAME, None, [0, 3], "two"),
+        feature_support(TAP, 1, 2, TURNED, [0, 3], "two"),
     ]
 
 
@@ -47,11 +50,11 @@ def test_a_coordinate_support_reads_and_writes_its_coordinates():
 def test_a_feature_support_takes_columns_of_the_encoder_and_rows_of_the_decoder(rng):
     encoder = rng.standard_normal((8, 8)).astype(np.float32)
     decoder = np.linalg.inv(encoder).astype(np.float32)
-    support = feature_support(TAP, 0, 0, encoder, decoder, [4, 0], "oblique", turn=False)
+    support = feature_support(TAP, 0, 0, Basis(encoder, decoder, np.zeros(8)), [4, 0], "oblique", turn=False)
     np.testing.assert_array_equal(support.encoder, encoder[:, [4, 0]])
     np.testing.assert_array_equal(support.decoder, decoder[[4, 0]])
     assert not support.turn
-    orthonormal = feature_support(TAP, 0, 0, FRAME, None, [4, 0], "rotated")
+    orthonormal = feature_support(TAP, 0, 0, TURNED, [4, 0], "rotated")
     np.testing.assert_array_equal(orthonormal.decoder, FRAME.T[[4, 0]])
 
 
@@ -104,7 +107,8 @@ def test_coordinates_outside_a_support_are_exactly_zero_at_the_start():
 def test_an_oblique_support_is_turned_without_losing_what_it_writes(rng):
     encoder = rng.standard_normal((8, 3)).astype(np.float32)
     decoder = np.linalg.pinv(encoder).astype(np.float32)
-    candidates = _grid([feature_support(TAP, 0, 0, encoder, decoder, range(3), "oblique")], ranks=(1,))
+    basis = Basis(encoder, decoder, np.zeros(8))
+    candidates = _grid([feature_support(TAP, 0, 0, basis, range(3), "oblique")], ranks=(1,))
     turned, back = candidates.encoder[0], candidates.decoder[0]
     # float32 products; the pseudo-inverse is exact to its own rounding
     np.testing.assert_allclose(back @ turned, np.eye(3), atol=1e-5)
@@ -113,7 +117,7 @@ def test_an_oblique_support_is_turned_without_losing_what_it_writes(rng):
 
 
 def test_features_that_are_not_turned_stay_what_they_are_and_start_once():
-    kept = feature_support(TAP, 0, 0, FRAME, None, [1, 4], "kept", turn=False)
+    kept = feature_support(TAP, 0, 0, TURNED, [1, 4], "kept", turn=False)
     candidates = _grid([kept, *full_supports(TAP, [0], [1])], ranks=(1, 2), restarts=3)
     assert candidates.support.tolist() == [0] * 2 + [1] * 6
     assert candidates.restart.tolist() == [0, 0, 0, 1, 2, 0, 1, 2]
@@ -133,13 +137,16 @@ def test_restarts_start_elsewhere_and_a_key_starts_at_the_same_place():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: full_supports(TAP, [0], [3]), r"got depths \[3\], expected values from 0 to 2 of tap 'hidden'"),
-        (lambda: full_supports(TAP, [0], [-1]), r"got depths \[-1\]"),
+        (lambda: full_supports(TAP, [0], [3]), r"got depths at tap 'hidden' \[3\], expected whole numbers from 0 to 2"),
+        (lambda: full_supports(TAP, [0], [-1]), r"got depths at tap 'hidden' \[-1\]"),
         (lambda: coordinate_support(TAP, 0, 0, [], "none"), r"got features \[\] in support 'none' of variable 0"),
         (lambda: coordinate_support(TAP, 1, 0, [0, 8], "x"), r"got features \[0, 8\] in support 'x' of variable 1"),
         (lambda: coordinate_support(TAP, 0, 0, [-1], "x"), r"got features \[-1\].*expected one or more of 0 to 7"),
-        (lambda: feature_support(TAP, 0, 0, FRAME[:, :3], None, [3], "x"), r"got features \[3\].*of 0 to 2"),
-        (lambda: coordinate_support(Tap("logits", 2, None), 0, 0, [0], "x"), r"got depths \[0\]"),
+        (lambda: feature_support(TAP, 0, 0, rotation_basis(FRAME[:, :3]), [3], "x"), r"got features \[3\].*of 0 to 2"),
+        (
+            lambda: coordinate_support(Tap("logits", 2), 0, 1, [0], "x"),
+            r"got depths at tap 'logits' \[1\], expected whole numbers from 0 to 0",
+        ),
     ],
 )
 def test_supports_outside_the_tap_are_refused(build, message):
@@ -153,8 +160,8 @@ def test_supports_outside_the_tap_are_refused(build, message):
         ({"ranks": (0,)}, r"got ranks \[0\] and 4 supports, expected ranks from 1 to 8, the width of tap 'hidden'"),
         ({"ranks": (9,)}, r"got ranks \[9\]"),
         ({"ranks": ()}, r"got ranks \[\]"),
-        ({"ranks": (1,), "restarts": 0}, "got 0 restarts"),
-        ({"ranks": (1,), "learning_rates": (0.0,)}, r"learning rates \[0.0\].*expected positive numbers"),
+        ({"ranks": (1,), "restarts": 0}, "got restarts 0, expected at least 1"),
+        ({"ranks": (1,), "learning_rates": (0.0,)}, r"learning rates \[0.0\], expected positive finite"),
         ({"ranks": (1,), "sparsities": (-0.1,)}, r"sparsities \[-0.1\].*at least 0"),
         ({"ranks": (1,), "sparsities": ()}, r"sparsities \[\]"),
     ],
@@ -170,7 +177,7 @@ def test_a_grid_without_supports_is_refused():
 
 
 def test_a_rank_that_fits_no_support_of_some_variable_is_refused():
-    small = feature_support(TAP, 1, 2, FRAME, None, [0, 3], "two")
+    small = feature_support(TAP, 1, 2, TURNED, [0, 3], "two")
     with pytest.raises(ValueError, match=r"got ranks \[3\], expected one that fits.*variables \[1\] have sizes \[2\]"):
         _grid([*full_supports(TAP, [0]), small], ranks=(3,))
 

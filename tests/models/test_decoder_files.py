@@ -11,7 +11,8 @@ from hub_fields import TINY
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from abstraction.models import Decoder, RopeScaling
+from abstraction.models import Decoder, Network
+from abstraction.models.decoder_config import RopeScaling
 from abstraction.models.decoder_files import FILE, read_decoder, save_decoder
 from abstraction.models.hub_configs import config_from_hub
 
@@ -26,9 +27,10 @@ SAVED = [
 @pytest.mark.parametrize("decoder", SAVED, ids=["gemma2", "bfloat16", "gpt2"])
 def test_a_decoder_comes_back_from_its_file(decoder, tmp_path):
     params = decoder.init(jax.random.key(0))
-    save_decoder(tmp_path / "new", decoder, params)
+    save_decoder(Network(decoder, params), tmp_path / "new")
     assert os.listdir(tmp_path / "new") == [FILE]
-    back, again = read_decoder(tmp_path / "new")
+    loaded = read_decoder(tmp_path / "new")
+    back, again = loaded.model, loaded.params
     assert back == decoder
     assert hash(back) == hash(decoder)
     assert jax.tree.map(lambda leaf: leaf.dtype, again) == jax.tree.map(lambda leaf: leaf.dtype, params)
@@ -37,11 +39,11 @@ def test_a_decoder_comes_back_from_its_file(decoder, tmp_path):
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     decoder = SAVED[2]
-    save_decoder(tmp_path, decoder, decoder.init(jax.random.key(0)))
+    save_decoder(Network(decoder, decoder.init(jax.random.key(0))), tmp_path)
     before = (tmp_path / FILE).read_bytes()
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        save_decoder(tmp_path, decoder, decoder.init(jax.random.key(1)))
+        save_decoder(Network(decoder, decoder.init(jax.random.key(1))), tmp_path)
     assert (tmp_path / FILE).read_bytes() == before
     assert os.listdir(tmp_path) == [FILE]
 
@@ -49,7 +51,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 def test_parameters_of_another_network_are_not_saved(tmp_path):
     params = SAVED[0].init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"blocks/attention_post_norm/scale.*expected nothing"):
-        save_decoder(tmp_path, SAVED[2], params)
+        save_decoder(Network(SAVED[2], params), tmp_path)
     assert os.listdir(tmp_path) == []
 
 
@@ -57,7 +59,7 @@ def test_damaged_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=FILE):
         read_decoder(tmp_path)
     decoder = SAVED[0]
-    save_decoder(tmp_path, decoder, decoder.init(jax.random.key(0)))
+    save_decoder(Network(decoder, decoder.init(jax.random.key(0))), tmp_path)
     with safe_open(tmp_path / FILE, framework="numpy") as file:
         header = file.metadata()
     arrays, about = load_file(tmp_path / FILE), json.loads(header["decoder"])

@@ -3,7 +3,8 @@
 import pytest
 from hub_fields import GEMMA_2B, GPT2_SMALL, LLAMA_8B, QWEN_HALF_B
 
-from abstraction.models import Decoder, DecoderConfig, RopeScaling
+from abstraction.models import Decoder, DecoderConfig
+from abstraction.models.decoder_config import RopeScaling
 from abstraction.models.decoder_files import parameter_shapes
 from abstraction.models.hub_configs import config_from_hub
 
@@ -79,7 +80,7 @@ REFUSED = {
     "no window": (GEMMA_2B, {"sliding_window": None}, "window of None"),
     "half precision": (LLAMA_8B, {"torch_dtype": "float16"}, "dtype 'float16'"),
     "head width": (QWEN_HALF_B, {"num_attention_heads": 15}, "width 896 for 15 heads"),
-    "no layers": (QWEN_HALF_B, {"num_hidden_layers": 0}, "depth"),
+    "no layers": (QWEN_HALF_B, {"num_hidden_layers": 0}, "num_hidden_layers 0"),
 }
 
 

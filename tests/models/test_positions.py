@@ -7,8 +7,8 @@ import pytest
 from decoder_families import FAMILIES, drawn, padded
 
 from abstraction.interventions import Add, Interchange, Set
-from abstraction.models import AtPositions, Decoder, at_positions
-from abstraction.models.positions import last_token, picked, token_mask, token_positions
+from abstraction.models import Decoder, at_positions
+from abstraction.models.positions import AtPositions, last_token, picked, token_mask, token_positions
 
 N, T, D = 4, 6, 3
 STREAM = np.random.default_rng(1).standard_normal((N, T, D)).astype(np.float32)

@@ -4,23 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from once import once
 
 from abstraction.interventions import Add, Set
-from abstraction.models import (
-    MLP,
-    Activation,
-    AveragePool,
-    BatchNorm,
-    Convolution,
-    Dense,
-    Flatten,
-    GlobalAverage,
-    MaxPool,
-    Reducible,
-    Sequential,
-    stacked,
-    unrolled,
-)
+from abstraction.models import MLP, Activation, Dense, Reducible, Sequential
+from abstraction.models.layers import AveragePool, BatchNorm, Convolution, Flatten, GlobalAverage, MaxPool
+from abstraction.models.unrolling import stacked, unrolled
 
 DENSE = Sequential((5,), (Dense("fc1", 4), Activation("act", "tanh"), Dense("fc2", 3, use_bias=False)))
 CONVOLUTIONAL = Sequential(
@@ -100,9 +89,9 @@ def test_every_layer_matches_numpy(name, rng):
         value = _layer(layer, jax.tree.map(lambda a: np.asarray(a, np.float64), params.get(layer.name)), value)
         assert acts[layer.name].shape[-1] == model.taps[layer.name].width
         # float32 against float64
-        np.testing.assert_allclose(acts[layer.name], value, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(acts["logits"], outputs)
-    np.testing.assert_array_equal(acts["inputs"], inputs)
+        np.testing.assert_allclose(acts[layer.name][0], value, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(acts["logits"][0], outputs)
+    np.testing.assert_array_equal(acts["inputs"][0], inputs)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -113,16 +102,16 @@ def test_resuming_from_any_layer_gives_the_outputs_of_apply(name, rng):
     names = [layer.name for layer in model.layers]
     outputs, acts = model.apply(params, inputs, record=names)
     for tap in names:
-        resumed = model.resume(params, tap, jnp.int32(0), acts[tap], inputs=inputs, states=acts[tap])
+        resumed = model.resume(params, tap, jnp.int32(0), acts[tap][0], inputs=inputs, states=acts[tap])
         np.testing.assert_array_equal(resumed, outputs)
     with pytest.raises(ValueError, match="got a resume from 'inputs', expected one of"):
-        model.resume(params, "inputs", jnp.int32(0), acts[tap], inputs=inputs, states=acts[tap])
+        model.resume(params, "inputs", jnp.int32(0), acts[tap][0], inputs=inputs, states=acts[tap])
 
 
 def test_an_edit_of_a_channel_reaches_every_position(rng):
     params, inputs = _params(CONVOLUTIONAL), rng.standard_normal((3, 8, 5, 2)).astype(np.float32)
-    edit = Set(np.array(7, np.float32), np.array([0, 1, 0], np.float32))
-    _, acts = CONVOLUTIONAL.apply(params, inputs, {"relu": edit}, record=("relu", "norm"))
+    edit = Set(np.full(1, 7, np.float32), np.array([0, 1, 0], np.float32))
+    _, acts = CONVOLUTIONAL.apply(params, inputs, {"relu": once(edit)}, record=("relu", "norm"))
     assert (acts["relu"][..., 1] == 7).all()
     np.testing.assert_array_equal(acts["relu"][..., [0, 2]], jnp.maximum(acts["norm"], 0)[..., [0, 2]])
 
@@ -130,7 +119,7 @@ def test_an_edit_of_a_channel_reaches_every_position(rng):
 def test_the_last_layer_is_edited_by_its_name_and_as_logits(rng):
     params, inputs = _params(DENSE), rng.standard_normal((3, 5)).astype(np.float32)
     plain, _ = DENSE.apply(params, inputs)
-    both, _ = DENSE.apply(params, inputs, {"fc2": Add(np.full(3, 2.0)), "logits": Add(np.full(3, 3.0))})
+    both, _ = DENSE.apply(params, inputs, {"fc2": once(Add(np.full(3, 2.0))), "logits": once(Add(np.full(3, 3.0)))})
     np.testing.assert_allclose(both, plain + 5, rtol=1e-6)
 
 
@@ -157,7 +146,7 @@ def test_an_mlp_and_its_chain_of_layers_are_the_same_network(depth, activation, 
     chained, values = chain.apply(arrays, inputs, record=taps)
     # float32 sums in another order
     np.testing.assert_allclose(chained, outputs, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(np.stack([values[tap] for tap in taps]), acts["hidden"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([values[tap] for tap in taps]), acts["hidden"], rtol=1e-5, atol=1e-6)
     back, again = stacked(chain, arrays)
     assert back == mlp
     jax.tree.map(np.testing.assert_array_equal, again, params)
@@ -254,7 +243,7 @@ def test_dense_layers_act_on_every_position(rng):
         ("logits", "expected one of"),
         ("nope", "expected one of"),
         ("head", "read by the output alone"),
-        ("flat", "fold before positions are flattened"),
+        ("flat", "expected one before positions are flattened"),
     ],
 )
 def test_taps_without_units_to_remove_say_why(tap, message):

@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 from decoder_families import FAMILIES, drawn, padded
 
-from abstraction.interventions import (
-    Handle,
-    LocalHandle,
-    map_handles,
-    patched_outputs,
-    random_frames,
-    record_pairs,
-    state_sites,
-)
-from abstraction.interventions.bases import rotation_basis
-from abstraction.models import Decoder, TokenView, prompts_at, window_of
+from abstraction.interventions import Handle, state_sites
+from abstraction.interventions.bases import random_frames, rotation_basis
+from abstraction.interventions.patching import map_handles, patched_outputs, run_pairs
+from abstraction.models import Decoder, Network, TokenView, prompts_at
+from abstraction.models.token_views import window_of
 
 N, T, SHORTEST, L = 6, 7, 5, 3
 TAP = "block_output"
@@ -35,21 +29,21 @@ def _pair(rng, position=None):
 
 def _states(width=16):
     """Whole states at every depth, as handles resumed there and as handles of a full run."""
-    local = LocalHandle(np.arange(L), np.ones((L, width), np.float32), None, TAP)
-    full = Handle(np.eye(L, dtype=np.float32)[:, :, None] * np.ones(width, np.float32), None, TAP)
+    local = Handle(TAP, np.ones((L, width), np.float32), None, np.arange(L))
+    full = Handle(TAP, np.eye(L, dtype=np.float32)[:, :, None] * np.ones(width, np.float32))
     return local, full
 
 
 def _sweep(view, params, pair, handles, chunk=L):
-    recording = record_pairs(view, params, *pair, taps=(TAP,))
-    return _mapped(view, params, recording, handles, chunk)
+    network = Network(view, params)
+    return _mapped(network, run_pairs(network, *pair, taps=(TAP,)), handles, chunk)
 
 
 _mapped = jax.jit(
-    lambda view, params, recording, handles, chunk: map_handles(
-        lambda handle: patched_outputs(view, params, recording, handle), handles, chunk=chunk
+    lambda network, runs, handles, chunk: map_handles(
+        lambda handle: patched_outputs(network, runs, handle), handles, chunk=chunk
     ),
-    static_argnums=(0, 4),
+    static_argnums=3,
 )
 
 
@@ -78,10 +72,11 @@ def test_a_cached_suffix_is_the_full_run_at_every_layer_and_token(network, rng):
         view = TokenView(decoder, window)
         for back in range(window):
             pair = _pair(rng, back)
-            recording = record_pairs(view, params, *pair, taps=(TAP,))
-            cached = _mapped(view, params, recording, local, L)
+            network = Network(view, params)
+            runs = run_pairs(network, *pair, taps=(TAP,))
+            cached = _mapped(network, runs, local, L)
             np.testing.assert_allclose(cached, _sweep(whole, params, pair, full), **CLOSE)
-            moved = np.abs(cached - recording.outputs).max(axis=(1, 2)) > 1e-2
+            moved = np.abs(cached - runs.outputs).max(axis=(1, 2)) > 1e-2
             # nothing reads an earlier token after the last block, nor, in a windowed one, a token far back
             near = back < (decoder.config.window or T)
             assert moved.tolist() == [True, near, back == 0]
@@ -126,11 +121,11 @@ def test_batch_order_chunks_and_recording_in_parts_change_nothing(gemma, rng):
     np.testing.assert_allclose(_sweep(view, params, shuffled, local), expected[:, order], **CLOSE)
     for chunk in (1, 2):
         np.testing.assert_allclose(_sweep(view, params, pair, local, chunk), expected, **CLOSE)
-    parts = record_pairs(dataclasses.replace(view, batch=4), params, *pair, taps=(TAP,))
+    parts = run_pairs(Network(dataclasses.replace(view, batch=4), params), *pair, taps=(TAP,))
     jax.tree.map(
         lambda part, whole: np.testing.assert_allclose(part, whole, **CLOSE),
         jax.tree.leaves(parts),
-        jax.tree.leaves(record_pairs(view, params, *pair, taps=(TAP,))),
+        jax.tree.leaves(run_pairs(Network(view, params), *pair, taps=(TAP,))),
     )
 
 
@@ -147,16 +142,16 @@ def test_blocks_before_every_edit_need_not_be_compiled_in(gemma, rng):
 @pytest.mark.slow
 def test_mapping_over_handles_is_a_loop_and_jit_is_eager(gemma, rng):
     decoder, params = gemma
-    view, pair = TokenView(decoder, 2), _pair(rng, 1)
-    recording = record_pairs(view, params, *pair, taps=(TAP,))
+    network = Network(TokenView(decoder, 2), params)
+    runs = run_pairs(network, *_pair(rng, 1), taps=(TAP,))
     frames = random_frames(jax.random.key(3), (5,), 16, 4)
-    handles = LocalHandle(
-        np.array([2, 0, 1, 0, 1]),
+    handles = Handle(
+        TAP,
         np.linspace(0.5, 1.5, 20, dtype=np.float32).reshape(5, 4),
         rotation_basis(frames),
-        TAP,
+        np.array([2, 0, 1, 0, 1]),
     )
-    run = lambda handle: patched_outputs(view, params, recording, handle)
+    run = lambda handle: patched_outputs(network, runs, handle)
     mapped = jax.jit(jax.vmap(run))(handles)
     for index in range(5):
         alone = run(jax.tree.map(lambda leaf, index=index: jnp.asarray(leaf)[index], handles))
@@ -179,13 +174,13 @@ def test_a_scan_over_blocks_is_a_loop_over_decoders_of_one_block(network, rng):
 
 def test_gradients_through_the_suffix_are_those_of_the_full_run(gemma, rng):
     decoder, params = gemma
-    view, pair = TokenView(decoder, 2), _pair(rng, 1)
-    recording = record_pairs(view, params, *pair, taps=(TAP,))
+    network = Network(TokenView(decoder, 2), params)
+    runs = run_pairs(network, *_pair(rng, 1), taps=(TAP,))
     local, full = _states()
-    direction = jax.random.normal(jax.random.key(2), recording.outputs.shape)
+    direction = jax.random.normal(jax.random.key(2), runs.outputs.shape)
 
     def slope(weight, handles):
-        run = lambda handle: (patched_outputs(view, params, recording, handle) * direction).sum()
+        run = lambda handle: (patched_outputs(network, runs, handle) * direction).sum()
         return jax.vmap(run)(dataclasses.replace(handles, weight=weight)).sum()
 
     gradient = jax.jit(jax.grad(slope))
@@ -198,16 +193,16 @@ def test_gradients_through_the_suffix_are_those_of_the_full_run(gemma, rng):
 
 def test_one_program_serves_all_layers_strengths_sources_and_positions(gemma, rng):
     decoder, params = gemma
-    view, traces = TokenView(decoder, 3), []
+    network, traces = Network(TokenView(decoder, 3), params), []
 
     @jax.jit
-    def run(params, recording, handle):
+    def run(network, runs, handle):
         traces.append(1)
-        return patched_outputs(view, params, recording, handle)
+        return patched_outputs(network, runs, handle)
 
     for back, depth in ((0, 0), (2, 1), (1, 2)):
-        recording = record_pairs(view, params, *_pair(rng, back), taps=(TAP,))
-        run(params, recording, LocalHandle(jnp.int32(depth), rng.random(16, np.float32), None, TAP))
+        runs = run_pairs(network, *_pair(rng, back), taps=(TAP,))
+        run(network, runs, Handle(TAP, rng.random(16, np.float32), None, jnp.int32(depth)))
     assert len(traces) == 1
 
 
@@ -237,7 +232,7 @@ def test_bfloat16_runs_and_is_close(gemma, rng):
 
 
 def test_prompts_refuse_what_is_no_prompt():
-    with pytest.raises(ValueError, match=r"got prompts \[1\] empty or with padding inside"):
+    with pytest.raises(ValueError, match=r"got prompts \[1\] without a token"):
         prompts_at(np.array([[1, 2, 3], [-1, -1, -1]]))
     with pytest.raises(ValueError, match=r"got prompts \[0\] empty or with padding inside"):
         prompts_at(np.array([[1, -1, 3], [1, 2, 3]]))

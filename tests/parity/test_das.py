@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import CLASSES
-from abstraction.interventions import LocalHandle, record_pairs
-from abstraction.interventions.patching import patched_outputs
-from abstraction.localization import (
-    Rotation,
-    SearchConfig,
-    candidate_grid,
-    full_supports,
-    train_candidates,
-)
-from abstraction.models import MLP
+from abstraction.evaluation import CLASSES, record
+from abstraction.interventions import Handle
+from abstraction.interventions.patching import patched_outputs, run_pairs
+from abstraction.localization import Rotation, SearchConfig, candidate_grid, full_supports
+from abstraction.localization.searching import train_candidates
+from abstraction.models import MLP, Network
 
 torch = pytest.importorskip("torch", reason="PyTorch is the oracle: pip install -e '.[parity]'")
 from benchmarks.torch_oracle import (  # noqa: E402
@@ -32,16 +27,16 @@ pytestmark = pytest.mark.parity
 
 PAIRS, WIDTH = 256, 16
 MODEL = MLP(16, WIDTH, 3, 2)
-PARAMS = MODEL.init(jax.random.key(1))
-NETWORK = torch_mlp(PARAMS)
+OURS = Network(MODEL, MODEL.init(jax.random.key(1)))
+NETWORK = torch_mlp(OURS.params)
 BASE, SOURCE = np.random.default_rng(0).uniform(-1, 1, (2, PAIRS, 16)).astype(np.float32)
 LABELS = np.random.default_rng(1).integers(0, 2, (2, PAIRS)).astype(np.int32)
 PARAMETRIZATIONS = ("cayley", "expm", "qr", "oblique")
 
 
-@pytest.fixture(name="recording")
-def _recording():
-    return record_pairs(MODEL, PARAMS, BASE, SOURCE, taps=("hidden",))
+@pytest.fixture(name="runs")
+def _runs():
+    return run_pairs(OURS, BASE, SOURCE, taps=("hidden",))
 
 
 def starts(**options):
@@ -79,7 +74,7 @@ def test_bases_equal_their_formula_in_pytorch(name, rng):
 
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
 @pytest.mark.parametrize(("depth", "rank"), [(0, 1), (1, 5), (2, 12)])
-def test_gradient_of_the_search_loss_equals_autograd(name, depth, rank, rng, recording):
+def test_gradient_of_the_search_loss_equals_autograd(name, depth, rank, rng, runs):
     free = (0.05 * rng.standard_normal((WIDTH, WIDTH))).astype(np.float32)
     candidates = starts(ranks=(rank,))
     row = int(np.flatnonzero(np.asarray(candidates.depth) == depth)[0])
@@ -87,8 +82,8 @@ def test_gradient_of_the_search_loss_equals_autograd(name, depth, rank, rng, rec
 
     def loss(free):
         weight, basis = Rotation(name).features({"matrix": free}, candidate, jnp.zeros(()))
-        handle = LocalHandle(candidate.depth, weight, basis, "hidden")
-        return CLASSES.loss(patched_outputs(MODEL, PARAMS, recording, handle), jnp.asarray(LABELS[0])).mean()
+        handle = Handle("hidden", weight, basis, candidate.depth)
+        return CLASSES.loss(patched_outputs(OURS, runs, handle), jnp.asarray(LABELS[0])).mean()
 
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(free))
     leaf = tensor(free).requires_grad_()
@@ -106,13 +101,13 @@ def test_gradient_of_the_search_loss_equals_autograd(name, depth, rank, rng, rec
     ("name", "ranks", "rate", "epochs", "moved"),
     [("cayley", (1,), 1e-2, 12, 5e-3), ("cayley", (4, 11), 3e-4, 6, 5e-3), ("oblique", (1, 4), 3e-4, 6, 2e-3)],
 )
-def test_full_batch_training_takes_the_steps_of_adam_in_pytorch(name, ranks, rate, epochs, moved, recording):
+def test_full_batch_training_takes_the_steps_of_adam_in_pytorch(name, ranks, rate, epochs, moved):
     candidates = starts(ranks=ranks, learning_rates=(rate,))
     config = SearchConfig(batch_size=PAIRS, max_epochs=epochs, min_epochs=epochs, patience=epochs)
-    bank = PairBank({}, {}, np.zeros(PAIRS, np.int32), LABELS, np.ones((2, PAIRS), bool), ("first", "second"), "fit")
-    ours = train_candidates(
-        jax.random.key(5), MODEL, PARAMS, recording, bank, candidates, Rotation(name), tap="hidden", config=config
-    )
+    factual, eligible = np.zeros(PAIRS, np.int32), np.ones((2, PAIRS), bool)
+    bank = PairBank({"x": BASE}, {"x": SOURCE}, factual, LABELS, eligible, ("first", "second"), "fit")
+    fit = record(OURS, lambda setting: setting["x"], bank, tap="hidden")
+    ours = train_candidates(jax.random.key(5), OURS, fit, candidates, Rotation(name), config)
     basis, weight = ours.handles.basis, np.asarray(ours.handles.weight)
     projectors = (np.asarray(basis.encoder) * weight[:, None, :]) @ np.asarray(basis.decoder)
     for index, (start, back) in enumerate(zip(candidates.encoder, candidates.decoder, strict=True)):

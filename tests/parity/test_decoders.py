@@ -10,8 +10,8 @@ import pytest
 from hooked_decoders import CONFIGS, L, T, ends, hook_run, network, padded, places, replacing, torch, transformers
 
 from abstraction.interventions.edits import Add, Interchange, Set
-from abstraction.models import Decoder, at_positions
-from abstraction.models.weights import load_decoder
+from abstraction.models import Network, at_positions, load_decoder
+from abstraction.models.positions import AtPositions
 
 pytestmark = pytest.mark.parity
 
@@ -35,8 +35,7 @@ def _one_thread():
 class Case(NamedTuple):
     kind: str
     net: object
-    decoder: Decoder
-    params: object
+    network: Network
     base: np.ndarray
     source: np.ndarray
     clean: tuple  # of the base, by hooks
@@ -53,16 +52,16 @@ def _case(request, tmp_path_factory):
     net = network(kind)
     folder = tmp_path_factory.mktemp(kind)
     net.save_pretrained(folder)
-    decoder, params = load_decoder(folder)
-    base = padded(rng, decoder.config.vocabulary, [6, 9, 7, 8], "left")
-    source = padded(rng, decoder.config.vocabulary, [7, 6, 9, 8], "right")
+    ours = load_decoder(folder)
+    base = padded(rng, ours.model.config.vocabulary, [6, 9, 7, 8], "left")
+    source = padded(rng, ours.model.config.vocabulary, [7, 6, 9, 8], "right")
     clean, (_, theirs) = hook_run(net, kind, base), hook_run(net, kind, source)
-    return Case(kind, net, decoder, params, base, source, clean, theirs, _recorded(decoder, params, source)[1])
+    return Case(kind, net, ours, base, source, clean, theirs, _recorded(ours, source)[1])
 
 
-@partial(jax.jit, static_argnames=("decoder", "record"))
-def _run(decoder, params, tokens, edits, record=(), at=None):
-    run = decoder.run(params, tokens, edits, record, at=at)
+@partial(jax.jit, static_argnames=("record",))
+def _run(ours, tokens, edits, record=(), at=None):
+    run = ours.model.run(ours.params, tokens, edits, record, at=at)
     return run.outputs, run.recorded
 
 
@@ -71,11 +70,11 @@ def _close(ours, theirs, place=""):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * max(1, np.abs(theirs).max()), err_msg=str(place))
 
 
-def _recorded(decoder, params, tokens):
+def _recorded(ours, tokens):
     """Run `[N, T]` or `[T N, T]` tokens, as so many that each network compiles once."""
-    outputs, values = _run(decoder, params, np.resize(tokens, (T * N, T)), {}, tuple(decoder.taps))
+    outputs, values = _run(ours, np.resize(tokens, (T * N, T)), {}, tuple(ours.taps))
     rows = {tap: np.asarray(value)[..., : len(tokens), :, :] for tap, value in values.items() if tap != "logits"}
-    return np.asarray(outputs)[: len(tokens)], rows | {"logits": np.asarray(values["logits"])[: len(tokens)]}
+    return np.asarray(outputs)[: len(tokens)], rows | {"logits": np.asarray(values["logits"])[0, : len(tokens)]}
 
 
 def _patched(case, *changes):
@@ -84,20 +83,19 @@ def _patched(case, *changes):
     Every tap has an edit, nearly all of weight 0: what is edited is a value, and each network compiles once.
     """
     edits = {}
-    for tap in case.decoder.taps.values():
+    for tap in case.network.taps.values():
         if tap.name == "logits":
             continue
-        depths = () if tap.depth is None else (L,)
-        weight, source = (np.zeros((*depths, N, P, tap.width), np.float32) for _ in range(2))
-        positions = np.full((*depths, N, P), -1)
+        weight, source = (np.zeros((tap.depth, N, P, tap.width), np.float32) for _ in range(2))
+        positions = np.full((tap.depth, N, P), -1)
         for name, depth, where, values, units in changes:
             if name == tap.name:
-                slot = () if depth is None else (depth,)
+                slot = depth or 0
                 positions[slot], source[slot] = where, values
                 for n in range(N):
-                    weight[(*slot, n, slice(None), slice(None) if units is None else units[n])] = 1
-        edits[tap.name] = at_positions(Interchange(source, weight), positions)
-    outputs, values = _run(case.decoder, case.params, case.base, edits, tuple(case.decoder.taps))
+                    weight[slot, n, slice(None), slice(None) if units is None else units[n]] = 1
+        edits[tap.name] = AtPositions(Interchange(source, weight), positions)
+    outputs, values = _run(case.network, case.base, edits, tuple(case.network.taps))
     return np.asarray(outputs), {name: np.asarray(value) for name, value in values.items()}
 
 
@@ -112,7 +110,7 @@ def _check_patch(case, *changes, changed=(True,) * N):
     edits, interchanges = {}, []
     for tap, depth, positions, from_tap, from_depth, from_positions, units in changes:
         edits[tap, depth] = replacing(positions, _at(case.theirs[from_tap, from_depth], from_positions), units)
-        recorded = case.ours[from_tap] if from_depth is None else case.ours[from_tap][from_depth]
+        recorded = case.ours[from_tap][from_depth or 0]
         interchanges.append((tap, depth, positions, _at(recorded, from_positions), units))
     rows, last = np.arange(N), ends(case.base)
     wanted, seen = hook_run(case.net, case.kind, case.base, edits)
@@ -147,11 +145,11 @@ def _only(column, positions):
 @pytest.mark.parametrize("side", LENGTHS)
 def test_logits_are_those_of_transformers_at_every_position(case, side, rng):
     """P1: a prompt cut after each of its tokens has the logits of the whole prompt there."""
-    tokens = padded(rng, case.decoder.config.vocabulary, LENGTHS[side], side)
+    tokens = padded(rng, case.network.model.config.vocabulary, LENGTHS[side], side)
     wanted, _ = hook_run(case.net, case.kind, tokens)
     counts = np.cumsum(tokens >= 0, axis=1)
     cut = np.stack([np.where(counts <= length, tokens, -1) for length in range(1, T + 1)])
-    got = _recorded(case.decoder, case.params, cut.reshape(T * N, T))[0].reshape(T, N, -1)
+    got = _recorded(case.network, cut.reshape(T * N, T))[0].reshape(T, N, -1)
     assert wanted[tokens >= 0].std() > 1
     for n in range(N):
         for index in np.flatnonzero(tokens[n] >= 0):
@@ -161,12 +159,12 @@ def test_logits_are_those_of_transformers_at_every_position(case, side, rng):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_taps_are_what_hooks_see(case, side, rng):
     """P2."""
-    tokens = padded(rng, case.decoder.config.vocabulary, LENGTHS[side], side)
+    tokens = padded(rng, case.network.model.config.vocabulary, LENGTHS[side], side)
     logits, seen = hook_run(case.net, case.kind, tokens)
-    outputs, values = _recorded(case.decoder, case.params, tokens)
-    assert {tap for tap, _ in seen} == set(case.decoder.taps) - {"logits"}
+    outputs, values = _recorded(case.network, tokens)
+    assert {tap for tap, _ in seen} == set(case.network.taps) - {"logits"}
     for (tap, depth), value in seen.items():
-        recorded = values[tap] if depth is None else values[tap][depth]
+        recorded = values[tap][depth or 0]
         _close(recorded[tokens >= 0], value[tokens >= 0], (tap, depth))
     np.testing.assert_allclose(outputs, logits[np.arange(N), ends(tokens)], **CLOSE)
     np.testing.assert_array_equal(values["logits"], outputs)
@@ -187,8 +185,8 @@ def test_interchange_at_every_tap_is_what_hooks_do(case, many):
 def test_interchange_of_heads_is_what_hooks_do(case, tap):
     """P4: another head in every example; keys and values by key-value head."""
     base, source = _positions(case)
-    size = case.decoder.config.head_size
-    heads = case.decoder.taps[tap].width // size
+    size = case.network.model.config.head_size
+    heads = case.network.taps[tap].width // size
     kv = getattr(case.net.config, "num_key_value_heads", case.net.config.num_attention_heads)
     assert heads == (kv if tap in ("key", "value") else case.net.config.num_attention_heads)
     units = [list(range(n % heads * size, (n % heads + 1) * size)) for n in range(N)]
@@ -206,7 +204,7 @@ def test_ragged_positions_are_what_loops_over_examples_do(case):
 
 def test_zero_constant_and_added_vectors_are_what_hooks_do(case, rng):
     """P6: zero at all positions; a vector in place of z, another added to the stream, at one position per example."""
-    taps, depth = case.decoder.taps, 1
+    taps, depth = case.network.taps, 1
     vector = {tap: rng.standard_normal(taps[tap].width).astype(np.float32) for tap in ("head_output", "block_output")}
     where = _positions(case)[0][:, 0] - np.array([0, 1, 2, 3])
 
@@ -220,7 +218,7 @@ def test_zero_constant_and_added_vectors_are_what_hooks_do(case, rng):
         }
         for tap in vector:
             edits[tap] = at_positions(edits[tap], where, depth=L)
-        return _run(case.decoder, case.params, case.base, edits)[0]
+        return _run(case.network, case.base, edits)[0]
 
     def added(value):
         for n in range(N):
@@ -241,11 +239,11 @@ def test_recording_at_positions_gives_each_its_own_vector(case):
     """P13."""
     positions, _ = _positions(case)
     _, seen = case.clean
-    names = tuple(name for name in case.decoder.taps if name != "logits")
-    _, values = _run(case.decoder, case.params, case.base, {}, names, at=positions)
+    names = tuple(name for name in case.network.taps if name != "logits")
+    _, values = _run(case.network, case.base, {}, names, at=positions)
     for (tap, depth), value in seen.items():
-        recorded = values[tap] if depth is None else values[tap][depth]
-        assert recorded.shape == (N, P, case.decoder.taps[tap].width)
+        recorded = values[tap][depth or 0]
+        assert recorded.shape == (N, P, case.network.taps[tap].width)
         _close(recorded, _at(value, positions), (tap, depth))
         assert np.abs(np.diff(_at(value, positions), axis=1)).max(axis=-1).min() > MOVED
 
@@ -257,7 +255,7 @@ def test_recording_after_an_edit_upstream_sees_it(case):
     (values, seen), (_, before) = _check_patch(case, *changes), case.clean
     token = case.base >= 0
     for (tap, depth), value in seen.items():
-        recorded = values[tap] if depth is None else values[tap][depth]
+        recorded = values[tap][depth or 0]
         _close(recorded[token], value[token], (tap, depth))
         moved = np.abs(value - before[tap, depth])[token].max()
         if depth is None or depth >= 2 or (depth == 1 and tap in ("mlp_output", "mlp_post_norm", "block_output")):
@@ -317,16 +315,16 @@ RARE = {
 def test_rare_switches_are_those_of_transformers(kind, tmp_path, rng):
     net = network.__wrapped__(kind, **RARE[kind])
     net.save_pretrained(tmp_path)
-    decoder, params = load_decoder(tmp_path)
+    ours = load_decoder(tmp_path)
     tokens = rng.integers(CONFIGS[kind]["vocab_size"], size=(N, T))
     logits, _ = hook_run(net, kind, tokens)
-    np.testing.assert_allclose(_run(decoder, params, tokens, {})[0], logits[:, -1], **CLOSE)
+    np.testing.assert_allclose(_run(ours, tokens, {})[0], logits[:, -1], **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
 def test_bfloat16_is_no_further_from_float32_than_in_transformers(kind, tmp_path, rng):
     network(kind).save_pretrained(tmp_path)
-    decoder, params = load_decoder(tmp_path, dtype="bfloat16")
+    loaded = load_decoder(tmp_path, dtype="bfloat16")
     tokens = rng.integers(CONFIGS[kind]["vocab_size"], size=(32, T))
     exact, _ = hook_run(network(kind), kind, tokens)
     half = transformers.AutoModelForCausalLM.from_pretrained(
@@ -334,9 +332,9 @@ def test_bfloat16_is_no_further_from_float32_than_in_transformers(kind, tmp_path
     )
     with torch.no_grad():
         theirs = half(torch.tensor(tokens)).logits.float().numpy()
-    ours, _ = _run(decoder, params, jnp.asarray(tokens), {})
+    ours, _ = _run(loaded, jnp.asarray(tokens), {})
     np.testing.assert_array_equal(
-        params["embedding"].astype(jnp.float32), half.get_input_embeddings().weight.float().detach()
+        loaded.params["embedding"].astype(jnp.float32), half.get_input_embeddings().weight.float().detach()
     )
     error = lambda logits: np.sqrt(np.mean((np.asarray(logits) - exact[:, -1]) ** 2))
     assert 0 < error(ours) < 1.2 * error(theirs[:, -1])

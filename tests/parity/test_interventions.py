@@ -6,23 +6,14 @@ import numpy as np
 import pytest
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import tally_handles
-from abstraction.interventions import (
-    Handle,
-    LocalHandle,
-    group_sites,
-    pca_basis,
-    random_frames,
-    record_pairs,
-    rotation_basis,
-    stack_handles,
-    state_sites,
-    take_handle,
-    unit_sites,
-)
-from abstraction.interventions.patching import patched_outputs
-from abstraction.localization import site_signatures
-from abstraction.models import MLP
+from abstraction.evaluation import record, tally_handles
+from abstraction.interventions import Handle, group_sites, pca_basis, rotation_basis, state_sites, unit_sites
+from abstraction.interventions.bases import random_frames
+from abstraction.interventions.handles import stack_handles, take_handle
+from abstraction.interventions.patching import patched_outputs, run_pairs
+from abstraction.localization import Signature
+from abstraction.localization.signatures import site_signatures
+from abstraction.models import MLP, Network
 
 torch = pytest.importorskip("torch", reason="PyTorch is the oracle: pip install -e '.[parity]'")
 from benchmarks.torch_oracle import (  # noqa: E402
@@ -39,17 +30,17 @@ pytestmark = pytest.mark.parity
 
 PAIRS, WIDTH, DEPTH = 300, 16, 3
 MODEL = MLP(16, WIDTH, DEPTH, 2)
-PARAMS = MODEL.init(jax.random.key(1))
-NETWORK = torch_mlp(PARAMS)
+OURS = Network(MODEL, MODEL.init(jax.random.key(1)))
+NETWORK = torch_mlp(OURS.params)
 BASE, SOURCE = np.random.default_rng(0).uniform(-1, 1, (2, PAIRS, 16)).astype(np.float32)
-TAPS = ("hidden",)
+TAP = "hidden"
 # float32 products summed in another order; strengths up to 8 extrapolate and cancel
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.fixture(name="recording")
-def _recording():
-    return record_pairs(MODEL, PARAMS, BASE, SOURCE, taps=TAPS)
+@pytest.fixture(name="runs")
+def _runs():
+    return run_pairs(OURS, BASE, SOURCE, taps=(TAP,))
 
 
 def hook_logits(handle):
@@ -71,41 +62,43 @@ def whitened():
 
 UNIT = np.linspace(0.1, 1, WIDTH, dtype=np.float32)
 HANDLES = {
-    "one coordinate": Handle(np.eye(DEPTH * WIDTH, dtype=np.float32)[20].reshape(DEPTH, WIDTH)),
-    "several depths": Handle(np.random.default_rng(2).uniform(0, 1, (DEPTH, WIDTH)).astype(np.float32)),
-    "strength 8": Handle(np.float32(8 * np.random.default_rng(3).dirichlet(np.ones(WIDTH), DEPTH))),
-    "negative strength": Handle(np.array([[-0.5], [0], [1.5]], np.float32) * UNIT),
+    "one coordinate": Handle(TAP, np.eye(DEPTH * WIDTH, dtype=np.float32)[20].reshape(DEPTH, WIDTH)),
+    "several depths": Handle(TAP, np.random.default_rng(2).uniform(0, 1, (DEPTH, WIDTH)).astype(np.float32)),
+    "strength 8": Handle(TAP, np.float32(8 * np.random.default_rng(3).dirichlet(np.ones(WIDTH), DEPTH))),
+    "negative strength": Handle(TAP, np.array([[-0.5], [0], [1.5]], np.float32) * UNIT),
     "rotations at every depth": Handle(
-        np.random.default_rng(4).uniform(0, 2, (DEPTH, WIDTH)).astype(np.float32), rotation_basis(frames(WIDTH, DEPTH))
+        TAP,
+        np.random.default_rng(4).uniform(0, 2, (DEPTH, WIDTH)).astype(np.float32),
+        rotation_basis(frames(WIDTH, DEPTH)),
     ),
-    "subspaces at every depth": Handle(np.full((DEPTH, 3), 1.5, np.float32), rotation_basis(frames(3, DEPTH))),
-    "local coordinates": LocalHandle(np.array(1), UNIT),
-    "local rotation": LocalHandle(np.array(0), 2 * UNIT, rotation_basis(frames(WIDTH))),
-    "local subspace": LocalHandle(np.array(2), np.ones(4, np.float32), rotation_basis(frames(4))),
-    "local whitened components": LocalHandle(np.array(1), UNIT[:5], whitened()),
+    "subspaces at every depth": Handle(TAP, np.full((DEPTH, 3), 1.5, np.float32), rotation_basis(frames(3, DEPTH))),
+    "local coordinates": Handle(TAP, UNIT, depth=np.array(1)),
+    "local rotation": Handle(TAP, 2 * UNIT, rotation_basis(frames(WIDTH)), np.array(0)),
+    "local subspace": Handle(TAP, np.ones(4, np.float32), rotation_basis(frames(4)), np.array(2)),
+    "local whitened components": Handle(TAP, UNIT[:5], whitened(), np.array(1)),
 }
 
 
 @pytest.mark.parametrize("name", HANDLES)
-def test_patched_outputs_equal_hooks(name, recording):
+def test_patched_outputs_equal_hooks(name, runs):
     handle = HANDLES[name]
-    ours = np.asarray(patched_outputs(MODEL, PARAMS, recording, handle))
+    ours = np.asarray(patched_outputs(OURS, runs, handle))
     np.testing.assert_allclose(ours, hook_logits(handle), **CLOSE)
     # the handle changes the output, so that agreement says something
-    assert np.abs(ours - np.asarray(recording.outputs)).max() > 0.01
+    assert np.abs(ours - np.asarray(runs.outputs)).max() > 0.01
 
 
 @pytest.mark.parametrize(
     "sites", [unit_sites, lambda tap: group_sites(tap, 5), state_sites], ids=["unit", "group", "state"]
 )
-def test_site_signatures_equal_the_loop_over_sites_and_batches(sites, recording):
-    bank = sites(MODEL.taps["hidden"])
+def test_site_signatures_equal_the_loop_over_sites_and_batches(sites, runs):
+    bank = sites(MODEL.taps[TAP])
     base, source = tensor(BASE), tensor(SOURCE)
     loop = [
         prob_delta(looped_logits(NETWORK, base, source, depth_edits(single(bank, site))), NETWORK(base))
         for site in range(bank.size)
     ]
-    ours = site_signatures(MODEL, PARAMS, recording, bank)
+    ours = site_signatures(OURS, runs, bank)
     # differences of probabilities near .5: the rounding error of float32 is absolute
     np.testing.assert_allclose(ours, torch.stack(loop), rtol=0, atol=1e-6)
     assert np.abs(np.asarray(ours)).max() > 0.01
@@ -134,24 +127,25 @@ TORCH_EFFECTS = {
 
 
 @pytest.mark.parametrize("mode", TORCH_EFFECTS)
-def test_every_signature_mode_equals_its_formula_in_pytorch(mode, recording):
-    bank = state_sites(MODEL.taps["hidden"])
+def test_every_signature_mode_equals_its_formula_in_pytorch(mode, runs):
+    bank = state_sites(MODEL.taps[TAP])
     base = NETWORK(tensor(BASE))
     expected = [TORCH_EFFECTS[mode](hook_logits(single(bank, site)), base) for site in range(bank.size)]
     # differences of logits and probabilities of order one, in float32
     np.testing.assert_allclose(
-        site_signatures(MODEL, PARAMS, recording, bank, mode=mode), torch.stack(expected), rtol=0, atol=2e-6
+        site_signatures(OURS, runs, bank, Signature(mode)), torch.stack(expected), rtol=0, atol=2e-6
     )
 
 
-def test_interchange_accuracy_and_loss_equal_the_loop_over_handles(recording, rng):
+def test_interchange_accuracy_and_loss_equal_the_loop_over_handles(rng):
     labels = rng.integers(0, 2, (2, PAIRS)).astype(np.int32)
     factual = rng.integers(0, 2, PAIRS).astype(np.int32)
     eligible = rng.random((2, PAIRS)) < 0.7
-    bank = PairBank({}, {}, factual, labels, eligible, ("first", "second"), "calibration")
-    handles = [Handle(weight) for weight in rng.uniform(0, 1.5, (6, DEPTH, WIDTH)).astype(np.float32)]
+    bank = PairBank({"x": BASE}, {"x": SOURCE}, factual, labels, eligible, ("first", "second"), "calibration")
+    handles = [Handle(TAP, weight) for weight in rng.uniform(0, 1.5, (6, DEPTH, WIDTH)).astype(np.float32)]
     variable = np.array([0, 1, 0, 1, 1, 0])
-    tally = tally_handles(MODEL, PARAMS, recording, bank, stack_handles(handles), variable)
+    recorded = record(OURS, lambda setting: setting["x"], bank, tap=TAP)
+    tally = tally_handles(OURS, recorded, stack_handles(handles), variable)
     for index, (handle, v) in enumerate(zip(handles, variable, strict=True)):
         logits, target = hook_logits(handle), tensor(labels[v], torch.int64)
         loss = torch.nn.functional.cross_entropy(logits, target, reduction="none").numpy()

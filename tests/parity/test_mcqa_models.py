@@ -10,7 +10,7 @@ from abstraction.models import DecoderConfig
 from abstraction.tasks import mcqa as task
 from experiments.mcqa_bench import load_shape, load_subject, make_questions
 from experiments.mcqa_network import embedded_network
-from experiments.mcqa_options import Mcqa, McqaBanks, Network
+from experiments.mcqa_options import Mcqa, McqaBanks, NetworkOptions
 
 torch = pytest.importorskip("torch", reason="PyTorch is the oracle: pip install -e '.[parity]'")
 transformers = pytest.importorskip("transformers", reason="the format is theirs: pip install -e '.[parity]'")
@@ -35,8 +35,9 @@ def save_tokenizer(folder, words):
 def _folder(tmp_path_factory):
     """Write the shipped decoder as a Llama; its embedding scale goes into the embeddings."""
     folder = tmp_path_factory.mktemp("llama")
-    decoder, params, tokenizer = embedded_network()
-    shape: DecoderConfig = decoder.config
+    network, tokenizer = embedded_network()
+    params = network.params
+    shape: DecoderConfig = network.model.config
     config = transformers.LlamaConfig(
         hidden_size=shape.width, intermediate_size=shape.hidden, num_hidden_layers=shape.depth,
         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head_size,
@@ -65,23 +66,23 @@ def _folder(tmp_path_factory):
 
 
 def test_a_model_folder_answers_as_the_shipped_network_does(folder):
-    own, theirs = load_subject(Network()), load_subject(Network(model=str(folder)))
+    own, theirs = load_subject(NetworkOptions()), load_subject(NetworkOptions(model=str(folder)))
     setting = task.sample_settings(np.random.default_rng(0), 64)
     prompts = [task.encode(setting, subject.tokenizer).tokens for subject in (own, theirs)]
     np.testing.assert_array_equal(*prompts)
-    outputs = [s.decoder.apply(s.params, p)[0] for s, p in zip((own, theirs), prompts, strict=True)]
+    outputs = [s.network(p)[0] for s, p in zip((own, theirs), prompts, strict=True)]
     # float32: a scale in front of or inside the embedding
     np.testing.assert_allclose(*outputs, rtol=1e-3, atol=1e-3)
     assert theirs.decoder.answers == own.decoder.answers
     assert make_questions(CONFIG.banks, theirs, 0).accuracy == make_questions(CONFIG.banks, own, 0).accuracy
-    assert load_shape(dataclasses.replace(CONFIG, network=Network(model=str(folder)))).tokens == 30
+    assert load_shape(dataclasses.replace(CONFIG, network=NetworkOptions(model=str(folder)))).tokens == 30
 
 
 def test_a_network_that_never_answers_is_refused(folder, tmp_path):
     config = transformers.LlamaConfig.from_pretrained(folder)
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path, task.vocabulary())
-    subject = load_subject(Network(model=str(tmp_path)))
+    subject = load_subject(NetworkOptions(model=str(tmp_path)))
     with pytest.raises(ValueError, match="pairs"):
         make_questions(CONFIG.banks, subject, 0)
 
@@ -92,12 +93,13 @@ def test_letters_without_tokens_of_their_own_are_refused(folder, tmp_path):
     words = [word if word != "Q" else "lost" for word in task.vocabulary()]
     save_tokenizer(tmp_path, words)
     with pytest.raises(ValueError, match="Q"):
-        load_subject(Network(model=str(tmp_path)))
+        load_subject(NetworkOptions(model=str(tmp_path)))
 
 
 def test_an_unknown_architecture_is_refused_by_name(folder, tmp_path):
     fields = json.loads((folder / "config.json").read_text()) | {"model_type": "mamba"}
     (tmp_path / "config.json").write_text(json.dumps(fields))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     (tmp_path / "tokenizer.json").write_text((folder / "tokenizer.json").read_text())
     with pytest.raises(ValueError, match="mamba"):
-        load_subject(Network(model=str(tmp_path)))
+        load_subject(NetworkOptions(model=str(tmp_path)))

@@ -40,7 +40,7 @@ def test_recorded_taps_equal_what_hooks_see(case):
         logits = network(tensor(inputs))
     hidden = record_hidden(network, tensor(inputs))
     stacked = [torch.stack([states[depth] for depth in range(model.depth)]) for states in (preactivation, hidden)]
-    for name, expected in zip(names, (inputs, *stacked, logits), strict=True):
+    for name, expected in zip(names, (inputs[None], *stacked, logits[None]), strict=True):
         np.testing.assert_allclose(taps[name], expected, **CLOSE, err_msg=name)
 
 

@@ -7,24 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from once import parts
 from tiny_decoder import TinyDecoder
 
-from abstraction.models import (
-    GRU,
-    MLP,
-    NO_EDITS,
-    Activation,
-    AveragePool,
-    BatchNorm,
-    Convolution,
-    Dense,
-    Flatten,
-    GlobalAverage,
-    MaxPool,
-    Model,
-    Reducible,
-    Sequential,
-)
+from abstraction.models import GRU, MLP, Activation, Dense, Model, Network, Reducible, Sequential
+from abstraction.models.layers import AveragePool, BatchNorm, Convolution, Flatten, GlobalAverage, MaxPool
+from abstraction.models.taps import NO_EDITS
 from abstraction.reduction.compiling import bill, compile_plan, latency, patch
 from abstraction.reduction.folding import affine_fold, constant_fold, fold_params
 from abstraction.reduction.plans import reduction_plan
@@ -148,7 +136,7 @@ def _fold(model, tap, kind, replaced, seed=0):
 
 
 def _plan(case, params):
-    return reduction_plan(case.model, params, [_fold(case.model, *fold) for fold in case.folds])
+    return reduction_plan(Network(case.model, params), [_fold(case.model, *fold) for fold in case.folds])
 
 
 def _inputs(case, dtype=np.float32):
@@ -162,8 +150,8 @@ def test_the_compiled_network_is_the_patched_one(case):
     params, inputs = _params(case.model), _inputs(case)
     plan = _plan(case, params)
     assert plan.obstacles == ("",) * len(case.folds)
-    patched = _outputs(case.model, params, inputs, patch(case.model, plan))
-    small, arrays = compile_plan(case.model, params, plan)
+    patched = _outputs(case.model, params, inputs, patch(Network(case.model, params), plan))
+    small, arrays = parts(compile_plan(Network(case.model, params), plan))
     assert isinstance(small, Reducible)
     outputs = _outputs(small, arrays, inputs)
     # float32 sums in another order, of up to a hundred terms of order 1
@@ -178,8 +166,8 @@ def test_in_double_precision_both_agree_to_twelve_digits(name):
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), _params(case.model))
         inputs, plan = _inputs(case, np.float64), _plan(case, params)
-        patched = _outputs(case.model, params, inputs, patch(case.model, plan))
-        small, arrays = compile_plan(case.model, params, plan)
+        patched = _outputs(case.model, params, inputs, patch(Network(case.model, params), plan))
+        small, arrays = parts(compile_plan(Network(case.model, params), plan))
         outputs = _outputs(small, arrays, inputs)
         assert outputs.dtype == np.float64
     np.testing.assert_allclose(outputs, patched, rtol=1e-12, atol=1e-12)
@@ -187,14 +175,16 @@ def test_in_double_precision_both_agree_to_twelve_digits(name):
 
 def test_the_removed_units_are_neither_stored_nor_computed(case):
     params, inputs = _params(case.model), _inputs(case)
-    small, arrays = compile_plan(case.model, params, _plan(case, params))
+    small, arrays = parts(compile_plan(Network(case.model, params), _plan(case, params)))
     shapes = {
         ".".join(str(key.key) for key in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
     }
     assert {name: shapes[name] for name in case.shapes} == case.shapes
     for tap, _, replaced in case.folds:
         assert small.taps[tap].width == case.model.taps[tap].width - len(replaced)
-    before, after = (bill(*one, case.inputs, dtype=inputs.dtype) for one in ((case.model, params), (small, arrays)))
+    before, after = (
+        bill(Network(*one), case.inputs, dtype=inputs.dtype) for one in ((case.model, params), (small, arrays))
+    )
     assert after.parameters == sum(np.prod(shape, dtype=int) for shape in shapes.values())
     assert after.multiply_adds < before.multiply_adds
     # the smaller network's own shapes are the ones it draws, but for biases that are maps and those it did not have
@@ -205,11 +195,13 @@ def test_the_removed_units_are_neither_stored_nor_computed(case):
 
 def test_a_reduced_network_can_be_reduced_again():
     params, inputs = _params(TWO), _inputs(CASES["dense-affine"])
-    once = compile_plan(TWO, params, reduction_plan(TWO, params, [_fold(TWO, "act", "affine", [1, 4])]))
-    plan = reduction_plan(*once, [_fold(once.model, "act", "affine", [0])])
-    twice = compile_plan(*once, plan)
+    once = compile_plan(
+        Network(TWO, params), reduction_plan(Network(TWO, params), [_fold(TWO, "act", "affine", [1, 4])])
+    )
+    plan = reduction_plan(once, [_fold(once.model, "act", "affine", [0])])
+    twice = compile_plan(once, plan)
     assert twice.params["head"]["kernel"].shape == (3, 3)
-    patched, _ = once.model.apply(once.params, inputs, patch(once.model, plan))
+    patched, _ = once.model.apply(once.params, inputs, patch(once, plan))
     # float32 sums in another order
     np.testing.assert_allclose(twice.model.apply(twice.params, inputs)[0], patched, rtol=1e-5, atol=1e-5)
 
@@ -218,14 +210,16 @@ def test_at_a_border_a_vector_is_right_inside_only():
     case = CASES["same-constant"]
     params, inputs = _params(SAME), _inputs(case)
     fold = constant_fold("act", 4, [0, 2], [1.5, -2.0])
-    patched = SAME.apply(params, inputs, patch(SAME, reduction_plan(SAME, params, [fold])), record=("b",))[1]["b"]
-    folded = fold_params(SAME, params, fold).params
-    exact = SAME.apply(folded, inputs, record=("b",))[1]["b"]
+    patched = SAME.apply(
+        params, inputs, patch(Network(SAME, params), reduction_plan(Network(SAME, params), [fold])), record=("b",)
+    )[1]["b"][0]
+    folded = fold_params(Network(SAME, params), fold).params
+    exact = SAME.apply(folded, inputs, record=("b",))[1]["b"][0]
     # float32 sums in another order
     np.testing.assert_allclose(exact, patched, rtol=1e-4, atol=1e-4)
     interior = params["b"]["kernel"].sum(axis=(0, 1))[np.array([0, 2])].T @ jnp.array([1.5, -2.0])
     vector = folded | {"b": folded["b"] | {"bias": params["b"]["bias"] + interior}}
-    inside = SAME.apply(vector, inputs, record=("b",))[1]["b"]
+    inside = SAME.apply(vector, inputs, record=("b",))[1]["b"][0]
     np.testing.assert_allclose(inside[:, 1:-1, 1:-1], patched[:, 1:-1, 1:-1], rtol=1e-4, atol=1e-4)
     error = np.abs(inside - patched)
     border = np.ones((6, 5), bool)
@@ -238,8 +232,8 @@ def test_the_gru_agrees_with_its_patch_at_every_step():
     params, inputs = _params(case.model), _inputs(case)
     plan = _plan(case, params)
     kept = plan.folds[0].kept
-    _, patched = case.model.apply(params, inputs, patch(case.model, plan), record=("hidden",))
-    small, arrays = compile_plan(case.model, params, plan)
+    _, patched = case.model.apply(params, inputs, patch(Network(case.model, params), plan), record=("hidden",))
+    small, arrays = parts(compile_plan(Network(case.model, params), plan))
     _, states = small.apply(arrays, inputs, record=("hidden",))
     # float32 sums in another order
     np.testing.assert_allclose(states["hidden"], patched["hidden"][..., kept], rtol=1e-5, atol=1e-6)
@@ -258,18 +252,18 @@ def test_the_gru_agrees_with_its_patch_at_every_step():
 )
 def test_what_is_not_exact_is_refused_and_can_be_patched(model, fold, message):
     params = _params(model)
-    plan = reduction_plan(model, params, [_fold(model, *fold)])
+    plan = reduction_plan(Network(model, params), [_fold(model, *fold)])
     assert message in plan.obstacles[0]
-    with pytest.raises(ValueError, match=rf"got a fold at '{fold[0]}'.*{message}.*patch\(model, plan\)"):
-        compile_plan(model, params, plan)
-    assert set(patch(model, plan)) == {fold[0]}
+    with pytest.raises(ValueError, match=rf"got a fold at '{fold[0]}'.*{message}.*patch\(network, plan\)"):
+        compile_plan(Network(model, params), plan)
+    assert set(patch(Network(model, params), plan)) == {fold[0]}
 
 
 def test_a_patch_of_a_tap_with_depth_holds_at_every_depth(rng):
     model = MLP(3, 4, 2, 2)
     params, inputs = _params(model), rng.normal(size=(5, 3)).astype(np.float32)
-    plan = reduction_plan(model, params, [affine_fold("hidden", [0, 2, 3], [1], [0.5], [[1.0, -1, 2]])])
-    _, acts = model.apply(params, inputs, patch(model, plan), record=("hidden",))
+    plan = reduction_plan(Network(model, params), [affine_fold("hidden", [0, 2, 3], [1], [0.5], [[1.0, -1, 2]])])
+    _, acts = model.apply(params, inputs, patch(Network(model, params), plan), record=("hidden",))
     expected = 0.5 + acts["hidden"][..., [0, 2, 3]] @ np.array([1.0, -1, 2])
     # float32 against float64
     np.testing.assert_allclose(acts["hidden"][..., 1], expected, rtol=1e-5, atol=1e-5)
@@ -279,21 +273,21 @@ def test_units_of_one_layer_are_folded_at_one_tap():
     params = _params(TWO)
     folds = [_fold(TWO, "a", "constant", [1]), _fold(TWO, "act", "affine", [2])]
     with pytest.raises(ValueError, match="'act' that cannot be compiled exactly: units of the same layer"):
-        compile_plan(TWO, params, reduction_plan(TWO, params, folds))
+        compile_plan(Network(TWO, params), reduction_plan(Network(TWO, params), folds))
 
 
 def test_bills_by_hand():
     params = _params(TWO)
-    assert bill(TWO, params, (5,)) == (5 * 6 + 6 + 6 * 3 + 3, 5 * 6 + 6 * 3)
+    assert bill(Network(TWO, params), (5,)) == (5 * 6 + 6 + 6 * 3 + 3, 5 * 6 + 6 * 3)
     conv = Sequential((6, 5, 2), (Convolution("a", 4, (3, 2), padding="SAME"), *HEAD))
-    assert bill(conv, _params(conv), (6, 5, 2)) == (3 * 2 * 2 * 4 + 4 + 120 * 3 + 3, 30 * 4 * 12 + 120 * 3)
+    assert bill(Network(conv, _params(conv)), (6, 5, 2)) == (3 * 2 * 2 * 4 + 4 + 120 * 3 + 3, 30 * 4 * 12 + 120 * 3)
     gru = GRU(2, 6, 4)  # four steps of 8 x 18 products, four bits and a carry of 6
-    assert bill(gru, _params(gru), (4, 2)).multiply_adds == 4 * (8 * 18 + 6) + 6
+    assert bill(Network(gru, _params(gru)), (4, 2)).multiply_adds == 4 * (8 * 18 + 6) + 6
     mlp = MLP(3, 5, 3, 2)
-    assert bill(mlp, _params(mlp), (3,)).multiply_adds == 3 * 5 + 2 * 25 + 5 * 2
+    assert bill(Network(mlp, _params(mlp)), (3,)).multiply_adds == 3 * 5 + 2 * 25 + 5 * 2
 
 
 def test_latency_is_a_number_of_seconds(rng):
-    seconds = latency(TWO, _params(TWO), rng.normal(size=(8, 5)).astype(np.float32), repeats=3)
+    seconds = latency(Network(TWO, _params(TWO)), rng.normal(size=(8, 5)).astype(np.float32), repeats=3)
     assert isinstance(seconds, float)
     assert seconds > 0

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstraction.models import GRU, MLP, Activation, Convolution, Dense, Flatten, Sequential
+from abstraction.models import GRU, MLP, Activation, Dense, Network, Sequential
+from abstraction.models.layers import Convolution, Flatten
+from abstraction.reduction import Calibration
 from abstraction.reduction.curvature import (
     fisher_diagonal,
     gauss_newton_product,
@@ -57,15 +59,15 @@ CONV = Sequential(
 MODELS = {"dense": _dense("tanh"), "conv": CONV, "mlp": MLP(4, 4, 2, CLASSES, "tanh"), "gru": GRU(2, 3, 3)}
 
 
-def _per_example(derivative, model, params, inputs, tap, discrepancy, target, labels):
+def _per_example(derivative, network, calibration, tap, discrepancy):
     """Differentiate D of each example alone, at a batch of one, over positions and units laid flat."""
 
     def one(x, t, y):
-        suffix = suffix_at(model, params, x[None], tap)
+        suffix = suffix_at(network, x[None], tap)
         loss = lambda e: discrepancy.compare(suffix.run(e.reshape(suffix.activation.shape)), t[None], y[None])[0]
         return derivative(loss)(jnp.zeros(suffix.activation.size))
 
-    return np.asarray(jax.jit(jax.vmap(one))(inputs, target, labels))
+    return np.asarray(jax.jit(jax.vmap(one))(calibration.inputs, calibration.target, calibration.labels))
 
 
 @pytest.mark.parametrize("discrepancy", [KL, LOGIT, CE, MSE], ids=lambda d: d.name)
@@ -109,7 +111,7 @@ def test_a_discrepancy_that_reads_labels_asks_for_them():
 def test_gradient_and_diagonal_are_those_of_jax_example_by_example(name, discrepancy):
     model = MODELS[name]
     params, inputs, labels, other = _case(model)
-    arguments = (model, params, inputs, "hidden", discrepancy, other, labels)
+    arguments = (Network(model, params), Calibration(inputs, labels, other), "hidden", discrepancy)
     gradient = tap_gradient(*arguments)
     np.testing.assert_allclose(gradient.reshape(COUNT, -1), _per_example(jax.grad, *arguments), atol=1e-12)
     diagonal = np.diagonal(_per_example(jax.hessian, *arguments), axis1=1, axis2=2)
@@ -120,25 +122,25 @@ def test_gradient_and_diagonal_are_those_of_jax_example_by_example(name, discrep
 def test_products_are_those_with_the_whole_matrices(name, rng):
     model = MODELS[name]
     params, inputs, labels, other = _case(model)
-    arguments = (model, params, inputs, "hidden", CE, other)
-    suffix = suffix_at(model, params, inputs, "hidden")
+    arguments = (Network(model, params), Calibration(inputs, labels, other), "hidden", CE)
+    suffix = suffix_at(Network(model, params), inputs, "hidden")
     vector = jnp.asarray(rng.standard_normal(suffix.activation.shape))
-    hessians = _per_example(jax.hessian, *arguments, labels)
+    hessians = _per_example(jax.hessian, *arguments)
     expected = np.einsum("nij,nj->ni", hessians, vector.reshape(COUNT, -1)).reshape(vector.shape)
-    np.testing.assert_allclose(hessian_vector_product(*arguments, vector, labels), expected, atol=1e-12)
+    np.testing.assert_allclose(hessian_vector_product(*arguments, vector), expected, atol=1e-12)
 
-    rows = np.asarray(gauss_newton_rows(*arguments, labels)).reshape(suffix.outputs.shape[-1], COUNT, -1)
+    rows = np.asarray(gauss_newton_rows(*arguments)).reshape(suffix.outputs.shape[-1], COUNT, -1)
     expected = np.einsum("rni,rnj,nj->ni", rows, rows, vector.reshape(COUNT, -1)).reshape(vector.shape)
-    np.testing.assert_allclose(gauss_newton_product(*arguments, vector, labels), expected, atol=1e-12)
+    np.testing.assert_allclose(gauss_newton_product(*arguments, vector), expected, atol=1e-12)
 
 
 def test_rows_are_the_factor_times_the_jacobian():
     model = MODELS["conv"]
     params, inputs, labels, other = _case(model)
-    rows = gauss_newton_rows(model, params, inputs, "hidden", CE, other, labels)
+    rows = gauss_newton_rows(Network(model, params), Calibration(inputs, labels, target=other), "hidden", CE)
 
     def one(x):
-        suffix = suffix_at(model, params, x[None], "hidden")
+        suffix = suffix_at(Network(model, params), x[None], "hidden")
         return jax.jacobian(lambda e: suffix.run(e[None])[0])(jnp.zeros(suffix.activation.shape[1:])), suffix.outputs[0]
 
     jacobian, outputs = jax.jit(jax.vmap(one))(inputs)
@@ -150,7 +152,7 @@ def test_rows_are_the_factor_times_the_jacobian():
 def test_the_last_layer_has_a_closed_form():
     model = MODELS["dense"]
     params, inputs, labels, other = _case(model)
-    arguments = (model, params, inputs, "last", CE, other, labels)
+    arguments = (Network(model, params), Calibration(inputs, labels, other), "last", CE)
     outputs = model.apply(params, inputs)[0]
     gradient, diagonal = last_layer_curvature(params["head"]["kernel"], outputs, labels)
     np.testing.assert_allclose(gradient, _per_example(jax.grad, *arguments), atol=1e-12)
@@ -161,7 +163,7 @@ def test_the_last_layer_has_a_closed_form():
 def test_five_routes_lead_to_the_diagonal_at_the_last_layer():
     model, draws = MODELS["dense"], 800
     params, inputs, labels, other = _case(model)
-    arguments = (model, params, inputs, "last", CE, other, labels)
+    arguments = (Network(model, params), Calibration(inputs, labels, other), "last", CE)
     outputs = model.apply(params, inputs)[0]
     _, closed = last_layer_curvature(params["head"]["kernel"], outputs, labels)
     np.testing.assert_allclose(hessian_diagonal(*arguments)[:, 0], closed, atol=1e-12)
@@ -179,7 +181,7 @@ def test_five_routes_lead_to_the_diagonal_at_the_last_layer():
     p, kernel = np.asarray(jax.nn.softmax(outputs)), np.asarray(params["head"]["kernel"])
     squares = (p @ kernel.T)[:, :, None] - kernel  # gradient of every class that may be drawn, [N, D, C]
     spread = np.sqrt(np.maximum((p[:, None] * squares**4).sum(2) - np.asarray(closed) ** 2, 0) / draws)
-    error = fisher_diagonal(jax.random.key(2), model, params, inputs, "last", draws=draws)[:, 0] - closed
+    error = fisher_diagonal(jax.random.key(2), Network(model, params), inputs, "last", draws=draws)[:, 0] - closed
     assert (np.abs(error) <= 5 * spread + 1e-12).all()
     assert np.abs(error).max() > spread.min()
 
@@ -187,7 +189,7 @@ def test_five_routes_lead_to_the_diagonal_at_the_last_layer():
 def test_a_piecewise_linear_suffix_has_no_curvature_but_gauss_and_newtons():
     model = _dense("relu")
     params, inputs, labels, other = _case(model)
-    arguments = (model, params, inputs, "hidden", CE, other, labels)
+    arguments = (Network(model, params), Calibration(inputs, labels, other), "hidden", CE)
     np.testing.assert_allclose(hessian_diagonal(*arguments), (gauss_newton_rows(*arguments) ** 2).sum(0), atol=1e-12)
 
 
@@ -197,7 +199,7 @@ def test_a_smooth_suffix_has_more_unless_outputs_are_where_kl_is_least(function)
     params, inputs, labels, other = _case(model)
     outputs = model.apply(params, inputs)[0]
     for discrepancy, target, agree in ((CE, outputs, False), (KL, other, False), (KL, outputs, True)):
-        arguments = (model, params, inputs, "hidden", discrepancy, target, labels)
+        arguments = (Network(model, params), Calibration(inputs, labels, target), "hidden", discrepancy)
         difference = hessian_diagonal(*arguments) - (gauss_newton_rows(*arguments) ** 2).sum(0)
         assert (np.abs(difference).max() < 1e-12) == agree
         assert agree or np.abs(difference).max() > 1e-2
@@ -235,24 +237,28 @@ def test_the_replacement_hessian_is_that_of_the_network_with_moved_units(name, r
         return discrepancy.compare(replaced(params, inputs, both[:width], both[width:]), other, labels).mean()
 
     origin = jnp.zeros(2 * width)
-    gradient, hessian = replacement_hessian(model, params, inputs, "hidden", discrepancy, other, labels)
+    gradient, hessian = replacement_hessian(
+        Network(model, params), Calibration(inputs, labels, target=other), "hidden", discrepancy
+    )
     np.testing.assert_allclose(gradient, jax.jit(jax.grad(mean_loss))(origin), atol=1e-12)
     np.testing.assert_allclose(hessian, jax.jit(jax.hessian(mean_loss))(origin), atol=1e-12)
-    few = replacement_hessian(model, params, inputs, "hidden", discrepancy, other, labels, chunk=3)[1]
+    few = replacement_hessian(
+        Network(model, params), Calibration(inputs, labels, target=other), "hidden", discrepancy, chunk=3
+    )[1]
     np.testing.assert_allclose(few, hessian, atol=1e-14)
 
 
 def test_an_unknown_tap_is_refused():
     params, inputs, labels, other = _case(MODELS["dense"])
     with pytest.raises(ValueError, match="expected tap names among"):
-        tap_gradient(MODELS["dense"], params, inputs, "nowhere", CE, other, labels)
+        tap_gradient(Network(MODELS["dense"], params), Calibration(inputs, labels, target=other), "nowhere", CE)
 
 
 @pytest.mark.parametrize("together", [1, 2, 10])
 def test_how_many_cotangents_are_pulled_back_at_once_does_not_matter(together, monkeypatch, rng):
     model = MODELS["dense"]
     params, inputs, *_ = _case(model)
-    suffix = suffix_at(model, params, inputs, "hidden")
+    suffix = suffix_at(Network(model, params), inputs, "hidden")
     cotangents = jnp.asarray(rng.standard_normal((5, COUNT, CLASSES)))
     jacobian = jax.jacobian(lambda offset: suffix.run(offset).sum(0))(jnp.zeros(suffix.activation.shape))
     monkeypatch.setattr(

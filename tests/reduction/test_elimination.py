@@ -30,14 +30,14 @@ def _moments(covariance, law=(0.0,), *, ridge=0.0, mean=None):
     p, variance = np.array(law), np.diagonal(covariance)
     regressor = ((1 - p) ** 2 + p**2).mean() * (covariance - np.diag(variance)) + (1 + ridge) * np.diag(variance)
     mean = np.zeros(len(covariance)) if mean is None else mean
-    return LawMoments(mean, covariance, np.asarray((1 - p).mean()), regressor)
+    return LawMoments(mean, covariance, (1 - p).mean() * covariance, regressor)
 
 
 def _left(metric, moments, kept):
     """D(K) = tr H_SS (Sig_SS - C_SK Om_KK^-1 C_KS) of one set, with its own solve."""
     kept = np.asarray(kept)
     replaced = np.setdiff1d(np.arange(len(metric)), kept)
-    cross = moments.cross * moments.target[np.ix_(replaced, kept)]
+    cross = moments.cross[np.ix_(replaced, kept)]
     explained = cross @ np.linalg.solve(moments.regressor[np.ix_(kept, kept)], cross.T)
     return float((metric[np.ix_(replaced, replaced)] * (moments.target[np.ix_(replaced, replaced)] - explained)).sum())
 
@@ -191,5 +191,5 @@ def test_budgets_that_do_not_fit_are_refused(keep):
 def test_a_metric_that_is_not_finite_is_refused():
     metric = np.eye(3)
     metric[1, 1] = np.nan
-    with pytest.raises(ValueError, match="got a curvature that is not finite"):
+    with pytest.raises(ValueError, match=r"got a curvature with .* not finite"):
         eliminate(metric, _moments(np.eye(3)), keep=1)

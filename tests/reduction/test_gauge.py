@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstraction.models import Activation, Dense, Sequential
+from abstraction.models import Activation, Dense, Network, Sequential
+from abstraction.reduction import Calibration
 from abstraction.reduction.discrepancies import CE, KL, LOGIT, custom_discrepancy
 from abstraction.reduction.elimination import eliminate, eliminate_constants
 from abstraction.reduction.fitting import distortion, fit_affine
@@ -50,7 +51,7 @@ def _permuted(params, order):
 def _statistics(network, params, discrepancy):
     model, _, inputs, labels = network
     given = labels if discrepancy.labelled else None
-    return collect_statistics(model, params, inputs, "hidden", discrepancy=discrepancy, labels=given)
+    return collect_statistics(Network(model, params), Calibration(inputs, given), "hidden", discrepancy=discrepancy)
 
 
 @pytest.mark.parametrize("discrepancy", [KL, CE, LOGIT], ids=lambda d: d.name)

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from tiny_decoder import TinyDecoder
 
-from abstraction.models import GRU, NO_EDITS, Activation, Convolution, Dense, Flatten, Sequential
+from abstraction.models import GRU, Activation, Dense, Network, Sequential
+from abstraction.models.layers import Convolution, Flatten
+from abstraction.models.taps import NO_EDITS
+from abstraction.reduction import Calibration
 from abstraction.reduction.curvature import hessian_diagonal, replacement_hessian, suffix_at
 from abstraction.reduction.discrepancies import CE, KL, LOGIT
 from abstraction.reduction.moments import Statistics, collect_statistics, law_moments, merge_statistics
@@ -62,7 +65,7 @@ def _brute_force(model, params, inputs, tap, labels):
     """Every field under cross-entropy, from the whole Jacobian of each example and loops over units."""
 
     def whole(params, inputs):
-        suffix = suffix_at(model, params, inputs, tap)
+        suffix = suffix_at(Network(model, params), inputs, tap)
         total = jax.jacobian(lambda e: suffix.run(e).sum(0))(jnp.zeros(suffix.activation.shape))
         return suffix.activation, suffix.outputs, jnp.moveaxis(total, 0, 1)  # examples do not interact
 
@@ -91,7 +94,7 @@ def _brute_force(model, params, inputs, tap, labels):
 @pytest.mark.parametrize("name", MODELS)
 def test_statistics_are_those_of_a_loop_over_examples(name):
     model, params, inputs, labels = _case(name)
-    found = collect_statistics(model, params, inputs, TAPS[name], discrepancy=CE, labels=labels)
+    found = collect_statistics(Network(model, params), Calibration(inputs, labels), TAPS[name], discrepancy=CE)
     _assert_equal(found, _brute_force(model, params, inputs, TAPS[name], labels), rtol=1e-10)
     assert found.width == model.taps[TAPS[name]].width
     np.testing.assert_array_equal(found.variance, np.diagonal(found.covariance))
@@ -101,7 +104,7 @@ def test_statistics_are_those_of_a_loop_over_examples(name):
 def test_the_size_of_batches_does_not_matter(name):
     model, params, inputs, labels = _case(name)
     collect = lambda size: collect_statistics(
-        model, params, inputs, "hidden", discrepancy=CE, labels=labels, batch_size=size
+        Network(model, params), Calibration(inputs, labels), "hidden", discrepancy=CE, batch_size=size
     )
     whole = collect(100)
     for size in (1, 4, 6):  # 13 examples: batches of unequal sizes
@@ -111,7 +114,7 @@ def test_the_size_of_batches_does_not_matter(name):
 def test_merging_ragged_parts_is_one_pass_over_the_union():
     model, params, inputs, labels = _case("conv", 20)
     collect = lambda rows: collect_statistics(
-        model, params, inputs[rows], "hidden", discrepancy=CE, labels=labels[rows]
+        Network(model, params), Calibration(inputs[rows], labels[rows]), "hidden", discrepancy=CE
     )
     one, few, many = collect(slice(0, 1)), collect(slice(1, 8)), collect(slice(8, 20))
     whole = collect(slice(0, 20))
@@ -122,7 +125,7 @@ def test_merging_ragged_parts_is_one_pass_over_the_union():
 def test_the_mean_far_from_zero_does_not_cost_digits():
     model, params, inputs, _ = _case("dense")
     shifted = params | {"first": params["first"] | {"bias": params["first"]["bias"] + 1e6}}
-    parts = [collect_statistics(model, shifted, inputs, "hidden", batch_size=size) for size in (2, 100)]
+    parts = [collect_statistics(Network(model, shifted), inputs, "hidden", batch_size=size) for size in (2, 100)]
     exact = inputs @ np.asarray(params["first"]["kernel"])
     np.testing.assert_allclose(parts[0].covariance, np.cov(exact.T, bias=True), rtol=1e-7)  # 1e6 eats 6 of 16 digits
     np.testing.assert_allclose(parts[0].covariance, parts[1].covariance, rtol=1e-7)
@@ -130,10 +133,10 @@ def test_the_mean_far_from_zero_does_not_cost_digits():
 
 def test_against_its_own_outputs_kl_has_no_gradient_and_against_others_it_has(rng):
     model, params, inputs, _ = _case("dense")
-    own = collect_statistics(model, params, inputs, "hidden")
+    own = collect_statistics(Network(model, params), inputs, "hidden")
     assert np.abs([own.gradient_eps, own.gradient_kappa]).max() < 1e-15
     target = model.apply(params, inputs)[0] + rng.standard_normal((COUNT, 3))
-    other = collect_statistics(model, params, inputs, "hidden", target=target, batch_size=5)
+    other = collect_statistics(Network(model, params), Calibration(inputs, target=target), "hidden", batch_size=5)
     assert np.abs(other.gradient_kappa).min() > 1e-3
     _assert_equal(other, own, names=["hessian", "kappa_kappa", "mean"])
 
@@ -141,38 +144,51 @@ def test_against_its_own_outputs_kl_has_no_gradient_and_against_others_it_has(rn
 @pytest.mark.slow
 def test_the_full_hessian_takes_the_place_of_the_units_diagonals():
     model, params, inputs, labels = _case("gru")
-    options = {"discrepancy": CE, "labels": labels}
-    found = collect_statistics(model, params, inputs, "hidden", curvature="hessian", batch_size=4, **options)
+    found = collect_statistics(
+        Network(model, params), Calibration(inputs, labels), "hidden", discrepancy=CE, curvature="hessian", batch_size=4
+    )
     target = model.apply(params, inputs)[0]
-    hessian = np.asarray(replacement_hessian(model, params, inputs, "hidden", CE, target, jnp.asarray(labels))[1])
+    hessian = np.asarray(
+        replacement_hessian(
+            Network(model, params), Calibration(inputs, jnp.asarray(labels), target=target), "hidden", CE
+        )[1]
+    )
     np.testing.assert_allclose(found.eps_eps, np.diagonal(hessian)[:3], rtol=1e-12)
     np.testing.assert_allclose(found.eps_kappa, np.diagonal(hessian, 3), rtol=1e-12)
     np.testing.assert_allclose(found.kappa_kappa, np.diagonal(hessian)[3:], rtol=1e-12)
-    plain = collect_statistics(model, params, inputs, "hidden", **options)
+    plain = collect_statistics(Network(model, params), Calibration(inputs, labels), "hidden", discrepancy=CE)
     assert np.abs(found.kappa_kappa - plain.kappa_kappa).max() > 1e-3
     _assert_equal(found, plain, names=["hessian", "mean", "covariance", "gradient_eps"])
 
 
 def test_one_positions_kappa_block_is_the_mean_diagonal_and_relu_needs_no_more():
     model, params, inputs, labels = _case("dense")
-    options = {"discrepancy": CE, "labels": labels}
     full, plain = (
-        collect_statistics(model, params, inputs, "hidden", curvature=curvature, **options)
+        collect_statistics(
+            Network(model, params), Calibration(inputs, labels), "hidden", discrepancy=CE, curvature=curvature
+        )
         for curvature in ("hessian", "ggn")
     )
     _assert_equal(full, plain)
     outputs = model.apply(params, inputs)[0]
-    diagonal = hessian_diagonal(model, params, inputs, "hidden", CE, outputs, jnp.asarray(labels))[:, 0]
+    diagonal = hessian_diagonal(
+        Network(model, params), Calibration(inputs, jnp.asarray(labels), target=outputs), "hidden", CE
+    )[:, 0]
     np.testing.assert_allclose(plain.kappa_kappa, diagonal.mean(0), rtol=1e-12)
     np.testing.assert_allclose(np.diagonal(plain.hessian), diagonal.mean(0), rtol=1e-12)
 
 
 def test_fisher_draws_estimate_the_curvature():
     model, params, inputs, _ = _case("conv")
-    exact = collect_statistics(model, params, inputs, "hidden")
+    exact = collect_statistics(Network(model, params), inputs, "hidden")
     runs = [
         collect_statistics(
-            model, params, inputs, "hidden", curvature="fisher", draws=20, key=jax.random.key(seed), batch_size=7
+            Network(model, params),
+            inputs,
+            "hidden",
+            curvature="fisher",
+            key=jax.random.key(seed),
+            batch_size=7,
         )
         for seed in range(12)
     ]
@@ -197,23 +213,23 @@ def test_fisher_draws_estimate_the_curvature():
 def test_arguments_that_do_not_fit_are_refused(options, message, unchecked):
     model, params, inputs, _ = _case("dense")
     with pytest.raises(ValueError, match=message):
-        collect_statistics(model, params, inputs, "hidden", **options)
+        collect_statistics(Network(model, params), inputs, "hidden", **options)
 
 
 def test_activations_that_are_not_finite_and_no_inputs_are_refused():
     model, params, inputs, _ = _case("dense")
     inputs[8, 0], inputs[12, 1] = np.nan, np.inf
-    message = "activations of 'hidden' that are not finite for 2 of 7 inputs in batch 1"
+    message = "got calibration inputs with 2 values of .* not finite"
     with pytest.raises(ValueError, match=message):
-        collect_statistics(model, params, inputs, "hidden", batch_size=7)
+        collect_statistics(Network(model, params), inputs, "hidden", batch_size=7)
     with pytest.raises(ValueError, match="got no calibration inputs"):
-        collect_statistics(model, params, inputs[:0], "hidden")
+        collect_statistics(Network(model, params), inputs[:0], "hidden")
 
 
 def test_kl_is_what_is_collected_by_default():
     model, params, inputs, _ = _case("dense")
-    named = collect_statistics(model, params, inputs, "hidden", discrepancy=KL)
-    _assert_equal(collect_statistics(model, params, inputs, "hidden"), named)
+    named = collect_statistics(Network(model, params), inputs, "hidden", discrepancy=KL)
+    _assert_equal(collect_statistics(Network(model, params), inputs, "hidden"), named)
 
 
 def _statistics(rng, width=4):
@@ -223,26 +239,28 @@ def _statistics(rng, width=4):
     return Statistics(**values | {"count": np.array(1.0), "positions": np.array(1.0), "hessian": np.eye(width)})
 
 
+@pytest.mark.parametrize("origin", [False, True], ids=["about the mean", "about zero"])
 @pytest.mark.parametrize("law", [(0.0,), (0.3,), (1.0,), (0.0, 0.1, 0.8)])
-def test_law_moments_are_those_of_drawn_interchanges(rng, law):
+def test_law_moments_are_those_of_drawn_interchanges(rng, law, origin):
     statistics = _statistics(rng)
-    moments = law_moments(statistics, law, ridge=0.0)
+    moments = law_moments(statistics, law, ridge=0.0, origin=origin)
     draws = 40_000
     base, source = rng.multivariate_normal(statistics.mean, statistics.covariance, (2, draws))
     mask = rng.random((draws, 4)) < rng.choice(law, draws)[:, None]
-    centre = statistics.mean
+    centre = np.zeros(4) if origin else statistics.mean
     hybrid, base = np.where(mask, source, base) - centre, base - centre
     # replaced units keep the base value, kept ones are interchanged; a unit is never both, so diagonals are apart
     for left, right, expected in (
-        (base, hybrid, moments.cross * moments.target),
+        (base, hybrid, moments.cross),
         (hybrid, hybrid, moments.regressor),
         (base, base, moments.target),
     ):
         products = left[:, :, None] * right[:, None, :]
         bound = 5 * products.std(0) / np.sqrt(draws)
         assert (np.abs(products.mean(0) - expected) <= bound).all()
-    assert np.abs(hybrid.mean(0)).max() <= 5 * hybrid.std() / np.sqrt(draws)
-    np.testing.assert_array_equal(moments.mean, statistics.mean)
+    moved = hybrid.mean(0) - (statistics.mean if origin else 0)
+    assert np.abs(moved).max() <= 5 * hybrid.std() / np.sqrt(draws)
+    np.testing.assert_array_equal(moments.mean, centre)
 
 
 def test_the_ridge_follows_the_units_scales(rng):
@@ -256,5 +274,5 @@ def test_the_ridge_follows_the_units_scales(rng):
 
 @pytest.mark.parametrize(("law", "ridge"), [((), 0.0), ((1.1,), 0.0), ((-0.1, 0.5), 0.0), ((0.1,), -1e-3)])
 def test_laws_that_are_none_are_refused(rng, law, ridge):
-    with pytest.raises(ValueError, match="expected probabilities"):
+    with pytest.raises(ValueError, match=r"got (law|probability of a law|ridge) .*, expected"):
         law_moments(_statistics(rng), law, ridge=ridge)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from abstraction.models import Activation, Dense, Sequential
+from abstraction.models import Activation, Dense, Network, Sequential
 from abstraction.reduction.compiling import compile_plan
 from abstraction.reduction.folding import affine_fold, constant_fold
 from abstraction.reduction.plans import load_plan, reduction_plan
@@ -20,7 +20,7 @@ FOLDS = (affine_fold("x", [0, 2], [1], [0.5], [[2.0, -1]]), constant_fold("y", 3
 
 def _plan():
     scores = (None, np.array([0.1, 3.0, 0.2]))
-    return reduction_plan(MODEL, PARAMS, FOLDS, scores=scores, risks=(0.25, None), notes=({"rule": "obs"}, {}))
+    return reduction_plan(Network(MODEL, PARAMS), FOLDS, scores=scores, risks=(0.25, None), notes=({"rule": "obs"}, {}))
 
 
 def test_a_plan_comes_back_from_its_file(tmp_path):
@@ -35,25 +35,27 @@ def test_a_plan_comes_back_from_its_file(tmp_path):
     assert (back.risks, back.notes, back.obstacles) == (plan.risks, plan.notes, plan.obstacles)
     assert back.scores[0] is None
     np.testing.assert_array_equal(back.scores[1], plan.scores[1])
-    one, other = (compile_plan(MODEL, PARAMS, each).params for each in (plan, back))
+    one, other = (compile_plan(Network(MODEL, PARAMS), each).params for each in (plan, back))
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_a_plan_without_folds_comes_back(tmp_path):
-    reduction_plan(MODEL, PARAMS, []).save(tmp_path / "plan")
+    reduction_plan(Network(MODEL, PARAMS), []).save(tmp_path / "plan")
     assert load_plan(tmp_path / "plan").folds == ()
 
 
 def test_transposed_coefficients_come_back(tmp_path):
     wide = np.arange(6.0).reshape(3, 2).T
     model = Sequential((4,), (Dense("a", 5), Dense("head", 2)))
-    plan = reduction_plan(model, model.init(jax.random.key(0)), [affine_fold("a", [0, 1, 2], [3, 4], [0.0, 1], wide)])
+    plan = reduction_plan(
+        Network(model, model.init(jax.random.key(0))), [affine_fold("a", [0, 1, 2], [3, 4], [0.0, 1], wide)]
+    )
     plan.save(tmp_path / "plan")
     np.testing.assert_array_equal(load_plan(tmp_path / "plan").folds[0].coefficients, wide)
 
 
 def test_saving_over_a_plan_replaces_it_whole(tmp_path):
-    reduction_plan(MODEL, PARAMS, []).save(tmp_path / "plan")
+    reduction_plan(Network(MODEL, PARAMS), []).save(tmp_path / "plan")
     _plan().save(tmp_path / "plan")
     assert len(load_plan(tmp_path / "plan").folds) == 2
 
@@ -67,7 +69,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="disk full"):
-        reduction_plan(MODEL, PARAMS, []).save(tmp_path / "plan")
+        reduction_plan(Network(MODEL, PARAMS), []).save(tmp_path / "plan")
     assert (tmp_path / "plan").read_bytes() == before
     assert os.listdir(tmp_path) == ["plan"]
 
@@ -125,7 +127,7 @@ def test_files_that_are_no_plans_are_refused(tmp_path):
 
 def test_a_plan_prints_as_a_table():
     inexact = (affine_fold("a", [0, 2], [1], [0.5], [[2.0, -1]]), FOLDS[1])
-    lines = str(reduction_plan(MODEL, PARAMS, inexact, risks=(0.25, None))).splitlines()
+    lines = str(reduction_plan(Network(MODEL, PARAMS), inexact, risks=(0.25, None))).splitlines()
     assert [line.split("  ")[0] for line in lines] == ["tap", "a", "y"]
     assert "2 of 3  affine maps  1 <- +2 x 0, 1 <- -1 x 2  0.25" in lines[1]
     assert lines[1].endswith("patch only: an affine map of kept units does not pass Activation 'x'")
@@ -146,4 +148,4 @@ def test_a_plan_prints_as_a_table():
 )
 def test_plans_that_do_not_fit_the_network_are_refused(folds, records, message):
     with pytest.raises(ValueError, match=message):
-        reduction_plan(MODEL, PARAMS, folds, **records)
+        reduction_plan(Network(MODEL, PARAMS), folds, **records)

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from once import once
 
 from abstraction.interventions import InOrder, Interchange, Substitute
-from abstraction.models import Activation, Dense, Sequential
+from abstraction.models import Activation, Dense, Network, Sequential
+from abstraction.reduction import Calibration
 from abstraction.reduction.curvature import replacement_hessian
 from abstraction.reduction.discrepancies import KL, LOGIT, custom_discrepancy
 from abstraction.reduction.elimination import eliminate, eliminate_constants
@@ -35,7 +37,7 @@ def _patched(model, params, states, kept, constants):
     """Set the units that are not kept to constants; return how often the choice stays, and the logit distortion."""
     replaced = replaced_units(kept, model.taps["hidden"].width)
     edit = Substitute(kept, replaced, np.asarray(constants)[replaced], np.zeros((len(replaced), len(kept))))
-    outputs, reduced = model.apply(params, states)[0], model.apply(params, states, {"hidden": edit})[0]
+    outputs, reduced = model.apply(params, states)[0], model.apply(params, states, {"hidden": once(edit)})[0]
     same = (np.asarray(outputs).argmax(-1) == np.asarray(reduced).argmax(-1)).mean()
     return float(same), float(LOGIT.compare(reduced, outputs, None).mean())
 
@@ -48,7 +50,7 @@ def test_p1_the_same_function_with_rescaled_units(rng):
     model = Sequential((6,), (Dense("first", 24), Activation("hidden"), Dense("head", 4)))
     params = jax.tree.map(lambda leaf: 3 * jnp.asarray(leaf, jnp.float64), model.init(jax.random.key(0)))
     inputs = jnp.asarray(rng.standard_normal((300, 6)))
-    rank = np.argsort(np.argsort(constant_risk(collect_statistics(model, params, inputs, "hidden")).score))
+    rank = np.argsort(np.argsort(constant_risk(collect_statistics(Network(model, params), inputs, "hidden")).score))
     scale = np.exp(np.where(rank < 8, 3.0, -3.0))
     first = {name: values * scale for name, values in params["first"].items()}
     rescaled = params | {
@@ -56,7 +58,7 @@ def test_p1_the_same_function_with_rescaled_units(rng):
     }  # fmt: skip
     kept, same = {}, {}
     for name, weights in (("original", params), ("rescaled", rescaled)):
-        statistics = collect_statistics(model, weights, inputs, "hidden")
+        statistics = collect_statistics(Network(model, weights), inputs, "hidden")
         risk = constant_risk(statistics)
         kept["variance", name], kept["kl", name] = _by_variance(statistics, 16), keep_highest(risk.score, 16)
         same["variance", name], _ = _patched(model, weights, inputs, kept["variance", name], statistics.mean)
@@ -70,7 +72,7 @@ def test_p1_the_same_function_with_rescaled_units(rng):
 def test_p2_a_loud_unit_in_the_direction_that_no_softmax_sees(rng):
     model, params = _reading(np.array([[10.0, 10, 10], [0.5, -0.5, 0]]))
     states = jnp.asarray(rng.standard_normal((400, 2)) * np.sqrt([100, 0.1]))
-    statistics = {each.name: collect_statistics(model, params, states, "hidden", discrepancy=each)
+    statistics = {each.name: collect_statistics(Network(model, params), states, "hidden", discrepancy=each)
                   for each in (KL, LOGIT, UNCENTRED)}  # fmt: skip
     assert _by_variance(statistics["kl"], 1).tolist() == [0]
     assert keep_highest(constant_risk(statistics["uncentred"]).score, 1).tolist() == [0]
@@ -90,10 +92,10 @@ def test_p3_a_loud_unit_that_speaks_where_all_is_decided(rng):
     margin = np.where(boundary, 0.4 * rng.uniform(-1, 1, 600), 25 * sign[0])
     loud, soft = np.where(boundary, 0, 2 * np.sqrt(2) * sign[1]), np.where(boundary, np.sqrt(0.5) * sign[2], 0)
     states = jnp.asarray(np.stack([margin, loud, soft], axis=1))
-    statistics = collect_statistics(model, params, states, "hidden")
+    statistics = collect_statistics(Network(model, params), states, "hidden")
     risk = constant_risk(statistics)
     np.testing.assert_allclose(statistics.variance[1:], [4, 0.25], rtol=0.05)  # drawn signs
-    logit = constant_risk(collect_statistics(model, params, states, "hidden", discrepancy=LOGIT)).score
+    logit = constant_risk(collect_statistics(Network(model, params), states, "hidden", discrepancy=LOGIT)).score
     assert np.argmin(risk.score) == 1
     assert np.argmin(statistics.variance) == np.argmin(logit) == 2
     assert _patched(model, params, states, np.array([0, 2]), risk.constant)[0] == 1
@@ -104,7 +106,7 @@ def test_p4_a_copy_of_the_loudest_unit(rng):
     model, params = _reading(rng.standard_normal((5, 3)))
     states = rng.standard_normal((300, 5)) * np.array([3.0, 1, 1, 1, 3])
     states[:, 4] = states[:, 0]
-    statistics = collect_statistics(model, params, jnp.asarray(states), "hidden", discrepancy=LOGIT)
+    statistics = collect_statistics(Network(model, params), jnp.asarray(states), "hidden", discrepancy=LOGIT)
     moments = law_moments(statistics, ridge=1e-9)
     path = eliminate(statistics.hessian, moments, keep=1)
     assert path.order[0] in (0, 4)
@@ -113,7 +115,7 @@ def test_p4_a_copy_of_the_loudest_unit(rng):
     kept = path.kept(4)
     fit = fit_affine(moments, kept)
     edit = Substitute(kept, path.order[:1], fit.intercept, fit.coefficients)
-    reduced = model.apply(params, jnp.asarray(states), {"hidden": edit})[0]
+    reduced = model.apply(params, jnp.asarray(states), {"hidden": once(edit)})[0]
     np.testing.assert_allclose(reduced, model.apply(params, jnp.asarray(states))[0], atol=1e-6)  # the ridge of 1e-9
 
 
@@ -124,10 +126,12 @@ def test_p5_a_crowd_of_whispers(rng):
     model, params = _reading(np.concatenate([crowd, solo]))
     z = rng.standard_normal((400, 11))
     states = jnp.asarray(np.concatenate([np.tile(z[:, :1], 50) / 50, z[:, 1:] / 15], axis=1))
-    statistics = collect_statistics(model, params, states, "hidden", discrepancy=LOGIT)
+    statistics = collect_statistics(Network(model, params), states, "hidden", discrepancy=LOGIT)
     score, units = constant_risk(statistics).score, np.arange(50)
     outputs = model.apply(params, states)[0]
-    gradient, hessian = replacement_hessian(model, params, states, "hidden", LOGIT, outputs)
+    gradient, hessian = replacement_hessian(
+        Network(model, params), Calibration(states, target=outputs), "hidden", LOGIT
+    )
     share = off_diagonal_share(gradient, hessian, units, statistics.mean[:50])
     assert share == pytest.approx(1 - 1 / 50, rel=1e-8)
 
@@ -149,7 +153,7 @@ def test_p6_a_pair_that_cancels(rng):
     model, params = _reading(weights)
     states = rng.standard_normal((300, 5))
     states[:, 1] = states[:, 0]
-    statistics = collect_statistics(model, params, jnp.asarray(states), "hidden", discrepancy=LOGIT)
+    statistics = collect_statistics(Network(model, params), jnp.asarray(states), "hidden", discrepancy=LOGIT)
     assert set(keep_highest(constant_risk(statistics).score, 2).tolist()) == {0, 1}
     path = eliminate(statistics.hessian, law_moments(statistics, ridge=1e-9), keep=3)
     assert set(path.order.tolist()) == {0, 1}
@@ -162,7 +166,7 @@ def test_p7_units_that_move_together_and_do_not_cause_each_other(rng):
     model, params = _reading(rng.standard_normal((6, 3)))
     shared = rng.standard_normal((4000, 1))
     states = shared + 0.4 * rng.standard_normal((4000, 6))
-    statistics = collect_statistics(model, params, jnp.asarray(states), "hidden", discrepancy=LOGIT)
+    statistics = collect_statistics(Network(model, params), jnp.asarray(states), "hidden", discrepancy=LOGIT)
     kept, replaced = np.array([0, 1, 2]), np.array([3, 4, 5])
     observed = fit_affine(law_moments(statistics, ridge=0.0), kept).coefficients
     found = {}
@@ -188,6 +192,6 @@ def _interchanged(model, params, states, kept, replaced, mean, fit, p, rng):
     mask[:, kept] = rng.random((len(base), len(kept))) < p
     swap = Interchange(source, mask)
     fold = Substitute(kept, replaced, mean[replaced] - fit @ mean[kept], fit)
-    dense = model.apply(params, base, {"hidden": swap})[0]
-    reduced = model.apply(params, base, {"hidden": InOrder((swap, fold))})[0]
+    dense = model.apply(params, base, {"hidden": once(swap)})[0]
+    reduced = model.apply(params, base, {"hidden": once(InOrder((swap, fold)))})[0]
     return np.asarray(LOGIT.compare(reduced, dense, None))

@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from abstraction.evaluation import Trials, bernoulli_trials, bounded_losses, interchanged_outputs, view
-from abstraction.models import Activation, Dense, Sequential
-from abstraction.reduction import METHODS, Calibration, constant_risk, rank_units, reduce_network, replace_units
+from abstraction.evaluation import bernoulli_trials, interchanged_outputs
+from abstraction.evaluation.interchange import Trials, bounded_losses, view
+from abstraction.models import Activation, Dense, Network, Sequential
+from abstraction.reduction import METHODS, Calibration, reduce_network
+from abstraction.reduction.pipeline import replace_units
+from abstraction.reduction.ranking import rank_units
+from abstraction.reduction.scores import constant_risk
 from abstraction.tasks.mnist import calibration_rows, load_mnist
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -63,7 +67,7 @@ def _rule(examples: int, keep: int, p: float) -> Trials:
 
 def test_moments_and_scores_of_the_authors_code(data, params):
     images, labels = data.test_images[:SPLIT], data.test_labels[:SPLIT]
-    ranking = rank_units(MODEL, params, Calibration(images, labels), "hidden2", METHODS["cip-const"])
+    ranking = rank_units(Network(MODEL, params), Calibration(images, labels), "hidden2", METHODS["cip-const"])
     statistics = ranking.statistics
     risk = constant_risk(statistics, relative=False)
     known = {
@@ -78,7 +82,7 @@ def test_moments_and_scores_of_the_authors_code(data, params):
         assert value == pytest.approx(golden, rel=1e-3), name  # the golden values are float32 sums
     assert not risk.flat.any()
     outputs, recorded = MODEL.apply(params, data.test_images, record=("hidden2",))
-    assert np.asarray(recorded["hidden2"], np.float64).sum() == pytest.approx(5386943.5, rel=1e-6)
+    assert np.asarray(recorded["hidden2"][0], np.float64).sum() == pytest.approx(5386943.5, rel=1e-6)
     right = np.asarray(outputs).argmax(1) == data.test_labels
     assert (right.mean(), right[SPLIT:].mean()) == pytest.approx((0.9818, 0.98375), abs=1e-9)
 
@@ -86,17 +90,19 @@ def test_moments_and_scores_of_the_authors_code(data, params):
 @pytest.mark.parametrize(("keep", "name"), GOLDEN, ids=lambda value: str(value))
 def test_presets_of_the_authors_code_do_what_it_does(keep, name, data, params):
     images, labels = data.test_images[:SPLIT], data.test_labels[:SPLIT]
-    reduction = replace_units(rank_units(MODEL, params, Calibration(images, labels), "hidden2", METHODS[name]), keep)
+    reduction = replace_units(
+        rank_units(Network(MODEL, params), Calibration(images, labels), "hidden2", METHODS[name]), keep
+    )
     total, first, norm, bias, accuracy, agreement, *fidelity = GOLDEN[keep, name]
     kept = np.asarray(reduction.plan.folds[0].kept)
     assert kept.sum() == total
     assert tuple(kept[:5]) == first
     # the golden values are float32 sums
-    assert np.linalg.norm(reduction.params["fc_out"]["kernel"]) == pytest.approx(norm, rel=1e-3)
-    assert float(reduction.params["fc_out"]["bias"][0]) == pytest.approx(bias, rel=1e-3, abs=2e-4)
+    assert np.linalg.norm(reduction.network.params["fc_out"]["kernel"]) == pytest.approx(norm, rel=1e-3)
+    assert float(reduction.network.params["fc_out"]["bias"][0]) == pytest.approx(bias, rel=1e-3, abs=2e-4)
     held, answers = data.test_images[SPLIT:], data.test_labels[SPLIT:]
     dense, smaller = (np.asarray(model.apply(weights, held)[0]).argmax(1) for model, weights in (
-        (MODEL, params), (reduction.model, reduction.params),
+        (MODEL, params), (reduction.network.model, reduction.network.params),
     ))  # fmt: skip
     # one image in 8000, two trials in 4096, for ties of float32 logits
     assert (smaller == answers).mean() == pytest.approx(accuracy, abs=1.3e-4)
@@ -105,7 +111,7 @@ def test_presets_of_the_authors_code_do_what_it_does(keep, name, data, params):
         trials = _rule(len(held), keep, p)
         compared = (
             interchanged_outputs(each, held, trials)
-            for each in (view(MODEL, params, "hidden2", kept), reduction.view("hidden2"))
+            for each in (view(Network(MODEL, params), "hidden2", kept), reduction.view("hidden2"))
         )
         iia = 1 - bounded_losses(*map(np.asarray, compared))["zero_one"].mean()
         assert iia == pytest.approx(golden, abs=2.1 / 4096)
@@ -114,10 +120,10 @@ def test_presets_of_the_authors_code_do_what_it_does(keep, name, data, params):
 def test_the_authors_constants_collapse_and_say_so(data, params):
     rows = calibration_rows(60000, SPLIT, seed=0)
     calibration = Calibration(data.train_images[rows], data.train_labels[rows])
-    ranking = rank_units(MODEL, params, calibration, "hidden2", METHODS["cip-const"])
+    ranking = rank_units(Network(MODEL, params), calibration, "hidden2", METHODS["cip-const"])
     with pytest.warns(UserWarning, match="together they add up and the network collapses"):
         reduction = replace_units(ranking, 384)
-    outputs = reduction.model.apply(reduction.params, data.test_images)[0]
+    outputs = reduction.network.model.apply(reduction.network.params, data.test_images)[0]
     assert (np.asarray(outputs).argmax(1) == data.test_labels).mean() < 0.2
 
 
@@ -133,14 +139,14 @@ def test_the_authors_constants_collapse_and_say_so(data, params):
 def test_methods_reach_their_bars_on_the_authors_split(name, keep, accuracy, iia, data, params):
     rows = calibration_rows(60000, SPLIT, seed=0)
     calibration = Calibration(data.train_images[rows])
-    reduction = replace_units(rank_units(MODEL, params, calibration, "hidden2", METHODS[name]), keep)
-    outputs = np.asarray(reduction.model.apply(reduction.params, data.test_images)[0])
+    reduction = replace_units(rank_units(Network(MODEL, params), calibration, "hidden2", METHODS[name]), keep)
+    outputs = np.asarray(reduction.network.model.apply(reduction.network.params, data.test_images)[0])
     assert (outputs.argmax(1) == data.test_labels).mean() >= accuracy
     trials = bernoulli_trials(np.random.default_rng(42), examples=10_000, units=keep, probability=0.1, trials=50_000)
     kept = np.asarray(reduction.plan.folds[0].kept)
     compared = (
         interchanged_outputs(each, data.test_images, trials)
-        for each in (view(MODEL, params, "hidden2", kept), reduction.view("hidden2"))
+        for each in (view(Network(MODEL, params), "hidden2", kept), reduction.view("hidden2"))
     )
     assert 1 - bounded_losses(*map(np.asarray, compared))["zero_one"].mean() >= iia
 
@@ -148,6 +154,6 @@ def test_methods_reach_their_bars_on_the_authors_split(name, keep, accuracy, iia
 @pytest.mark.parametrize(("keep", "accuracy"), [(128, 0.977), (64, 0.962)])
 def test_both_layers_in_one_call_reach_their_bar(keep, accuracy, data, params):
     calibration = Calibration(data.train_images[calibration_rows(60000, SPLIT, seed=0)])
-    reduction = reduce_network(MODEL, params, calibration, {"hidden1": keep, "hidden2": keep})
-    outputs = np.asarray(reduction.model.apply(reduction.params, data.test_images)[0])
+    reduction = reduce_network(Network(MODEL, params), calibration, {"hidden1": keep, "hidden2": keep})
+    outputs = np.asarray(reduction.network.model.apply(reduction.network.params, data.test_images)[0])
     assert (outputs.argmax(1) == data.test_labels).mean() >= accuracy

@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from once import once
 
 from abstraction.interventions.edits import Substitute
-from abstraction.models import Activation, Convolution, Dense, Flatten, Sequential, Tap
+from abstraction.models import Activation, Dense, Network, Sequential, Tap
+from abstraction.models.layers import Convolution, Flatten
+from abstraction.models.taps import at_depth
+from abstraction.reduction import Calibration
 from abstraction.reduction.curvature import replacement_hessian, suffix_at, tap_gradient
 from abstraction.reduction.discrepancies import CE, KL, LOGIT, MSE
 from abstraction.reduction.moments import collect_statistics
@@ -53,9 +57,9 @@ class Mixed:
 
     def apply(self, params, inputs, edits=None, record=()):
         hidden = jnp.tanh(inputs @ params["first"])
-        hidden = (edits or {}).get("hidden", lambda h: h)(hidden)
+        hidden = at_depth(edits or {}, 0).get("hidden", lambda h: h)(hidden)
         outputs = jnp.einsum("npd,pdc->nc", hidden, params["mixing"])
-        return outputs, {name: {"hidden": hidden, "logits": outputs}[name] for name in record}
+        return outputs, {name: {"hidden": hidden, "logits": outputs}[name][None] for name in record}
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +84,7 @@ def _loss_with_constants(model, params, inputs, discrepancy, target, labels, uni
 
     def loss(constants):
         edit = Substitute(kept, np.asarray(units), constants, np.zeros((len(units), len(kept))))
-        return discrepancy.compare(model.apply(params, inputs, {"hidden": edit})[0], target, labels).mean()
+        return discrepancy.compare(model.apply(params, inputs, {"hidden": once(edit)})[0], target, labels).mean()
 
     return jax.jit(loss)
 
@@ -92,8 +96,12 @@ def test_risk_is_the_true_change_where_the_loss_is_quadratic(name, discrepancy, 
     target = model.apply(params, inputs)[0]
     labels = jnp.asarray(rng.standard_normal(target.shape)) if discrepancy is MSE else None
     case = (model, params, inputs, discrepancy, target, labels)
-    gradient, hessian = replacement_hessian(model, params, inputs, "hidden", discrepancy, target, labels)
-    statistics = collect_statistics(model, params, inputs, "hidden", discrepancy=discrepancy, labels=labels)
+    gradient, hessian = replacement_hessian(
+        Network(model, params), Calibration(inputs, labels, target=target), "hidden", discrepancy
+    )
+    statistics = collect_statistics(
+        Network(model, params), Calibration(inputs, labels), "hidden", discrepancy=discrepancy
+    )
     risk = constant_risk(statistics)
     for unit in range(3):
         loss = _loss_with_constants(*case, [unit])
@@ -116,7 +124,9 @@ def test_risk_is_the_true_change_where_the_loss_is_quadratic(name, discrepancy, 
 def test_best_constants_are_the_minima_of_the_true_loss(rng):
     model, params, inputs = _case("linear", rng)
     target, labels = model.apply(params, inputs)[0], jnp.asarray(rng.standard_normal((COUNT, CLASSES)))
-    risk = constant_risk(collect_statistics(model, params, inputs, "hidden", discrepancy=MSE, labels=labels))
+    risk = constant_risk(
+        collect_statistics(Network(model, params), Calibration(inputs, labels), "hidden", discrepancy=MSE)
+    )
     for unit in range(6):
         loss = _loss_with_constants(model, params, inputs, MSE, target, labels, [unit])
         grid = np.linspace(risk.constant[unit] - 1, risk.constant[unit] + 1, 201)
@@ -129,7 +139,7 @@ def test_under_kl_scores_are_costs_and_constants_stay_in_range(rng):
     for seed in range(5):
         params = _double_params(LINEAR, seed, gain=6.0)
         inputs = rng.standard_normal((COUNT, 4))
-        statistics = collect_statistics(LINEAR, params, inputs, "hidden")
+        statistics = collect_statistics(Network(LINEAR, params), inputs, "hidden")
         risk = constant_risk(statistics)
         assert (risk.score >= 0).all()
         assert ((statistics.low <= risk.constant) & (risk.constant <= statistics.high)).all()
@@ -142,7 +152,7 @@ def test_under_kl_scores_are_costs_and_constants_stay_in_range(rng):
 
 
 def _curvature_per_example(params, inputs):
-    suffix = suffix_at(LINEAR, params, inputs, "hidden")
+    suffix = suffix_at(Network(LINEAR, params), inputs, "hidden")
     weights = np.asarray(params["second"]["kernel"] @ params["head"]["kernel"])
     p = np.asarray(jax.nn.softmax(suffix.outputs))
     return np.asarray(suffix.activation[:, 0]), p @ weights.T**2 - (p @ weights.T) ** 2
@@ -152,7 +162,9 @@ def test_label_loss_on_a_confident_network_warns(rng):
     params = _double_params(LINEAR, gain=8.0)
     inputs = rng.standard_normal((COUNT, 4))
     labels = (np.asarray(LINEAR.apply(params, inputs)[0]).argmax(-1) + (rng.random(COUNT) < 0.2)) % CLASSES
-    risk = constant_risk(collect_statistics(LINEAR, params, inputs, "hidden", discrepancy=CE, labels=labels))
+    risk = constant_risk(
+        collect_statistics(Network(LINEAR, params), Calibration(inputs, labels), "hidden", discrepancy=CE)
+    )
     assert risk.outside.any() or (risk.score < 0).any()
     assert risk.warning is not None
     assert risk.warning.startswith("unstable")
@@ -183,7 +195,9 @@ def _with_still_units(rng):
 def test_units_that_never_vary_cost_nothing_and_keep_their_value(discrepancy, rng):
     model, params, inputs = _with_still_units(rng)
     labels = rng.integers(0, CLASSES, COUNT) if discrepancy is CE else None
-    statistics = collect_statistics(model, params, inputs, "hidden", discrepancy=discrepancy, labels=labels)
+    statistics = collect_statistics(
+        Network(model, params), Calibration(inputs, labels), "hidden", discrepancy=discrepancy
+    )
     for curvature in ("curvature", "variance"):
         scores = unit_scores(curvature, statistics)
         assert np.isfinite(scores).all()
@@ -200,7 +214,7 @@ def test_units_that_never_vary_cost_nothing_and_keep_their_value(discrepancy, rn
 
 @pytest.mark.parametrize(("share", "flat"), [(0.5e-10, True), (2e-10, False)])
 def test_a_unit_is_flat_where_it_costs_next_to_nothing_compared_with_the_others(share, flat, rng):
-    statistics = collect_statistics(LINEAR, _double_params(LINEAR), rng.standard_normal((COUNT, 4)), "hidden")
+    statistics = collect_statistics(Network(LINEAR, _double_params(LINEAR)), rng.standard_normal((COUNT, 4)), "hidden")
     cost = np.sort(statistics.kappa_kappa * statistics.variance)
     low = int(np.argmin(statistics.kappa_kappa * statistics.variance))
     covariance = statistics.covariance.copy()
@@ -211,7 +225,7 @@ def test_a_unit_is_flat_where_it_costs_next_to_nothing_compared_with_the_others(
 
 def test_the_authors_rule_calls_a_unit_flat_by_the_sum_over_examples(rng):
     params = _double_params(LINEAR)
-    statistics = collect_statistics(LINEAR, params, rng.standard_normal((COUNT, 4)), "hidden")
+    statistics = collect_statistics(Network(LINEAR, params), rng.standard_normal((COUNT, 4)), "hidden")
     total = np.sort(statistics.kappa_kappa) * COUNT
     risk = constant_risk(statistics, flat=float(total[2:4].mean()), relative=False)
     np.testing.assert_array_equal(risk.flat, statistics.kappa_kappa <= total[2] / COUNT)
@@ -224,8 +238,8 @@ def test_the_authors_rule_calls_a_unit_flat_by_the_sum_over_examples(rng):
 
 def test_criteria_by_hand(rng):
     model, params, inputs = _with_still_units(rng)
-    statistics = collect_statistics(model, params, inputs, "hidden")
-    a = np.asarray(suffix_at(model, params, inputs, "hidden").activation[:, 0])
+    statistics = collect_statistics(Network(model, params), inputs, "hidden")
+    a = np.asarray(suffix_at(Network(model, params), inputs, "hidden").activation[:, 0])
     weights = np.asarray(params["head"]["kernel"]).T  # [C, D], as every reader of the tap
     expected: dict[Criterion, Any] = {
         "variance": a.var(0),
@@ -255,7 +269,7 @@ def test_criteria_by_hand(rng):
     ],
 )
 def test_criteria_that_lack_something_are_refused(criterion, message, rng, unchecked):
-    statistics = collect_statistics(LINEAR, _double_params(LINEAR), rng.standard_normal((COUNT, 4)), "hidden")
+    statistics = collect_statistics(Network(LINEAR, _double_params(LINEAR)), rng.standard_normal((COUNT, 4)), "hidden")
     with pytest.raises(ValueError, match=message):
         unit_scores(criterion, statistics)
 
@@ -264,12 +278,14 @@ def test_criteria_that_lack_something_are_refused(criterion, message, rng, unche
 def test_taylor_scores_sum_over_positions_before_the_absolute_value(name, rng):
     model, params, inputs = _case(name, rng)
     labels = rng.integers(0, CLASSES, COUNT)
-    suffix = suffix_at(model, params, inputs, "hidden")
-    gradient = tap_gradient(model, params, inputs, "hidden", CE, suffix.outputs, jnp.asarray(labels))
+    suffix = suffix_at(Network(model, params), inputs, "hidden")
+    gradient = tap_gradient(
+        Network(model, params), Calibration(inputs, jnp.asarray(labels), target=suffix.outputs), "hidden", CE
+    )
     mean = rng.standard_normal(suffix.activation.shape[-1])
     expected = np.abs((np.asarray(gradient) * (np.asarray(suffix.activation) - mean)).sum(1)).mean(0)
     for size in (7, 100):
-        found = taylor_scores(model, params, inputs, "hidden", mean, labels, batch_size=size)
+        found = taylor_scores(Network(model, params), Calibration(inputs, labels), "hidden", mean, batch_size=size)
         np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
@@ -291,9 +307,13 @@ def test_joint_constants_in_single_precision_do_not_divide_by_rounding(rng):
     with jax.enable_x64(False):
         single = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
         target = LINEAR.apply(single, inputs.astype(np.float32))[0]
-        pair = replacement_hessian(LINEAR, single, inputs.astype(np.float32), "hidden", LOGIT, target)
+        pair = replacement_hessian(
+            Network(LINEAR, single), Calibration(inputs.astype(np.float32), target=target), "hidden", LOGIT
+        )
         constants, _ = joint_constants(pair[0], pair[1], np.arange(6))
-    gradient, hessian = replacement_hessian(LINEAR, params, inputs, "hidden", LOGIT, LINEAR.apply(params, inputs)[0])
+    gradient, hessian = replacement_hessian(
+        Network(LINEAR, params), Calibration(inputs, target=LINEAR.apply(params, inputs)[0]), "hidden", LOGIT
+    )
     expected, risk = joint_constants(gradient, hessian, np.arange(6))  # rank 2 of 6: the least constants of many
     np.testing.assert_allclose(constants, expected, atol=1e-4)  # float32 curvature, condition number about 10
     assert set_risk(gradient, hessian, np.arange(6), constants) == pytest.approx(risk, rel=1e-5)  # float32

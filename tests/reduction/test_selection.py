@@ -42,14 +42,14 @@ def test_smaller_budgets_keep_subsets_of_larger_ones(rng):
 
 
 def test_scores_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="got 2 scores that are not finite"):
+    with pytest.raises(ValueError, match="got scores with 2 values of"):
         keep_highest(np.array([1.0, np.nan, np.inf]), 1)
 
 
 def test_budgets_round_up_to_multiples_within_the_width():
     assert [check_keep(keep, 10, round_to=4) for keep in (1, 4, 5, 9, 10)] == [4, 4, 8, 10, 10]
     for keep, round_to in ((0, 1), (11, 1), (5, 0)):
-        with pytest.raises(ValueError, match=f"got keep {keep} in multiples of {round_to}, expected 1 to 10"):
+        with pytest.raises(ValueError, match=r"got keep|got multiple"):
             check_keep(keep, 10, round_to=round_to)
 
 
@@ -115,7 +115,7 @@ def test_a_budget_below_what_every_tap_keeps_is_refused(keep):
 def _problem(rng, width=8):
     root = rng.standard_normal((3, width))
     covariance = np.cov((rng.standard_normal((4 * width, width)) @ (np.eye(width) + 0.3)).T, bias=True)
-    return root.T @ root, LawMoments(np.zeros(width), covariance, np.asarray(1.0), covariance)
+    return root.T @ root, LawMoments(np.zeros(width), covariance, covariance, covariance)
 
 
 def _left(metric, covariance, kept):
@@ -155,7 +155,7 @@ def test_a_group_of_units_that_do_not_vary_is_free(rng):
     covariance[2, 2] = 1e-32  # rounding of a unit that is constant
     mean = np.where(still, 0.3, 0.0)
     groups = np.array([[0, 5], [1, 4], [2, 7], [3, 6]])
-    path = eliminate_groups(metric, LawMoments(mean, covariance, np.asarray(1.0), covariance), groups, keep=1)
+    path = eliminate_groups(metric, LawMoments(mean, covariance, covariance, covariance), groups, keep=1)
     assert path.order[0] == 2
     assert path.increases[0] == 0
     live = np.flatnonzero(~still)
@@ -167,10 +167,10 @@ def test_a_group_of_units_that_do_not_vary_is_free(rng):
 def test_groups_under_interchanges_and_budgets_out_of_range_are_refused(rng):
     metric, moments = _problem(rng)
     groups = np.arange(8).reshape(4, 2)
-    law = LawMoments(moments.mean, moments.target, np.asarray(0.9), moments.regressor)
-    with pytest.raises(ValueError, match=r"got moments with E\[1 - p\] = 0.9, expected observational ones"):
+    law = LawMoments(moments.mean, moments.target, 0.9 * moments.target, moments.regressor)
+    with pytest.raises(ValueError, match="got moments under interchanges, expected observational ones"):
         eliminate_groups(metric, law, groups, keep=2)
-    with pytest.raises(ValueError, match="got keep 5 in multiples of 1, expected 1 to 4"):
+    with pytest.raises(ValueError, match="got keep 5, expected 1 to 4"):
         eliminate_groups(metric, moments, groups, keep=5)
     with pytest.raises(ValueError, match="exactly one group"):
         eliminate_groups(metric, moments, groups[:3], keep=2)

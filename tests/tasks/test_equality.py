@@ -1,12 +1,13 @@
 """Hierarchical equality: data, encoding and banks (PLOT, first benchmark)."""
 
+import dataclasses
 import functools
 from typing import get_args
 
 import numpy as np
 import pytest
 
-from abstraction.causal import shared_pairs
+from abstraction.causal.pairs import shared_pairs, take_rows
 from abstraction.tasks import equality
 
 # Counts of the authors' code: fit pairs (of 1000) that change the output for WX and for YZ.
@@ -67,6 +68,15 @@ def test_banks_of_different_roles_share_no_pair(seed):
     for bank in tests.values():
         assert shared_pairs(fit, bank) == 0
         assert shared_pairs(calibration, bank) == 0
+
+
+@pytest.mark.parametrize("role", ["fit", "calibration"])
+def test_a_test_pair_that_was_seen_before_is_refused(role):
+    banks = equality.independent_banks(0, fit=30, calibration=30, test=20)
+    assert equality.disjoint(banks) is banks
+    seen = dataclasses.replace(take_rows(getattr(banks, role), np.arange(3)), role="test")
+    with pytest.raises(ValueError, match=f"got 3 pairs of the {role} bank in seen, expected disjoint banks"):
+        equality.disjoint(banks._replace(tests={**banks.tests, "seen": seen}))
 
 
 def test_independent_banks_hold_every_pattern_in_proportion():

@@ -1,5 +1,9 @@
 """Checkpoints come back bit by bit, or not at all."""
 
+import shutil
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +11,7 @@ import optax
 import pytest
 
 from abstraction.models import MLP
-from abstraction.training import Checkpoints
+from abstraction.training.checkpoints import Checkpoints
 
 
 def _tree(width=4):
@@ -60,3 +64,34 @@ def test_a_damaged_checkpoint_is_an_error_and_stays_there(tmp_path):
     with pytest.raises(ValueError, match="cannot restore checkpoint 1"):
         Checkpoints(tmp_path).restore({"a": np.zeros(1000)})
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    Checkpoints(tmp_path).save(1, {"a": np.arange(3.0)})
+    half = tmp_path / "2.orbax-checkpoint-tmp-17"
+    shutil.copytree(tmp_path / "1", half)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest == 1
+    assert not half.exists()
+    checkpoints.save(2, {"a": np.ones(3)})
+    np.testing.assert_array_equal(Checkpoints(tmp_path).restore({"a": np.zeros(3)})["a"], np.ones(3))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path):
+    code = (
+        "import resource, signal, sys, numpy as np; from abstraction.training.checkpoints import Checkpoints\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "checkpoints = Checkpoints(sys.argv[1]); checkpoints.save(1, {'a': np.ones(3)})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: checkpoints.save(2, {'a': np.random.default_rng(0).normal(size=100_000)})\n"
+        "except OSError as error: print(error)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ended.stdout.startswith(f"cannot write checkpoint 2 in {tmp_path}"), ended
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    np.testing.assert_array_equal(Checkpoints(tmp_path).restore({"a": np.zeros(3)})["a"], np.ones(3))
+
+
+def test_orbax_is_imported_where_it_saves():
+    code = "import abstraction.training, sys; sys.exit('orbax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ import pytest
 from abstraction.evaluation import CLASSES
 from abstraction.interventions import Interchange
 from abstraction.models import MLP, Decoder, DecoderConfig, TokenView, at_positions, prompts_at
-from abstraction.training import fit
+from abstraction.training import Schedule, fit
 from abstraction.training.interchange import InterchangeLoss, LabelledPairs
 
 CONFIG = DecoderConfig(vocabulary=7, width=8, depth=3, heads=2, kv_heads=1, head_size=4, hidden=12)
@@ -67,15 +67,15 @@ def test_fit_takes_the_loss_down(rng):
     model = MLP(2, 8, 2, 2)
     loss = InterchangeLoss(model, "hidden", 0, CLASSES.loss)
     pairs = LabelledPairs(base, source, *labels)
-    options = {"context": np.array(1, np.float32), "batch_size": 64, "epochs": 20}
-    trained = fit(jax.random.key(1), loss, model.init(jax.random.key(0)), optax.adam(1e-2), pairs, **options)
+    start, context = model.init(jax.random.key(0)), np.array(1, np.float32)
+    trained = fit(jax.random.key(1), loss, start, optax.adam(1e-2), pairs, Schedule(64, 20), context=context)
     assert trained.history[-1]["loss"] < 0.2 < trained.history[0]["loss"]
 
 
 @pytest.mark.parametrize(
     ("tap", "depth", "message"),
     [
-        ("logits", 0, "got tap 'logits', expected one with depth: "),
+        ("logits", 0, "got tap 'logits', expected one that the model resumes from: "),
         ("block_output", 3, "got depth 3 of 'block_output', expected 0 to 2"),
         ("block_output", -1, "got depth -1"),
     ],

@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from abstraction.training import Checkpoints, Stop, fit, start_plateau, update_plateau
+from abstraction.training import Schedule, Stop, Watch, fit
+from abstraction.training.checkpoints import Checkpoints
+from abstraction.training.loop import start_plateau, update_plateau
 
 TRUTH = np.array([1.0, -2.0, 0.5], np.float32)
 
@@ -23,9 +25,9 @@ def _loss(params, batch, context):
 OPTIMIZER = optax.adam(5e-2)
 
 
-def _fit(epochs, **options):
-    start = {"w": jnp.zeros(3)}
-    return fit(jax.random.key(0), _loss, start, OPTIMIZER, _data(), batch_size=32, epochs=epochs, **options)
+def _fit(epochs, stop=None, **watch):
+    start, schedule = {"w": jnp.zeros(3)}, Schedule(32, epochs, stop)
+    return fit(jax.random.key(0), _loss, start, OPTIMIZER, _data(), schedule, Watch(**watch))
 
 
 def test_least_squares_finds_the_truth():
@@ -39,7 +41,7 @@ def test_least_squares_finds_the_truth():
 def test_one_step_matches_optax_by_hand():
     data = _data(8)
     start = {"w": jnp.zeros(3)}
-    result = fit(jax.random.key(0), _loss, start, OPTIMIZER, data, batch_size=8, epochs=1)
+    result = fit(jax.random.key(0), _loss, start, OPTIMIZER, data, Schedule(8, 1))
     gradient = jax.grad(_loss)(start, data, None)
     updates, _ = OPTIMIZER.update(gradient, OPTIMIZER.init(start), start)
     np.testing.assert_allclose(result.params["w"], updates["w"], rtol=1e-5)
@@ -78,16 +80,14 @@ def test_progress_hears_about_every_epoch():
     assert heard == [(1, {"loss"}), (2, {"loss"}), (3, {"loss"})]
 
 
-@pytest.mark.parametrize("batch_size", [0, 257])
-def test_a_batch_that_does_not_fit_the_data_is_refused(batch_size):
-    with pytest.raises(ValueError, match=f"got batch size {batch_size}, expected between 1 and the 256 rows"):
-        fit(jax.random.key(0), _loss, {"w": jnp.zeros(3)}, OPTIMIZER, _data(), batch_size=batch_size, epochs=1)
-
-
-def test_rows_that_disagree_are_refused():
-    data = {"x": np.zeros((4, 3)), "y": np.zeros(5)}
-    with pytest.raises(ValueError, match="share one leading axis"):
-        fit(jax.random.key(0), _loss, {"w": jnp.zeros(3)}, OPTIMIZER, data, batch_size=2, epochs=1)
+def test_a_constant_the_loss_needs_is_its_context():
+    start = {"w": jnp.zeros(3)}
+    loss = lambda params, batch, scale: scale * _loss(params, batch, None)
+    once, thrice = (
+        fit(jax.random.key(0), loss, start, optax.sgd(1e-3), _data(), Schedule(256, 1), context=jnp.asarray(scale))
+        for scale in (1.0, 3.0)
+    )
+    np.testing.assert_allclose(thrice.params["w"], 3 * once.params["w"], rtol=1e-5)
 
 
 def test_a_plateau_is_the_loop_anyone_would_write():
@@ -112,3 +112,13 @@ def test_a_plateau_is_the_loop_anyone_would_write():
         best.append(low)
     assert plateau.stopped.tolist() == stopped == [True, True, True]
     np.testing.assert_allclose(plateau.best, best, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("min_epochs", "end"), [(0, 3), (3, 3), (4, 4)])
+def test_a_plateau_ends_with_the_epoch_that_its_patience_and_the_fewest_allow(min_epochs, end):
+    plateau, stopped = start_plateau(1), []
+    for epoch in range(1, 5):
+        options = {"patience": 2, "margin": 0.01, "min_epochs": min_epochs}
+        plateau = update_plateau(plateau, jnp.ones(1, jnp.float32), jnp.int32(epoch), **options)
+        stopped.append(bool(plateau.stopped[0]))
+    assert stopped.index(True) + 1 == end

@@ -1,0 +1,163 @@
+"""A recorded bank: pairs, their runs through a network, and how outputs meet labels, as one value.
+
+Pairs without their runs cannot be scored, and runs of other pairs score something else. `record` is the one way to
+make a `Recorded`, and there it is checked, once, that the weights are the model's, that there is a base and a source
+input per pair, and that the readout can score every label from the outputs there are.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from abstraction.causal import PairBank
+from abstraction.causal.pairs import check_bank
+from abstraction.evaluation.readouts import CLASSES, Readout
+from abstraction.interventions.patching import Runs, reorder_sources, run_pairs, take_pairs
+from abstraction.models import Network
+from abstraction.models.network import check_network
+from abstraction.pytrees import leading_axis, pytree, static
+from abstraction.typing import AnyArray, Setting
+
+Encode = Callable[[Setting], Any]
+"""Turns N settings of the causal inputs into N network inputs: an array, or a pytree of arrays that lead with N."""
+
+
+@pytree
+class Recorded:
+    """N counterfactual pairs as a network runs them; only `record` makes one.
+
+    Attributes:
+      bank: the pairs and their labels, int32.
+      runs: the base and source runs, in the bank's order.
+      readout: how outputs meet labels.
+    """
+
+    bank: PairBank
+    runs: Runs
+    readout: Readout = static()
+
+    @property
+    def tap(self) -> str:
+        """The one recorded tap.
+
+        Raises:
+          ValueError: several were recorded.
+        """
+        if len(self.runs.source) != 1:
+            raise ValueError(f"got recorded taps {sorted(self.runs.source)}, expected one, or a tap by name")
+        return next(iter(self.runs.source))
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names of the variables."""
+        return self.bank.variables
+
+    def shuffled(self, order: Int[AnyArray, " N"]) -> "Recorded":
+        """Give pair t the source run of pair `order[t]`, and leave its labels: a control."""
+        return dataclasses.replace(self, runs=reorder_sources(self.runs, order))
+
+
+def check_recorded(recorded: Recorded) -> None:
+    """Refuse runs of other pairs than the bank's, which `record` never makes.
+
+    Raises:
+      ValueError: there is not one run for each pair, arrays of the bank do not belong together, or the readout cannot
+        score one of its labels.
+    """
+    check_bank(recorded.bank)
+    runs, size = recorded.runs, recorded.bank.size
+    rows = {"outputs": runs.outputs.shape[0]}
+    for side, states in (("base", runs.base), ("source", runs.source)):
+        rows |= {f"{side} {tap!r}": values.shape[1] for tap, values in states.items()}
+    if wrong := {name: count for name, count in rows.items() if count != size}:
+        raise ValueError(f"got runs {wrong} beside a bank of {size} pairs, expected one for each: `record` the bank")
+    for values in (recorded.bank.labels, recorded.bank.factual):
+        recorded.readout.check(values, runs.outputs.shape[1])
+
+
+def record(
+    network: Network, encode: Encode, bank: PairBank, *, tap: str | tuple[str, ...], readout: Readout = CLASSES
+) -> Recorded:
+    """Run a bank's base and source settings through a network, once.
+
+    Args:
+      network: the network.
+      encode: makes network inputs of settings.
+      bank: the pairs.
+      tap: the activation to keep, or several.
+      readout: how outputs meet labels.
+
+    Raises:
+      ValueError: the weights are not the model's or not finite, an unknown tap, other numbers of inputs than of pairs,
+        inputs that are not finite, outputs that are not `[N, C]`, a label that the readout cannot score, or arrays
+        of a bank that do not belong together.
+    """
+    return record_together(network, {"": (encode, bank)}, tap=tap, readout=readout)[""]
+
+
+def record_together(
+    network: Network,
+    pairs: Mapping[str, tuple[Encode, PairBank]],
+    *,
+    tap: str | tuple[str, ...],
+    readout: Readout = CLASSES,
+) -> dict[str, Recorded]:
+    """Record several banks in one program, each under its name; see `record`."""
+    check_network(network)
+    names, taps = list(pairs), (tap,) if isinstance(tap, str) else tuple(tap)
+    if not names or not taps:
+        raise ValueError(f"got banks {names} and taps {list(taps)} to record, expected at least one of each")
+    for _, bank in pairs.values():
+        check_bank(bank)
+    sides = [_stacked([_encoded(name, *pairs[name], side) for name in names], names) for side in ("base", "source")]
+    runs = run_pairs(network, *sides, taps=taps)
+    total = sum(bank.size for _, bank in pairs.values())
+    if runs.outputs.ndim != 2 or runs.outputs.shape[0] != total:
+        raise ValueError(
+            f"got outputs of shape {runs.outputs.shape}, expected [N, C], one row for each of {total} pairs; look at "
+            "one token (`TokenView`) or wrap the model"
+        )
+    recorded, start = {}, 0
+    for name in names:
+        bank = pairs[name][1]
+        own = runs if len(names) == 1 else take_pairs(runs, np.arange(start, start + bank.size))
+        recorded[name] = Recorded(_scored(bank, readout, runs.outputs.shape[1]), own, readout)
+        start += bank.size
+    return recorded
+
+
+def _encoded(name: str, encode: Encode, bank: PairBank, side: str) -> Any:
+    inputs = jax.tree.map(_array, encode(getattr(bank, side)))
+    rows = leading_axis(inputs)
+    if rows != bank.size:
+        raise ValueError(f"got {rows} {side} inputs of bank {name!r}, expected {bank.size}, one for each pair")
+    for leaf in jax.tree.leaves(inputs):
+        if np.issubdtype(leaf.dtype, np.inexact) and not np.isfinite(np.asarray(leaf)).all():
+            row = np.flatnonzero(~np.isfinite(np.asarray(leaf)).reshape(rows, -1).all(axis=1))[0]
+            raise ValueError(f"got {side} input {row} of bank {name!r} that is not finite, expected finite numbers")
+    return inputs
+
+
+def _array(leaf: Any) -> AnyArray:
+    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    if not isinstance(array, jax.Array) and array.dtype.kind not in "biufc":
+        raise ValueError(f"got inputs of type {array.dtype}, expected arrays of numbers")
+    return array
+
+
+def _stacked(parts: list[Any], names: list[str]) -> Any:
+    if len(parts) == 1:
+        return parts[0]
+    if len({jax.tree.structure(part) for part in parts}) != 1:
+        raise ValueError(f"got inputs of different kinds for banks {names}, expected one kind")
+    return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts)
+
+
+def _scored(bank: PairBank, readout: Readout, outputs: int) -> PairBank:
+    """Return the bank with labels as the readout scores them."""
+    labels, factual = (readout.check(values, outputs) for values in (bank.labels, bank.factual))
+    return dataclasses.replace(bank, labels=labels, factual=factual)
