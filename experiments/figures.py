@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.files import replacing
+from abstraction.files import replaced
 from experiments.layouts import LAYOUTS
 from experiments.metrics import Metrics
 from experiments.paper import reference
@@ -146,7 +146,7 @@ def _by_depth(unit: Unit, method: str, kind: str) -> np.ndarray:
 def save_figure(path: Path, figure: Figure) -> Path:
     """Write a figure, under its name only when complete, and close it."""
     try:
-        with replacing(path) as temporary:
+        with replaced(path) as temporary:
             figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
     finally:
         plt.close(figure)

@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from abstraction.files import replaced
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -30,25 +32,9 @@ _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name; when the block ends its file takes the name `path`, when it fails it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is either complete or not there."""
-    with replacing(path) as temporary:
+    with replaced(path) as temporary:
         temporary.write_bytes(content)
 
 

@@ -159,10 +159,13 @@ def test_a_training_that_diverged_leaves_no_table(tmp_path: Path):
 def test_ctrl_c_while_everything_is_imported_is_one_line(tmp_path: Path):
     (tmp_path / "jax.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    # Where the tests run in the background, the shell has them ignore Ctrl-C, and children inherit that.
+    code = (
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "sys.argv = ['experiments', 'heq']; runpy.run_module('experiments', run_name='__main__')"
+    )
     ended = subprocess.run(
-        [sys.executable, "-m", "experiments", "heq"],
+        [sys.executable, "-c", code],
         cwd=Path(heq.__file__).parents[1], env=environment, capture_output=True, text=True, check=False,
-        # Where the tests run in the background, the shell has them ignore Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
