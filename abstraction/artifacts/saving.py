@@ -15,7 +15,6 @@ or a choice asks for the network and refuses another one: a handle means nothing
 | network | `Network` of any model of the library, also reduced ones of blocks of different shapes |
 """
 
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import abstraction
 from abstraction.artifacts.descriptions import described, model_of
 from abstraction.causal import PairBank
 from abstraction.causal.pairs import digest
@@ -220,7 +220,7 @@ def _whole_network(arrays: Arrays, about: Mapping[str, Any]) -> Network:
 
 
 def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jax", "numpy", "abstraction-jax")}
+    return {"jax": jax.__version__, "numpy": np.__version__, "abstraction": abstraction.__version__}
 
 
 class _Kind(NamedTuple):
