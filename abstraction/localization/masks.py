@@ -3,7 +3,7 @@
     DBM      w = sigmoid(a / T), T falling; loss + sparsity sum(w); at the end w = [a > 0]   (Davies et al. 2023)
     weights  w = a, free; a strength per feature, fitted where PLOT tries a grid of strengths
 
-Features are the support's: coordinates, or principal components.
+Features are the support's: coordinates, or principal components. Of coordinates nothing is encoded or decoded.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from abstraction.checks import positive
 from abstraction.interventions import Basis
-from abstraction.localization.das import leading
-from abstraction.localization.searching import Free, zero_mean
+from abstraction.localization.searching import Free
 from abstraction.localization.supports import Candidates
 
 
@@ -40,16 +39,15 @@ class Mask:
 
     def init(self, candidates: Candidates) -> Free:
         """Start with every feature half in."""
-        return {"score": jnp.zeros((candidates.encoder.shape[0], candidates.encoder.shape[-1]))}
+        return {"score": jnp.zeros(candidates.inside.shape)}
 
-    def features(self, free: Free, candidate: Candidates, progress: Array) -> tuple[Array, Basis]:
+    def features(self, free: Free, candidate: Candidates, progress: Array) -> tuple[Array, Basis | None]:
         """Weight features softly."""
-        return self._soft(free, candidate, progress), _given(candidate)
+        return self._soft(free, candidate, progress), candidate.basis
 
-    def final(self, free: Free, candidate: Candidates) -> tuple[Array, Basis]:
+    def final(self, free: Free, candidate: Candidates) -> tuple[Array, Basis | None]:
         """Keep the features with a positive score."""
-        inside = leading(candidate.limit, candidate.encoder.shape[-1])
-        return (free["score"] > 0) * inside, _given(candidate)
+        return (free["score"] > 0) * inside(candidate), candidate.basis
 
     def penalty(self, free: Free, candidate: Candidates, progress: Array) -> Array:
         """Price every feature in use."""
@@ -58,7 +56,7 @@ class Mask:
     def _soft(self, free: Free, candidate: Candidates, progress: Array) -> Array:
         first, last = self.temperatures
         temperature = first * (last / first) ** progress
-        return jax.nn.sigmoid(free["score"] / temperature) * leading(candidate.limit, candidate.encoder.shape[-1])
+        return jax.nn.sigmoid(free["score"] / temperature) * inside(candidate)
 
 
 @dataclass(frozen=True)
@@ -72,21 +70,21 @@ class Weights:
 
     def init(self, candidates: Candidates) -> Free:
         """Start with a full swap of the support."""
-        return {"weight": jnp.ones((candidates.encoder.shape[0], candidates.encoder.shape[-1]))}
+        return {"weight": jnp.ones(candidates.inside.shape)}
 
-    def features(self, free: Free, candidate: Candidates, progress: Array) -> tuple[Array, Basis]:
+    def features(self, free: Free, candidate: Candidates, progress: Array) -> tuple[Array, Basis | None]:
         """Weight features as they are."""
         return self.final(free, candidate)
 
-    def final(self, free: Free, candidate: Candidates) -> tuple[Array, Basis]:
+    def final(self, free: Free, candidate: Candidates) -> tuple[Array, Basis | None]:
         """Weight features as they are."""
-        return free["weight"] * leading(candidate.limit, candidate.encoder.shape[-1]), _given(candidate)
+        return free["weight"] * inside(candidate), candidate.basis
 
     def penalty(self, free: Free, candidate: Candidates, progress: Array) -> Array:
         """Price every feature by the size of its weight."""
         return jnp.asarray(candidate.sparsity) * jnp.abs(free["weight"]).sum()
 
 
-def _given(candidate: Candidates) -> Basis:
-    encoder = jnp.asarray(candidate.encoder)
-    return Basis(encoder, jnp.asarray(candidate.decoder), zero_mean(encoder))
+def inside(candidate: Candidates) -> Float[Array, " M"]:
+    """Return 1 on the features of the support and 0 elsewhere."""
+    return jnp.asarray(candidate.inside).astype(jnp.float32)

@@ -5,7 +5,7 @@ For a variable and a place, find features z = h E, h = z G + rest, and weights w
     minimise  mean loss(f(h + (h_s - h) E diag(w) G), y(b; Z_i <- z_i(s)))          (Geiger et al. 2024; PLOT, Sec. 2)
 
 over what a *featurizer* lets free: a rotation (DAS), an invertible map (oblique search), a rotation and a width
-(boundless DAS), a mask (DBM), or the weights alone. All candidates (place, support, rank, variable, learning rate,
+(boundless DAS), a mask (DBM), or the weights alone. Many candidates (place, support, rank, variable, learning rate,
 restart) are trained in one vmapped program: depth, rank and support are values. Every candidate stops on its own
 plateau; the program ends when all have.
 """
@@ -28,17 +28,14 @@ from abstraction.evaluation.recording import check_recorded
 from abstraction.interventions import Basis, Handle
 from abstraction.interventions.handles import check_depths
 from abstraction.interventions.patching import Runs, patched_outputs, take_pairs
+from abstraction.localization.grouping import groups_of, narrowed, padded_searches
 from abstraction.localization.projectors import geometry
-from abstraction.localization.supports import Candidates
+from abstraction.localization.supports import Candidates, over_candidates
 from abstraction.models import Network
 from abstraction.models.base import Recordable
 from abstraction.pytrees import pytree
 from abstraction.randomness import check_key
 from abstraction.training.loop import Plateau, start_plateau, update_plateau
-from abstraction.typing import AnyArray
-
-_BLOCK = 24
-"""Searches that are compiled for are a multiple of this, unless they are few."""
 
 _EPOCHS_PER_CALL = 20
 """Epochs between two reports of progress."""
@@ -63,11 +60,11 @@ class Featurizer(Protocol):
         """Make the free arrays of all candidates, each with leading axis C."""
         ...
 
-    def features(self, free: Free, candidate: Candidates, progress: Array) -> tuple[Array, Basis]:
+    def features(self, free: Free, candidate: Candidates, progress: Array) -> tuple[Array, Basis | None]:
         """Return weights `[K]` and basis during training, `progress` of which is done, from 0 to 1."""
         ...
 
-    def final(self, free: Free, candidate: Candidates) -> tuple[Array, Basis]:
+    def final(self, free: Free, candidate: Candidates) -> tuple[Array, Basis | None]:
         """Return weights and basis of the trained handle."""
         ...
 
@@ -178,14 +175,12 @@ def train_candidates(
     check_key(key)
     check_recorded(fit)
     _check(network, fit, candidates, config)
-    depths = np.asarray(candidates.depth)
-    order = np.argsort(depths, kind="stable") if config.bands > 1 else np.arange(len(depths))
-    groups, found = np.array_split(order, min(config.bands, len(depths))), []
+    groups = groups_of(candidates, config.bands)
+    found = []
     for group in groups:
-        part = jax.tree.map(lambda leaf, group=group: np.asarray(leaf)[group], candidates)
-        later = _from_depth(network, int(depths[group].min()))
-        found.append(_train_group(key, later, fit, part, featurizer, config, progress))
-    return found[0] if len(groups) == 1 else _joined(found, groups)
+        later = _from_depth(network, int(np.asarray(candidates.depth)[group].min()))
+        found.append(_train_group(key, later, fit, narrowed(candidates.take(group)), featurizer, config, progress))
+    return _joined(candidates, found, groups)
 
 
 def _from_depth(network: Network, depth: int) -> Network:
@@ -204,41 +199,42 @@ def _train_group(
     config: SearchConfig,
     progress: Callable[[int, int], None] | None,
 ) -> Searched:
-    count, (candidates, idle) = len(candidates.depth), _padded(candidates)
-    state = _start(candidates, idle, featurizer, config.max_epochs)
+    count, (padded, idle) = len(candidates.depth), padded_searches(candidates)
+    state = _start(padded, idle, featurizer, config.max_epochs)
     weights = pair_weights(fit.bank, config.sensitive_weight).astype(np.float32)
     data = (fit.runs, fit.bank.labels, weights)
     training = _Training(featurizer, config, fit.readout)
-    while int(state.epoch) < config.max_epochs and not bool(state.plateau.stopped.all()):
-        until = min(int(state.epoch) + _EPOCHS_PER_CALL, config.max_epochs)
-        state = _train(network, data, candidates, state, key, np.int32(until), training)
+    epoch, running = 0, count
+    while epoch < config.max_epochs and running:
+        until = np.int32(min(epoch + _EPOCHS_PER_CALL, config.max_epochs))
+        state = _train(network, data, padded, state, key, until, training)
+        epoch, running = int(state.epoch), int((~np.asarray(state.plateau.stopped)).sum())
         if progress is not None:
-            progress(int(state.epoch), int((~state.plateau.stopped).sum()))
-    return _without_padding(_result(candidates, state, featurizer), count)
+            progress(epoch, running)
+    found = jax.device_get(_result(padded, state, featurizer))
+    cut = jax.tree.map(lambda leaf: leaf[:count], found._replace(candidates=None, curve=found.curve.T))
+    return cut._replace(candidates=candidates, curve=cut.curve.T)
 
 
-def _padded(candidates: Candidates) -> tuple[Candidates, Bool[np.ndarray, " C"]]:
-    """Fill up to a multiple of `_BLOCK` searches with idle repetitions, so that few programs serve all numbers.
-
-    Supports differ between networks, and with them the number of searches; compiling costs more than what is idle.
-    """
-    count = len(candidates.depth)
-    size = count if count <= _BLOCK // 2 else -(-count // _BLOCK) * _BLOCK
-    rows = np.minimum(np.arange(size), count - 1)
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], candidates), np.arange(size) >= count
-
-
-def _joined(parts: Sequence[Searched], groups: Sequence[Int[np.ndarray, " G"]]) -> Searched:
-    """Put groups of candidates back into the order in which they came."""
+def _joined(candidates: Candidates, parts: Sequence[Searched], groups: Sequence[Int[np.ndarray, " G"]]) -> Searched:
+    """Put groups of candidates back into the order in which they came, frames as wide as the widest."""
     back = np.argsort(np.concatenate(groups), kind="stable")
-    turned = [jax.device_get(part._replace(curve=part.curve.T)) for part in parts]
+    most = max(np.shape(part.handles.weight)[-1] for part in parts)
+    turned = [
+        part._replace(candidates=None, handles=_widened(part.handles, most), curve=part.curve.T) for part in parts
+    ]
     every = jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *turned)
-    return every._replace(curve=every.curve.T)
+    return every._replace(candidates=candidates, curve=every.curve.T)
 
 
-def _without_padding(searched: Searched, count: int) -> Searched:
-    cut = jax.tree.map(lambda leaf: leaf[:count], searched._replace(curve=searched.curve.T))
-    return cut._replace(curve=cut.curve.T)
+def _widened(handles: Handle, most: int) -> Handle:
+    """Give handles features that are out of use, up to `most`."""
+    pad = lambda array, *sides: np.pad(array, [(0, 0), *((0, side) for side in sides)])
+    more = most - np.shape(handles.weight)[-1]
+    if handles.basis is None or not more:
+        return handles
+    basis = Basis(pad(handles.basis.encoder, 0, more), pad(handles.basis.decoder, more, 0), handles.basis.mean)
+    return dataclasses.replace(handles, weight=pad(handles.weight, more), basis=basis)
 
 
 def _check(network: Network, fit: Recorded, candidates: Candidates, config: SearchConfig) -> None:
@@ -249,13 +245,15 @@ def _check(network: Network, fit: Recorded, candidates: Candidates, config: Sear
         raise ValueError(
             f"got candidates of tap {candidates.tap!r}, expected a recorded tap: {sorted(fit.runs.source)}"
         )
-    tap, shape = network.taps[candidates.tap], np.shape(candidates.encoder)
+    tap, count, shape = network.taps[candidates.tap], len(candidates.depth), np.shape(candidates.start)
     check_depths(np.asarray(candidates.depth), tap)
     places(f"candidates of variables {list(bank.variables)}", candidates.variable, len(bank.variables))
-    if len(shape) != 3 or shape[:2] != (len(candidates.depth), tap.width) or not shape[0]:
+    spans = candidates.spans
+    features, width = (tap.width,) * 2 if spans is None else (spans.encoder.shape[-1], spans.encoder.shape[-2])
+    if not count or width != tap.width or len(shape) != 3 or shape[:2] != (count, features):
         raise ValueError(
-            f"got {len(candidates.depth)} candidates of shape {shape}, expected [C, D, K] of width {tap.width}, the "
-            f"width of tap {tap.name!r}, and at least one"
+            f"got {count} candidates of shape {shape} at width {width}, expected [C, M, k], at least one, of width "
+            f"{tap.width}, that of tap {tap.name!r}"
         )
     most = bank.size // config.batch_size
     if not most:
@@ -275,7 +273,8 @@ class _State:
 
 @partial(jax.jit, static_argnames=("featurizer", "max_epochs"))
 def _start(candidates: Candidates, idle: Bool[Array, " C"], featurizer: Featurizer, max_epochs: int) -> _State:
-    free, count = featurizer.init(candidates), candidates.depth.shape[0]
+    count = candidates.depth.shape[0]
+    free = featurizer.init(candidates)
     return _State(
         free=free,
         optimizer_state=jax.vmap(optax.scale_by_adam().init)(free),
@@ -293,7 +292,7 @@ class _Training(NamedTuple):
     readout: Readout
 
 
-@partial(jax.jit, static_argnames=("training",))
+@partial(jax.jit, static_argnames=("training",), donate_argnames=("state",))
 def _train(
     network: Network,
     data: tuple[Runs, Array, Array],
@@ -316,9 +315,9 @@ def _train(
 
     def step(state: _State, inputs: tuple[Array, Array]) -> tuple[_State, Array]:
         rows, progress = inputs
-        values, gradients = jax.vmap(jax.value_and_grad(loss), in_axes=(0, 0, None, None, None))(
-            state.free, candidates, take_pairs(runs, rows), rows, progress
-        )
+        batch = take_pairs(runs, rows)
+        one = lambda candidate, free: jax.value_and_grad(loss)(free, candidate, batch, rows, progress)
+        values, gradients = over_candidates(one, candidates, state.free)
         updates, optimizer_state = jax.vmap(optimizer.update)(gradients, state.optimizer_state)
         decay = 0.5 * (1 + jnp.cos(jnp.pi * progress)) if config.cosine else 1.0
         rate = jnp.asarray(candidates.learning_rate) * decay
@@ -354,7 +353,7 @@ def _moved(
 
 @partial(jax.jit, static_argnames=("featurizer",))
 def _result(candidates: Candidates, state: _State, featurizer: Featurizer) -> Searched:
-    weight, basis = jax.vmap(featurizer.final)(state.free, candidates)
+    weight, basis = over_candidates(lambda candidate, free: featurizer.final(free, candidate), candidates, state.free)
     healthy = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in (weight, *jax.tree.leaves(basis))]
     return Searched(
         candidates=candidates,
@@ -374,8 +373,3 @@ def pair_weights(bank: PairBank, sensitive_weight: float | None) -> Float[np.nda
     sensitive, invariant = eligible * bank.active, eligible * ~bank.active
     share = lambda mask: mask / np.maximum(mask.mean(axis=1, keepdims=True), 1e-30)
     return sensitive_weight * share(sensitive) + (1 - sensitive_weight) * share(invariant)
-
-
-def zero_mean(encoder: Float[AnyArray, "D K"]) -> Float[AnyArray, " D"]:
-    """Return a mean for a basis whose mean cancels."""
-    return jnp.zeros_like(encoder[:, 0])

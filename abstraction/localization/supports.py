@@ -1,21 +1,26 @@
-"""Supports and candidates: where an alignment search may look, and from which features it starts.
+"""Supports and candidates: where an alignment search may look, and from which frame it starts.
 
 A support is a place and a set of features there: the whole state, a few coordinates, a span of principal components,
-or a pair of directions found otherwise. A search never leaves the span of its support.
+or directions found otherwise. A search never leaves the span of its support.
+
+A candidate is one search in one support. It starts from k orthonormal directions among the support's features, and
+nothing of it is D x D: with native coordinates the features are those of the tap and only which of them are inside is
+kept; the directions of other features are kept once a support, whatever the number of its candidates.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.checks import are_some_of, is_whole, positive, whole
 from abstraction.interventions import Basis
-from abstraction.interventions.bases import frame_basis, random_frames
 from abstraction.interventions.handles import check_depths
 from abstraction.models import Tap
 from abstraction.pytrees import pytree, static
@@ -29,23 +34,37 @@ class Support(NamedTuple):
     Attributes:
       variable: which variable.
       depth: depth index.
-      encoder: read directions, `[D, m]`.
-      decoder: write directions, `[m, D]`.
+      width: D, of the tap.
+      features: which features, `[m]`, of the basis or of the native coordinates.
+      basis: read directions `[D, K]` and write directions `[K, D]`, or None for native coordinates.
       name: for people.
-      turn: start from a random rotation of the features; otherwise from the features as they are.
+      turn: start from random directions among the features; otherwise from the first features as they are.
     """
 
     variable: int
     depth: int
-    encoder: Float[np.ndarray, "D m"]
-    decoder: Float[np.ndarray, "m D"]
+    width: int
+    features: Int[np.ndarray, " m"]
+    basis: Basis | None = None
     name: str = "full"
     turn: bool = True
 
     @property
     def size(self) -> int:
-        """The number of features."""
-        return self.encoder.shape[1]
+        """The number of features m."""
+        return len(self.features)
+
+    @property
+    def encoder(self) -> Float[np.ndarray, "D m"]:
+        """Read directions; of native coordinates columns of the identity, made when asked for."""
+        if self.basis is not None:
+            return np.asarray(self.basis.encoder)[:, self.features]
+        return (np.arange(self.width)[:, None] == self.features).astype(np.float32)
+
+    @property
+    def decoder(self) -> Float[np.ndarray, "m D"]:
+        """Write directions."""
+        return self.encoder.T if self.basis is None else np.asarray(self.basis.decoder)[self.features]
 
 
 @pytree
@@ -57,13 +76,15 @@ class Candidates:
       variable: which variable, `[C]`.
       depth: where to intervene, `[C]`.
       support: index of the support in the grid's list, `[C]`.
-      limit: number m of features in the support, `[C]`; those beyond are padding.
-      rank: features to swap, `[C]`.
+      limit: number m of features in the support, `[C]`.
+      rank: features to swap, at most k, `[C]`.
       learning_rate: Adam's, `[C]`.
       sparsity: price of a feature, for searches that choose their features, `[C]`.
       restart: which random start, `[C]`.
-      encoder: read directions at the start, `[C, D, K]`.
-      decoder: write directions at the start, `[C, K, D]`.
+      inside: which of the M features are in the support, `[C, M]`.
+      start: orthonormal columns among those features, `[C, M, k]`; zero beyond the rank.
+      spans: the features of each of U supports, leaves `[U, D, M]`, `[U, M, D]` and `[U, D]`, or None where all are
+        native coordinates, M = D. It has no axis C.
     """
 
     tap: str = static()
@@ -75,13 +96,31 @@ class Candidates:
     learning_rate: Float[AnyArray, "*C"]
     sparsity: Float[AnyArray, "*C"]
     restart: Int[AnyArray, "*C"]
-    encoder: Float[AnyArray, "*C D K"]
-    decoder: Float[AnyArray, "*C K D"]
+    inside: Bool[AnyArray, "*C M"]
+    start: Float[AnyArray, "*C M k"]
+    spans: Basis | None = None
+
+    @property
+    def basis(self) -> Basis | None:
+        """The features of one candidate's support, or None for native coordinates."""
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[self.support], self.spans)
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return what each candidate is, without its start."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in ("tap", "encoder", "decoder")]
+        left = ("tap", "inside", "start", "spans")
+        names = [field.name for field in dataclasses.fields(self) if field.name not in left]
         return {name: np.asarray(getattr(self, name)) for name in names}
+
+    def take(self, rows: int | Int[np.ndarray, " R"]) -> "Candidates":
+        """Pick one candidate, or several."""
+        bare = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], dataclasses.replace(self, spans=None))
+        return dataclasses.replace(bare, spans=self.spans)
+
+
+def over_candidates(function: Callable[..., Any], candidates: Candidates, *batched: Any) -> Any:
+    """Map `function(candidate, *rest)` over the candidates and what else has an axis C."""
+    one = lambda candidate, *rest: function(dataclasses.replace(candidate, spans=candidates.spans), *rest)
+    return jax.vmap(one)(dataclasses.replace(candidates, spans=None), *batched)
 
 
 def full_supports(tap: Tap, variables: Sequence[int], depths: Sequence[int] | None = None) -> list[Support]:
@@ -100,7 +139,8 @@ def coordinate_support(tap: Tap, variable: int, depth: int, coordinates: Sequenc
     Raises:
       ValueError: the support is empty or repeats a coordinate, or the depth or a coordinate is outside the tap.
     """
-    return feature_support(tap, variable, depth, frame_basis(np.eye(tap.width, dtype=np.float32)), coordinates, name)
+    _check_place(tap, variable, depth, name)
+    return Support(variable, depth, tap.width, _chosen(coordinates, tap.width, variable, name), None, name)
 
 
 def feature_support(
@@ -122,22 +162,30 @@ def feature_support(
         negative, or the basis has another width or is not finite.
     """
     encoder, decoder = np.asarray(basis.encoder), np.asarray(basis.decoder)
-    check_depths(np.asarray(depth), tap)
-    whole(f"variable of support {name!r}", variable, 0)
+    _check_place(tap, variable, depth, name)
     if encoder.ndim != 2 or encoder.shape[0] != tap.width or decoder.shape != encoder.shape[::-1]:
         raise ValueError(
             f"got encoder {encoder.shape} and decoder {decoder.shape} in support {name!r}, expected a basis of width "
             f"{tap.width}"
         )
-    if not are_some_of(features, encoder.shape[1]):
-        raise ValueError(
-            f"got features {list(features)} in support {name!r} of variable {variable}, expected one or more of 0 to "
-            f"{encoder.shape[1] - 1}, each once"
-        )
-    chosen = list(features)
+    chosen = _chosen(features, encoder.shape[1], variable, name)
     if not (np.isfinite(encoder[:, chosen]).all() and np.isfinite(decoder[chosen]).all()):
         raise ValueError(f"got directions of support {name!r} that are not finite, expected finite numbers")
-    return Support(variable, depth, encoder[:, chosen], decoder[chosen], name, turn)
+    return Support(variable, depth, tap.width, chosen, basis, name, turn)
+
+
+def _check_place(tap: Tap, variable: int, depth: int, name: str) -> None:
+    check_depths(np.asarray(depth), tap)
+    whole(f"variable of support {name!r}", variable, 0)
+
+
+def _chosen(features: Sequence[int], count: int, variable: int, name: str) -> Int[np.ndarray, " m"]:
+    if not are_some_of(features, count):
+        raise ValueError(
+            f"got features {list(features)} in support {name!r} of variable {variable}, expected one or more of 0 to "
+            f"{count - 1}, each once"
+        )
+    return np.asarray(list(features))
 
 
 def candidate_grid(
@@ -152,7 +200,8 @@ def candidate_grid(
 ) -> Candidates:
     """Cross supports, ranks, learning rates, sparsities and restarts.
 
-    A rank that a support has not is left out for it; a support that is not turned has one start.
+    A rank that a support has not is left out for it; a support that is not turned has one start. Where a candidate
+    starts follows from the key and from what it is, whatever else is in the grid.
 
     Args:
       key: seeds the random starts.
@@ -168,26 +217,31 @@ def candidate_grid(
     """
     check_key(key)
     _check_grid(tap, supports, ranks, learning_rates, sparsities, restarts)
+    counts = (len(supports), len(ranks), len(learning_rates), len(sparsities), restarts)
     rows = [
         row
-        for row in itertools.product(range(len(supports)), ranks, learning_rates, sparsities, range(restarts))
-        if row[1] <= supports[row[0]].size and (supports[row[0]].turn or row[-1] == 0)
+        for row in itertools.product(*map(range, counts))
+        if ranks[row[1]] <= supports[row[0]].size and (supports[row[0]].turn or row[-1] == 0)
     ]
     index, rank, rate, sparsity, restart = (np.asarray(column) for column in zip(*rows, strict=True))
-    encoder, decoder = _starts(key, [supports[i] for i in index], tap.width)
+    values = {
+        "variable": [support.variable for support in supports],
+        "depth": [support.depth for support in supports],
+        "limit": [support.size for support in supports],
+    }
     integers = lambda column: np.asarray(column, np.int32)
+    inside = _inside(supports)
     return Candidates(
         tap=tap.name,
-        variable=integers([supports[i].variable for i in index]),
-        depth=integers([supports[i].depth for i in index]),
         support=integers(index),
-        limit=integers([supports[i].size for i in index]),
-        rank=integers(rank),
-        learning_rate=rate.astype(np.float32),
-        sparsity=sparsity.astype(np.float32),
+        rank=integers(ranks)[rank],
+        learning_rate=np.asarray(learning_rates, np.float32)[rate],
+        sparsity=np.asarray(sparsities, np.float32)[sparsity],
         restart=integers(restart),
-        encoder=encoder,
-        decoder=decoder,
+        inside=inside[index],
+        start=_starts(key, supports, ranks, rows),
+        spans=_spans(supports),
+        **{name: integers(column)[index] for name, column in values.items()},
     )
 
 
@@ -211,10 +265,10 @@ def _check_grid(
         raise ValueError(f"got sparsities {list(sparsities)}, expected finite numbers of at least 0, one or more")
     for support in supports:
         check_depths(np.asarray(support.depth), tap)
-        if np.shape(support.encoder) != (tap.width, support.size) or support.size < 1:
+        if support.width != tap.width or support.size < 1:
             raise ValueError(
-                f"got support {support.name!r} of shape {np.shape(support.encoder)}, expected [{tap.width}, m], "
-                f"features of tap {tap.name!r}"
+                f"got support {support.name!r} of {support.size} features of width {support.width}, expected some of "
+                f"width {tap.width}, that of tap {tap.name!r}"
             )
     largest = {support.variable: 0 for support in supports}
     for support in supports:
@@ -226,18 +280,41 @@ def _check_grid(
         )
 
 
+def _slots(supports: Sequence[Support]) -> tuple[list[Int[np.ndarray, " m"]], int]:
+    """Return where the features of each support are among M: at their coordinates, or one after another."""
+    if all(support.basis is None for support in supports):
+        return [support.features for support in supports], supports[0].width
+    return [np.arange(support.size) for support in supports], max(support.size for support in supports)
+
+
+def _inside(supports: Sequence[Support]) -> Bool[np.ndarray, "U M"]:
+    places, count = _slots(supports)
+    return np.stack([np.isin(np.arange(count), slots) for slots in places])
+
+
+def _spans(supports: Sequence[Support]) -> Basis | None:
+    if all(support.basis is None for support in supports):
+        return None
+    most = max(support.size for support in supports)
+    pad = lambda matrix: np.pad(matrix, ((0, 0), (0, most - matrix.shape[1]))).astype(np.float32)
+    encoder = np.stack([pad(support.encoder) for support in supports])
+    decoder = np.stack([pad(support.decoder.T) for support in supports]).mT
+    return Basis(encoder, decoder, np.zeros(encoder.shape[:2], np.float32))
+
+
 def _starts(
-    key: Array, supports: Sequence[Support], width: int
-) -> tuple[Float[np.ndarray, "C D K"], Float[np.ndarray, "C K D"]]:
-    """Turn each support's features by a Haar-random rotation, and pad with zeros."""
-    features = max(support.size for support in supports)
-    encoder = np.zeros((len(supports), width, features), np.float32)
-    decoder = np.zeros((len(supports), features, width), np.float32)
-    for size in sorted({support.size for support in supports}):
-        members = [index for index, support in enumerate(supports) if support.size == size]
-        frames = random_frames(jax.random.fold_in(key, size), (len(members),), size)
-        for frame, index in zip(frames, members, strict=True):
-            turn = frame if supports[index].turn else np.eye(size, dtype=np.float32)
-            encoder[index, :, :size] = supports[index].encoder @ turn
-            decoder[index, :size] = turn.T @ supports[index].decoder
-    return encoder, decoder
+    key: Array, supports: Sequence[Support], ranks: Sequence[int], rows: Sequence[tuple[int, ...]]
+) -> Float[np.ndarray, "C M k"]:
+    """Draw orthonormal columns among each support's features, uniformly (QR of a Gaussian, signs fixed)."""
+    (places, count), seed = _slots(supports), np.asarray(jax.random.key_data(key)).tolist()
+    starts = np.zeros((len(rows), count, max(ranks[row[1]] for row in rows)), np.float32)
+    for start, (index, rank, *others) in zip(starts, rows, strict=True):
+        support, k = supports[index], ranks[rank]
+        frame = np.eye(support.size, k)
+        if support.turn:
+            # Named by what the candidate is, so that no other one moves it.
+            name = (support.variable, support.depth, zlib.crc32(support.name.encode()), support.size, k, *others)
+            frame, triangle = np.linalg.qr(np.random.default_rng([*seed, *name]).standard_normal((support.size, k)))
+            frame = frame * np.sign(np.diagonal(triangle))
+        start[places[index], :k] = frame
+    return starts

@@ -1,0 +1,42 @@
+"""Which searches are trained together: neighbouring depths, ranks that cost about the same, and few sizes.
+
+A candidate is as wide as the largest rank it is trained beside. Where that is work, ranks are trained in buckets, each
+up to four times the one before, {1}, {2..4}, {5..16}, ..., so that rank 1 does not pay for rank 64.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from abstraction.localization.supports import Candidates
+
+_WIDE = 2**18
+"""Numbers in the frames of all candidates from which on ranks are worth a program for each bucket."""
+
+
+def groups_of(candidates: Candidates, bands: int) -> list[Int[np.ndarray, " G"]]:
+    """Split candidates into those of neighbouring depths, and of ranks within a factor of 4 where that saves work."""
+    depths, ranks = np.asarray(candidates.depth), np.asarray(candidates.rank)
+    order = np.argsort(depths, kind="stable") if bands > 1 else np.arange(len(depths))
+    wide = np.size(candidates.start) > _WIDE
+    buckets = np.ceil(np.log2(ranks) / 2).astype(int) * wide
+    parts = np.array_split(order, min(bands, len(depths)))
+    return [part[buckets[part] == bucket] for part in parts for bucket in np.unique(buckets[part])]
+
+
+def narrowed(candidates: Candidates) -> Candidates:
+    """Drop the columns that no candidate uses."""
+    most = int(np.asarray(candidates.rank).max())
+    return dataclasses.replace(candidates, start=np.asarray(candidates.start)[..., :most])
+
+
+def padded_searches(candidates: Candidates) -> tuple[Candidates, Bool[np.ndarray, " C"]]:
+    """Fill up to 1, 2, 3, 4, 6, 8, 12, ... searches with idle repetitions, so that few programs serve all numbers.
+
+    Supports differ between networks, and with them the number of searches; compiling costs more than what is idle.
+    """
+    count = len(candidates.depth)
+    power = 2 ** int(np.ceil(np.log2(count)))
+    size = power * 3 // 4 if power * 3 // 4 >= count else power
+    return candidates.take(np.minimum(np.arange(size), count - 1)), np.arange(size) >= count
