@@ -172,10 +172,8 @@ def assert_searched_alike(one, other):
     Adam blows the rounding of gradients that should be zero up to whole steps, along directions that leave projectors
     alone; they meet it in second order of the steps. So projectors are compared, by how far they have moved.
     """
-    starts = one.candidates
-    leading = np.arange(starts.encoder.shape[-1]) < np.asarray(starts.rank)[:, None]
-    start = (np.asarray(starts.encoder) * leading[:, None, :]) @ np.asarray(starts.decoder)
-    moved = np.abs(projectors(one.handles) - start).max()
+    start = np.asarray(one.candidates.start)  # of native coordinates, 0 beyond the rank
+    moved = np.abs(projectors(one.handles) - start @ start.mT).max()
     assert 1e-3 < moved < 0.1, "small steps, and some"
     np.testing.assert_allclose(projectors(other.handles), projectors(one.handles), atol=moved / 100)
     np.testing.assert_allclose(other.curve, one.curve, rtol=1e-3)

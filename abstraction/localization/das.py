@@ -7,12 +7,12 @@ its support. Nothing is M x M. With W_0 the start, k orthonormal columns, and A 
     oblique    E = W_0 + A,  G = (G' E)^-1 G',  G' = W_0^T + B               M = E G, any projector of rank k
     boundless  E = Q W_0, Q orthogonal; column j counts by sigmoid((b k - j) / T)        (Wu et al. 2023)
 
-What DAS swaps is a subspace, whatever the frame. So A moves the frame off itself alone, A <- A - W_0 W_0^T A, and with
-B = A^T A, a k x k matrix, the orthonormal columns are
+What DAS swaps is a subspace, whatever the frame. So where a rotation is meant A moves the frame off itself alone,
+A <- A - W_0 W_0^T A, and with B = A^T A, a k x k matrix, the orthonormal columns are
 
     cayley   2 (W_0 + A) (I + B)^-1 - W_0                the mirror image of W_0 in the span of W_0 + A
     expm     W_0 cos(B^1/2) + A B^-1/2 sin(B^1/2)        the geodesic from W_0 along A
-    qr       (W_0 + A) L^-T,  L L^T = I + B              the Q factor of W_0 + A
+    qr       Y L^-T,  Y = W_0 + A,  L L^T = Y^T Y        the Q factor of W_0 + A, any A
 
 each W_0 at A = 0 and O(M k^2). The first is the Cayley transform (I + S)^-1 (I - S) W_0 of S = W_0 A^T - A W_0^T, and
 the second exp(-S) W_0, both without the M x M matrix that defines them. Boundless search weights the columns one by
@@ -77,7 +77,7 @@ class Rotation:
         if self.parametrization == "oblique":
             read, write = (_confined(free[name], candidate, used) for name in ("read", "write"))
             return used, _spanned(candidate, *oblique(start, read, write, used))
-        read = frame(start, _confined(free["frame"], candidate, used), self.parametrization)
+        read = frame(start, _confined(free["frame"], candidate, used), used, self.parametrization)
         return used, _spanned(candidate, read, read.T)
 
     def penalty(self, free: Free, candidate: Candidates, progress: Array) -> Array:
@@ -143,17 +143,18 @@ def used_start(candidate: Candidates) -> tuple[Float[Array, "M k"], Float[Array,
 
 
 def frame(
-    start: Float[Array, "M k"], free: Float[Array, "M k"], parametrization: Parametrization
+    start: Float[Array, "M k"], free: Float[Array, "M k"], used: Float[Array, " k"], parametrization: Parametrization
 ) -> Float[Array, "M k"]:
     """Move orthonormal columns by a free matrix, orthonormal again; see the module's first lines.
 
-    Columns that are 0 in both stay 0.
+    Columns that are not in use are 0 in both, and stay so.
     """
+    if parametrization == "qr":
+        moved = start + free
+        lower = jnp.linalg.cholesky(_product(moved.T, moved) + jnp.diag(1 - used))
+        return jax.scipy.linalg.solve_triangular(lower, moved.T, lower=True).T
     free = free - _product(start, _product(start.T, free))
     gram, identity = _product(free.T, free), jnp.eye(start.shape[-1], dtype=start.dtype)
-    if parametrization == "qr":
-        lower = jnp.linalg.cholesky(identity + gram)
-        return jax.scipy.linalg.solve_triangular(lower, (start + free).T, lower=True).T
     if parametrization == "expm":
         # c' = -B s, s' = c from (I, 0) reaches c = cos(B^1/2), s = B^-1/2 sin(B^1/2), without a root of B.
         generator = jnp.block([[jnp.zeros_like(gram), -gram], [identity, jnp.zeros_like(gram)]])

@@ -82,7 +82,7 @@ class Weights:
 
     def penalty(self, free: Free, candidate: Candidates, progress: Array) -> Array:
         """Price every feature by the size of its weight."""
-        return jnp.asarray(candidate.sparsity) * jnp.abs(free["weight"]).sum()
+        return jnp.asarray(candidate.sparsity) * jnp.abs(free["weight"] * inside(candidate)).sum()
 
 
 def inside(candidate: Candidates) -> Float[Array, " M"]:

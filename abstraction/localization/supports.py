@@ -113,7 +113,7 @@ class Candidates:
 
     def take(self, rows: int | Int[np.ndarray, " R"]) -> "Candidates":
         """Pick one candidate, or several."""
-        bare = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], dataclasses.replace(self, spans=None))
+        bare = jax.tree.map(lambda leaf: np.asarray(np.asarray(leaf)[rows]), dataclasses.replace(self, spans=None))
         return dataclasses.replace(bare, spans=self.spans)
 
 
@@ -265,10 +265,12 @@ def _check_grid(
         raise ValueError(f"got sparsities {list(sparsities)}, expected finite numbers of at least 0, one or more")
     for support in supports:
         check_depths(np.asarray(support.depth), tap)
-        if support.width != tap.width or support.size < 1:
+        there = support.width if support.basis is None else np.shape(support.basis.encoder)[-1]
+        if support.width != tap.width or not are_some_of(np.asarray(support.features).tolist(), there):
             raise ValueError(
-                f"got support {support.name!r} of {support.size} features of width {support.width}, expected some of "
-                f"width {tap.width}, that of tap {tap.name!r}"
+                f"got support {support.name!r} of features {np.asarray(support.features).tolist()} of width "
+                f"{support.width}, expected some of 0 to {there - 1}, each once, of width {tap.width}, that of tap "
+                f"{tap.name!r}"
             )
     largest = {support.variable: 0 for support in supports}
     for support in supports:

@@ -105,8 +105,8 @@ def _feature(features=(0,), variable=0, depth=0, basis=None):
     return feature_support(TAP, variable, depth, basis or rotation_basis(EYE), features, "x")
 
 
-def _support(encoder, depth=0):
-    return Support(0, depth, encoder, encoder.T)
+def _support(width=6, size=6, depth=0):
+    return Support(0, depth, width, np.arange(size))
 
 
 def _fine(menus=None, depths=(0, 0), variant=VARIANTS["v4"], evidence=EVIDENCE):
@@ -251,8 +251,8 @@ SEARCHING = [
     ),
     ("another variable", lambda: _train(dataclasses.replace(FULL, variable=np.array([0, 2]))), r"\['p', 'q'\] \[2\]"),
     ("variable -1", lambda: _train(dataclasses.replace(FULL, variable=np.array([0, -1]))), r"\[-1\]"),
-    ("another width", lambda: _train(dataclasses.replace(FULL, encoder=np.ones((2, 4, 6)))), r"of shape \(2, 4, 6\)"),
-    ("no candidates", lambda: _train(jax.tree.map(lambda leaf: leaf[:0], FULL)), "and at least one"),
+    ("another width", lambda: _train(dataclasses.replace(FULL, start=np.ones((2, 4, 1)))), r"of shape \(2, 4, 1\)"),
+    ("no candidates", lambda: _train(FULL.take(np.arange(0))), "at least one, of width 6"),
     ("no variables", lambda: all_candidates(KEY, TAP, 0), "variables 0, expected at least 1"),
     ("rank 0", lambda: _grid(ranks=(0,)), r"ranks \[0\] and 2 supports, expected ranks from 1 to 6"),
     ("rank past the width", lambda: _grid(ranks=(7,)), r"ranks \[7\]"),
@@ -271,9 +271,10 @@ SEARCHING = [
         lambda: candidate_grid(0, TAP, full_supports(TAP, [0]), ranks=(1,)),
         "expected one typed key",
     ),
-    ("a support of another width", lambda: _grid([_support(np.eye(4))]), r"shape \(4, 4\), expected \[6, m\]"),
-    ("a support at no depth", lambda: _grid([_support(EYE, 3)]), r"depths at tap 'hidden' \[3\]"),
-    ("an empty support", lambda: _grid([_support(EYE[:, :0])]), r"shape \(6, 0\)"),
+    ("a support of another width", lambda: _grid([_support(4, 4)]), "of width 4, expected some of.*of width 6"),
+    ("a support at no depth", lambda: _grid([_support(depth=3)]), r"depths at tap 'hidden' \[3\]"),
+    ("an empty support", lambda: _grid([_support(size=0)]), r"features \[\] of width 6"),
+    ("a support past the width", lambda: _grid([_support(size=7)]), "expected some of 0 to 5, each once"),
     ("a rank that fits none", lambda: _grid([coordinate_support(TAP, 0, 0, [1], "x")], ranks=(2,)), r"variables \[0\]"),
     ("a depth past the end", lambda: full_supports(TAP, [0], [1]), r"depths at tap 'hidden' \[1\]"),
     ("a variable below 0", lambda: full_supports(TAP, [-1]), "variable of support 'full' -1, expected at least 0"),
@@ -287,8 +288,12 @@ SEARCHING = [
     ("features of another width", lambda: _feature(basis=rotation_basis(np.eye(4))), "expected a basis of width 6"),
     ("features at depths", lambda: _feature(basis=rotation_basis(EYE[None])), "expected a basis of width 6"),
     ("features of NaN", lambda: _feature(basis=Basis(EYE * np.nan, EYE, EYE[0])), "not finite"),
-    ("geometry of units", lambda: geometry(LOCAL), "handles without a basis"),
-    ("geometry of one", lambda: geometry(take_handle(TURNED, 0)), r"weights of shape \(6,\), expected"),
+    ("geometry of one", lambda: geometry(take_handle(TURNED, 0)), r"weights \(6,\), expected"),
+    (
+        "geometry over depths",
+        lambda: geometry(Handle("hidden", np.ones((2, 1, 6)))),
+        r"weights \(2, 1, 6\), expected handles at one depth",
+    ),
     ("errors of fewer ranks", lambda: orthogonality_error(TURNED.basis, np.array([1])), r"ranks \(1,\), expected"),
     ("errors past the rank", lambda: orthogonality_error(TURNED.basis, np.array([1, 7])), r"ranks \[7\]"),
     ("errors below the rank", lambda: orthogonality_error(TURNED.basis, np.array([1, -1])), r"ranks \[-1\]"),

@@ -69,7 +69,7 @@ def test_candidates_that_are_not_given_are_drawn_by_name(plant):
         _search(plant, search, candidates)
         for candidates in (None, all_candidates(named_key(jax.random.key(0), "candidates"), plant.tap, 2))
     )
-    np.testing.assert_array_equal(drawn.searched.candidates.encoder, given.searched.candidates.encoder)
+    np.testing.assert_array_equal(drawn.searched.candidates.start, given.searched.candidates.start)
     np.testing.assert_array_equal(drawn.handles.weight, given.handles.weight)
     assert drawn.score is None
 

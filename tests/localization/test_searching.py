@@ -18,9 +18,11 @@ from abstraction.localization import (
     alignment_search,
     candidate_grid,
     full_supports,
+    grouping,
     searching,
 )
 from abstraction.localization.das import orthogonality_error
+from abstraction.localization.grouping import groups_of, narrowed, padded_searches
 from abstraction.localization.projectors import geometry
 from abstraction.localization.searching import Featurizer, train_candidates
 from abstraction.localization.supports import coordinate_support, feature_support
@@ -63,7 +65,7 @@ def _leashed(request, plant):
         feature_support(tap, 1, 0, skewed, range(2), "skewed"),
         *full_supports(tap, [0]),
     ]
-    candidates = candidate_grid(jax.random.key(0), tap, supports, ranks=(1,), learning_rates=(5e-2,))
+    candidates = candidate_grid(jax.random.key(0), tap, supports, ranks=(2,), learning_rates=(5e-2,))
     handles = _train(plant, candidates, FEATURIZERS[request.param]).handles
     arrays = (handles.weight, handles.basis.encoder, handles.basis.decoder)
     return supports, candidates, *(np.asarray(array) for array in arrays)
@@ -77,19 +79,22 @@ def test_a_search_never_leaves_the_span_of_its_support(leashed):
         np.testing.assert_allclose(inside @ encoder[index], encoder[index], atol=2e-5)
         inside = np.linalg.pinv(support.decoder) @ support.decoder
         np.testing.assert_allclose(decoder[index] @ inside, decoder[index], atol=2e-5)
-        padding = (weight[index, support.size :], encoder[index, :, support.size :], decoder[index, support.size :])
-        assert all((beyond == 0).all() for beyond in padding)
+        assert (weight[index, support.size :] == 0).all()
     assert (encoder[0][[2, 3, 5]] == 0).all(), "coordinates outside are exactly untouched"
     assert (decoder[0][:, [2, 3, 5]] == 0).all()
-    moved = np.abs(encoder - candidates.encoder).max(axis=(1, 2)) + np.abs(weight[:, :2] - 1).max(axis=1)
+    moved = np.abs(weight[:, :2] - 1).max(axis=1)
+    if encoder.shape[-1] == 2:  # frames, not features as they are
+        starts = np.asarray(candidates.spans.encoder)[candidates.support] @ candidates.start
+        moved = moved + np.abs(encoder - starts).max(axis=(1, 2))
     assert np.median(moved) > 0.05, "the searches went somewhere"
 
 
 def test_what_is_read_is_written_and_nothing_beside_it(leashed):
     supports, _, _, encoder, decoder = leashed
     for index, support in enumerate(supports):
-        product = decoder[index, : support.size] @ encoder[index, :, : support.size]
-        np.testing.assert_allclose(product, np.eye(support.size), atol=5e-5)  # float32 inverses
+        size = min(support.size, encoder.shape[-1])
+        product = decoder[index, :size] @ encoder[index, :, :size]
+        np.testing.assert_allclose(product, np.eye(size), atol=5e-5)  # float32 inverses
 
 
 @pytest.mark.parametrize("name", FEATURIZERS)
@@ -220,11 +225,12 @@ def test_a_rotation_has_norm_one_and_an_idempotent_projector(plant):
     assert orthogonality_error(searched.handles.basis, candidates.rank).max() > 0.01, "oblique maps are not rotations"
 
 
-def test_an_empty_handle_has_no_geometry_and_native_ones_are_refused():
-    found = _geometry([0.0, 0.0], np.eye(4)[:, :2], np.eye(4)[:2])
-    assert set(found.values()) == {0.0}
-    with pytest.raises(ValueError, match="got handles without a basis"):
-        geometry(Handle("hidden", np.ones((1, 4), np.float32), None, np.zeros(1, np.int32)))
+def test_an_empty_handle_has_no_geometry_and_a_native_one_that_of_the_identity():
+    assert set(_geometry([0.0, 0.0], np.eye(4)[:, :2], np.eye(4)[:2]).values()) == {0.0}
+    for weight in ([0.0, 2.0, -3.0, 0.5], [0.0] * 4):
+        native = geometry(Handle("hidden", np.array([weight], np.float32), None, np.zeros(1, np.int32)))
+        spelled = _geometry(weight, np.eye(4), np.eye(4))
+        assert {name: values[0] for name, values in native.items()} == pytest.approx(spelled, rel=1e-12)
     rotated = Handle("hidden", np.ones((1, 4)), rotation_basis(np.eye(4)[None]), np.zeros(1, np.int32))
     assert geometry(rotated)["projector_norm"].tolist() == [1.0]
 
@@ -241,6 +247,34 @@ def test_strengths_multiply_the_trained_weights_and_are_chosen_with_them(plant):
     np.testing.assert_array_equal(found.handles.weight, found.searched.handles.weight)
 
 
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 2), (3, 3), (5, 6), (13, 16), (17, 24), (96, 96), (97, 128)])
+def test_searches_are_filled_up_to_few_sizes(plant, count, size):
+    candidates = _full(plant, ranks=(1,)).take(np.zeros(count, int))
+    filled, idle = padded_searches(candidates)
+    assert (len(filled.depth), int(idle.sum())) == (size, size - count)
+    assert not idle[:count].any()
+
+
+def test_ranks_are_trained_apart_only_where_frames_are_work(monkeypatch, plant):
+    candidates = _full(plant, ranks=(1, 2, 3, 4, 5, 6))
+    assert [len(group) for group in groups_of(candidates, 1)] == [12]
+    monkeypatch.setattr(grouping, "_WIDE", 0)
+    groups = groups_of(candidates, 1)
+    assert [sorted(set(candidates.rank[group].tolist())) for group in groups] == [[1], [2, 3, 4], [5, 6]]
+    assert sorted(np.concatenate(groups).tolist()) == list(range(12))
+    assert [narrowed(candidates.take(group)).start.shape[-1] for group in groups] == [1, 4, 6]
+
+
+def test_ranks_that_are_trained_apart_find_what_they_find_together(monkeypatch, plant):
+    candidates = _full(plant, ranks=(1, 2, 5), learning_rates=(1e-3,))
+    config = SearchConfig(batch_size=64, max_epochs=1)
+    together = _train(plant, candidates, Rotation(), config)
+    monkeypatch.setattr(grouping, "_WIDE", 0)
+    apart = _train(plant, candidates, Rotation(), config)
+    assert together.handles.weight.shape == apart.handles.weight.shape == (6, 5)
+    assert_searched_alike(together, apart)
+
+
 def test_idle_searches_that_fill_a_block_change_nothing(monkeypatch):
     plant = planted(rotate=True)
     tap = plant.tap
@@ -255,7 +289,7 @@ def test_idle_searches_that_fill_a_block_change_nothing(monkeypatch):
         return train_candidates(jax.random.key(1), plant.network, plant.fit, candidates, Rotation(), config, report)
 
     filled = train()
-    monkeypatch.setattr(searching, "_BLOCK", 1000)
+    monkeypatch.setattr(searching, "padded_searches", lambda candidates: (candidates, np.zeros(18, bool)))
     alone = train()
     assert heard == [(1, 18), (1, 18)], "idle searches are not counted"
     assert_searched_alike(alone, filled)

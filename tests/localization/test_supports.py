@@ -79,37 +79,54 @@ def test_a_rank_that_a_support_does_not_have_is_left_out_for_it_alone():
     assert candidates.depth.tolist() == [1] * 3 + [0] * 8 + [2] * 2
 
 
-def test_starts_are_orthonormal_inside_their_support_and_zero_beyond_its_limit():
-    supports = _supports()
+def _starts(candidates):
+    """Return where each search starts, in coordinates of the tap: read and write directions of its rank."""
+    for index, rank in enumerate(candidates.rank):
+        candidate = candidates.take(index)
+        frame, basis = candidate.start[:, :rank], candidate.basis
+        assert (candidate.start[:, rank:] == 0).all()
+        assert (candidate.start[~candidate.inside] == 0).all()
+        np.testing.assert_allclose(frame.T @ frame, np.eye(rank), atol=1e-6)  # float32 of a float64 factor
+        assert candidate.inside.sum() == candidate.limit
+        yield (frame, frame.T) if basis is None else (basis.encoder @ frame, frame.T @ basis.decoder)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_starts_are_orthonormal_inside_their_support(native):
+    supports = _supports()[:3] if native else _supports()
     candidates = _grid(supports, ranks=(1, 2), restarts=2)
-    for encoder, decoder, index, limit in zip(
-        candidates.encoder, candidates.decoder, candidates.support, candidates.limit, strict=True
-    ):
+    assert (candidates.spans is None) == native
+    for (encoder, decoder), index in zip(_starts(candidates), candidates.support, strict=True):
         support = supports[index]
-        assert limit == support.size
         # float32 products of orthonormal matrices
-        np.testing.assert_allclose(encoder[:, :limit].T @ encoder[:, :limit], np.eye(limit), atol=1e-6)
         np.testing.assert_allclose(decoder, encoder.T, atol=1e-6)
-        inside = support.encoder @ support.decoder
-        np.testing.assert_allclose(inside @ encoder, encoder, atol=1e-6)
-        assert (encoder[:, limit:] == 0).all()
-        assert (decoder[limit:] == 0).all()
+        np.testing.assert_allclose(support.encoder @ support.decoder @ encoder, encoder, atol=1e-6)
+
+
+def test_nothing_that_is_kept_of_native_candidates_grows_with_the_square_of_the_width():
+    wide = Tap("hidden", 64, 3)
+    candidates = candidate_grid(KEY, wide, full_supports(wide, range(2)), ranks=(1, 2))
+    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(candidates))
+    assert kept < 12 * (64 * (4 * 2 + 1) + 100), "two columns, a mask and a few numbers for each of 12"
+
+
+def test_the_directions_of_features_are_kept_once_a_support():
+    candidates = _grid(_supports(), ranks=(1, 2), restarts=5)
+    assert {len(leaf) for leaf in jax.tree.leaves(candidates.spans)} == {4}
 
 
 def test_coordinates_outside_a_support_are_exactly_zero_at_the_start():
     candidates = _grid([coordinate_support(TAP, 0, 1, [2, 5, 6], "three")], ranks=(1,), restarts=4)
-    outside = [0, 1, 3, 4, 7]
-    assert (candidates.encoder[:, outside] == 0).all()
-    assert (candidates.decoder[..., outside] == 0).all()
-    assert (np.abs(candidates.encoder[:, [2, 5, 6]]) > 0).all()
+    assert (candidates.start[:, [0, 1, 3, 4, 7]] == 0).all()
+    assert (np.abs(candidates.start[:, [2, 5, 6]]) > 0).all()
 
 
 def test_an_oblique_support_is_turned_without_losing_what_it_writes(rng):
     encoder = rng.standard_normal((8, 3)).astype(np.float32)
     decoder = np.linalg.pinv(encoder).astype(np.float32)
     basis = Basis(encoder, decoder, np.zeros(8))
-    candidates = _grid([feature_support(TAP, 0, 0, basis, range(3), "oblique")], ranks=(1,))
-    turned, back = candidates.encoder[0], candidates.decoder[0]
+    candidates = _grid([feature_support(TAP, 0, 0, basis, range(3), "oblique")], ranks=(3,))
+    ((turned, back),) = _starts(candidates)
     # float32 products; the pseudo-inverse is exact to its own rounding
     np.testing.assert_allclose(back @ turned, np.eye(3), atol=1e-5)
     np.testing.assert_allclose(turned @ back, encoder @ decoder, atol=1e-5)
@@ -121,17 +138,24 @@ def test_features_that_are_not_turned_stay_what_they_are_and_start_once():
     candidates = _grid([kept, *full_supports(TAP, [0], [1])], ranks=(1, 2), restarts=3)
     assert candidates.support.tolist() == [0] * 2 + [1] * 6
     assert candidates.restart.tolist() == [0, 0, 0, 1, 2, 0, 1, 2]
-    for index in (0, 1):
-        np.testing.assert_array_equal(candidates.encoder[index, :, :2], kept.encoder)
-        np.testing.assert_array_equal(candidates.decoder[index, :2], kept.decoder)
+    for rank, (encoder, decoder) in zip((1, 2), _starts(candidates), strict=False):
+        np.testing.assert_array_equal(encoder, kept.encoder[:, :rank])
+        np.testing.assert_array_equal(decoder, kept.decoder[:rank])
 
 
 def test_restarts_start_elsewhere_and_a_key_starts_at_the_same_place():
     first, again = (_grid(full_supports(TAP, [0], [0]), ranks=(2,), restarts=2) for _ in range(2))
-    np.testing.assert_array_equal(first.encoder, again.encoder)
-    assert np.abs(first.encoder[0] - first.encoder[1]).max() > 0.1
+    np.testing.assert_array_equal(first.start, again.start)
+    assert np.abs(first.start[0] - first.start[1]).max() > 0.1
     other = candidate_grid(jax.random.key(2), TAP, full_supports(TAP, [0], [0]), ranks=(2,))
-    assert np.abs(first.encoder[0] - other.encoder[0]).max() > 0.1
+    assert np.abs(first.start[0] - other.start[0]).max() > 0.1
+
+
+def test_where_a_candidate_starts_does_not_depend_on_the_others():
+    alone = _grid(full_supports(TAP, [1], [2]), ranks=(2,))
+    among = _grid(_supports() + full_supports(TAP, [1], [2]), ranks=(2, 3))
+    (row,) = np.flatnonzero((among.support == 4) & (among.rank == 2))
+    np.testing.assert_array_equal(among.start[row, :, :2], alone.start[0])
 
 
 @pytest.mark.parametrize(
@@ -183,6 +207,8 @@ def test_a_rank_that_fits_no_support_of_some_variable_is_refused():
 
 
 def test_a_support_can_be_made_by_hand():
-    line = Support(0, 1, np.eye(8, dtype=np.float32)[:, :1], 2 * np.eye(8, dtype=np.float32)[:1], "line", False)
-    candidates = _grid([line], ranks=(1,))
-    np.testing.assert_array_equal(candidates.decoder[0, 0], 2 * np.eye(8)[0])
+    axis = np.eye(8, dtype=np.float32)
+    line = Support(0, 1, 8, np.array([0]), Basis(axis[:, :1], 2 * axis[:1], np.zeros(8)), "line", False)
+    ((encoder, decoder),) = _starts(_grid([line], ranks=(1,)))
+    np.testing.assert_array_equal(encoder[:, 0], axis[0])
+    np.testing.assert_array_equal(decoder[0], 2 * axis[0])
