@@ -136,7 +136,7 @@ def addition_problem(seed: int = 0) -> Problem:
     rates = np.asarray(candidates.learning_rate).astype(float).round(6)
     searches = [
         TorchSearch(int(step), int(rank), int(variable), float(rate), tensor(encoder))
-        for step, rank, variable, rate, encoder in zip(*columns, rates, candidates.encoder, strict=True)
+        for step, rank, variable, rate, encoder in zip(*columns, rates, candidates.start, strict=True)
     ]
     network = torch_gru(params)
     fit_pairs, calibration_pairs = (torch_pairs(network, bank) for bank in (banks.fit, banks.calibration))

@@ -78,7 +78,7 @@ def first_losses(problem: Problem, network: TorchMLP, candidates: Candidates) ->
         losses["abstraction"].append(float(curve[index]))
         for name, run_network in (("hooked", _hooked), ("resumed", _resumed)):
             logits = run_network(
-                network, pairs, torch.arange(PAIRS), depth, tensor(candidates.encoder[index][:, :rank].T)
+                network, pairs, torch.arange(PAIRS), depth, tensor(candidates.start[index][:, :rank].T)
             )
             losses[name].append(nn.functional.cross_entropy(logits, pairs.labels).item())
     return losses

@@ -167,13 +167,3 @@ def looped_logits(
 def prob_delta(patched: Tensor, base: Tensor) -> Tensor:
     """Return the change of the class probabilities, class by class, `[C N]`."""
     return (patched.softmax(-1) - base.softmax(-1)).T.reshape(-1)
-
-
-def rotation(free: Tensor, start: Tensor, parametrization: str) -> Tensor:
-    """Turn a start, or a batch of them, by a free matrix: the three orthogonal parametrizations of the search."""
-    skew, identity = free - free.mT, torch.eye(free.shape[-1], dtype=free.dtype)
-    if parametrization == "qr":
-        return start @ torch.linalg.qr(identity + free)[0]
-    if parametrization == "expm":
-        return start @ torch.linalg.matrix_exp(skew)
-    return start @ torch.linalg.solve(identity + skew, identity - skew)

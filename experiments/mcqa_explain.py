@@ -19,8 +19,8 @@ from experiments.config import DasOptions
 from experiments.mcqa_options import MCQA_METHODS, VARIANTS, Mcqa
 
 VARIABLES = 2
-_MATRICES = 6
-"""Square matrices that a search holds: its start (to read and to write), what is trained, Adam's two, its gradient."""
+_FRAMES = 6
+"""Frames, width by rank, that a search holds: its start, what is trained, Adam's two, its gradient, what is read."""
 
 
 class Shape(NamedTuple):
@@ -98,7 +98,7 @@ def _search(shape: Shape, config: Mcqa, method: str, options: DasOptions, places
     # Forward, forward again (blocks are rematerialised) and twice as much backward.
     train = Stage(
         f"{method}, training", seen, 4 * seen * _mean_suffix(shape), 2 * seen, 3 * 2 * seen * _naive(shape), at_once,
-        at_once * (runs + _MATRICES * 4 * shape.decoder.width**2),
+        at_once * (runs + _FRAMES * 4 * shape.decoder.width * max(ranks, default=0)),
     )  # fmt: skip
     tried = count * len(options.strengths)
     return [train, _edits(shape, f"{method}, calibration", tried, config.banks.calibration, tried)]

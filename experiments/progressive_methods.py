@@ -292,8 +292,8 @@ def _boundless(stages: Stages, key: Array, report: Report) -> Outcome:
     options, tap = stages.config.boundless, stages.bench.tap
     supports = full_supports(tap, range(len(stages.bench.variables)))
     featurizer = Boundless(boundary_rate=options.boundary_rate, penalty_weight=options.penalty)
-    rates = {"learning_rates": (options.learning_rate,)}
-    return _search(stages.bench, key, supports, featurizer, options.training, report, (1.0,), ranks=(1,), **rates)
+    grid = {"ranks": (tap.width,), "learning_rates": (options.learning_rate,)}
+    return _search(stages.bench, key, supports, featurizer, options.training, report, (1.0,), **grid)
 
 
 def _full_state(bench: Bench) -> Outcome:
@@ -371,7 +371,9 @@ def _distinct(supports: Sequence[Support]) -> list[Support]:
     """Drop supports that repeat an earlier one of the same variable."""
     kept: dict[tuple, Support] = {}
     for support in supports:
-        kept.setdefault((support.variable, support.depth, support.encoder.tobytes()), support)
+        native = support.basis is None
+        directions = support.features if native else support.encoder
+        kept.setdefault((support.variable, support.depth, native, directions.tobytes()), support)
     return sorted(kept.values(), key=lambda support: support.variable)
 
 

@@ -18,7 +18,6 @@ from benchmarks.torch_oracle import (  # noqa: E402
     DepthEdit,
     patched_logits,
     record_hidden,
-    rotation,
     tensor,
     torch_mlp,
 )
@@ -44,29 +43,42 @@ def starts(**options):
     return candidate_grid(jax.random.key(0), tap, full_supports(tap, range(2)), **options)
 
 
-def torch_basis(free, encoder, decoder, name):
-    """Turn a start by the free matrix: an encoder and its decoder."""
+def torch_basis(start, free, name):
+    """Move a start by free matrices, by the definitions in whole D x D matrices: an encoder and its decoder."""
     if name == "oblique":
-        forward = torch.eye(len(free), dtype=free.dtype) + free
-        return encoder @ forward, torch.linalg.inv(forward) @ decoder
-    turn = rotation(free, torch.eye(len(free), dtype=free.dtype), name)
-    return encoder @ turn, turn.T @ decoder
+        encoder, other = start + free[0], (start + free[1]).T
+        return encoder, torch.linalg.solve(other @ encoder, other)
+    (free,) = free
+    if name == "qr":
+        factor, triangle = torch.linalg.qr(start + free)
+        encoder = factor * torch.sign(torch.diagonal(triangle))
+    else:
+        free, identity = free - start @ (start.T @ free), torch.eye(len(start), dtype=start.dtype)
+        skew = start @ free.T - free @ start.T
+        turn = torch.matrix_exp(-skew) if name == "expm" else torch.linalg.solve(identity + skew, identity - skew)
+        encoder = turn @ start
+    return encoder, encoder.T
 
 
-def torch_loss(basis, depth, rank, labels):
-    """Mean cross-entropy of the network with the first features interchanged by a hook."""
+def torch_loss(basis, depth, labels):
+    """Mean cross-entropy of the network with the features interchanged by a hook."""
     encoder, decoder = basis
-    edit = DepthEdit(depth, torch.ones(rank), encoder[:, :rank], decoder[:rank])
+    edit = DepthEdit(depth, torch.ones(len(decoder)), encoder, decoder)
     logits = patched_logits(NETWORK, tensor(BASE), record_hidden(NETWORK, tensor(SOURCE)), [edit])
     return torch.nn.functional.cross_entropy(logits, tensor(labels, torch.int64))
 
 
+def frees(name, rng, rank, size):
+    """Draw what a parametrization lets free."""
+    return {key: (size * rng.standard_normal((WIDTH, rank))).astype(np.float32) for key in Rotation(name).rates}
+
+
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
-def test_bases_equal_their_formula_in_pytorch(name, rng):
-    free = (0.1 * rng.standard_normal((WIDTH, WIDTH))).astype(np.float32)
-    candidate = jax.tree.map(lambda leaf: np.asarray(leaf[0]), starts(ranks=(3,)))
-    _, ours = Rotation(name).final({"matrix": jnp.asarray(free)}, candidate)
-    theirs = torch_basis(tensor(free), tensor(candidate.encoder), tensor(candidate.decoder), name)
+@pytest.mark.parametrize("rank", [1, 3, WIDTH])
+def test_bases_equal_their_formula_in_pytorch(name, rank, rng):
+    free, candidate = frees(name, rng, rank, 0.1), starts(ranks=(rank,)).take(0)
+    _, ours = Rotation(name).final(jax.tree.map(jnp.asarray, free), candidate)
+    theirs = torch_basis(tensor(candidate.start), [tensor(array) for array in free.values()], name)
     # float32 factorisations
     np.testing.assert_allclose(ours.encoder, theirs[0], rtol=0, atol=5e-6)
     np.testing.assert_allclose(ours.decoder, theirs[1], rtol=0, atol=5e-6)
@@ -75,31 +87,28 @@ def test_bases_equal_their_formula_in_pytorch(name, rng):
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
 @pytest.mark.parametrize(("depth", "rank"), [(0, 1), (1, 5), (2, 12)])
 def test_gradient_of_the_search_loss_equals_autograd(name, depth, rank, rng, runs):
-    free = (0.05 * rng.standard_normal((WIDTH, WIDTH))).astype(np.float32)
-    candidates = starts(ranks=(rank,))
-    row = int(np.flatnonzero(np.asarray(candidates.depth) == depth)[0])
-    candidate = jax.tree.map(lambda leaf: np.asarray(leaf[row]), candidates)
+    free, candidates = frees(name, rng, rank, 0.05), starts(ranks=(rank,))
+    candidate = candidates.take(int(np.flatnonzero(np.asarray(candidates.depth) == depth)[0]))
 
     def loss(free):
-        weight, basis = Rotation(name).features({"matrix": free}, candidate, jnp.zeros(()))
+        weight, basis = Rotation(name).features(free, candidate, jnp.zeros(()))
         handle = Handle("hidden", weight, basis, candidate.depth)
         return CLASSES.loss(patched_outputs(OURS, runs, handle), jnp.asarray(LABELS[0])).mean()
 
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(free))
-    leaf = tensor(free).requires_grad_()
-    basis = torch_basis(leaf, tensor(candidate.encoder), tensor(candidate.decoder), name)
-    expected = torch_loss(basis, depth, rank, LABELS[0])
-    (expected_gradient,) = torch.autograd.grad(expected, leaf)
-    # float32 through a factorisation and its derivative; entries are compared with the largest
+    value, gradients = jax.value_and_grad(loss)(jax.tree.map(jnp.asarray, free))
+    leaves = [tensor(array).requires_grad_() for array in free.values()]
+    expected = torch_loss(torch_basis(tensor(candidate.start), leaves, name), depth, LABELS[0])
     np.testing.assert_allclose(value, expected.detach(), rtol=1e-6)
-    scale = float(expected_gradient.abs().max())
-    assert scale > 1e-4
-    np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=2e-5 * scale)
+    for key, wanted in zip(free, torch.autograd.grad(expected, leaves), strict=True):
+        # float32 through a factorisation and its derivative; entries are compared with the largest
+        scale = float(wanted.abs().max())
+        assert scale > 1e-4
+        np.testing.assert_allclose(gradients[key], wanted, rtol=0, atol=2e-5 * scale)
 
 
 @pytest.mark.parametrize(
     ("name", "ranks", "rate", "epochs", "moved"),
-    [("cayley", (1,), 1e-2, 12, 5e-3), ("cayley", (4, 11), 3e-4, 6, 5e-3), ("oblique", (1, 4), 3e-4, 6, 2e-3)],
+    [("cayley", (1,), 1e-2, 12, 5e-3), ("cayley", (4, 11), 3e-4, 6, 5e-3), ("oblique", (1, 4), 3e-4, 6, 1e-3)],
 )
 def test_full_batch_training_takes_the_steps_of_adam_in_pytorch(name, ranks, rate, epochs, moved):
     candidates = starts(ranks=ranks, learning_rates=(rate,))
@@ -110,27 +119,29 @@ def test_full_batch_training_takes_the_steps_of_adam_in_pytorch(name, ranks, rat
     ours = train_candidates(jax.random.key(5), OURS, fit, candidates, Rotation(name), config)
     basis, weight = ours.handles.basis, np.asarray(ours.handles.weight)
     projectors = (np.asarray(basis.encoder) * weight[:, None, :]) @ np.asarray(basis.decoder)
-    for index, (start, back) in enumerate(zip(candidates.encoder, candidates.decoder, strict=True)):
+    for index, start in enumerate(candidates.start):
         depth, rank, variable = (int(getattr(candidates, column)[index]) for column in ("depth", "rank", "variable"))
-        curve, projector = torch_training(name, start, back, depth, rank, LABELS[variable], epochs, rate)
+        curve, projector = torch_training(name, start[:, :rank], depth, LABELS[variable], epochs, rate)
         np.testing.assert_allclose(ours.curve[:, index], curve, rtol=1e-6)
         # Turns within a subspace change no loss, so Adam takes them as rounding has it, at random. The projector
         # forgets them to first order only: short steps where there are such turns, long ones for a line, without.
         # An oblique map has more of them, a line included: scales, and what is read or written beside the features.
         np.testing.assert_allclose(projectors[index], projector, rtol=0, atol=3e-5)
-        assert np.abs(projector - start[:, :rank] @ back[:rank]).max() > moved
+        assert np.abs(projector - start @ start.T).max() > moved
 
 
-def torch_training(name, start, back, depth, rank, labels, epochs, rate):
+def torch_training(name, start, depth, labels, epochs, rate):
     """Train one candidate with PyTorch's Adam; return its losses and the projector it ends at."""
-    free = torch.zeros(WIDTH, WIDTH, requires_grad=True)
-    optimizer = torch.optim.Adam([free], lr=rate)
+    rates = Rotation(name).rates
+    free = [torch.zeros(start.shape, requires_grad=True) for _ in rates]
+    groups = [{"params": [leaf], "lr": rate * factor} for leaf, factor in zip(free, rates.values(), strict=True)]
+    optimizer, start = torch.optim.Adam(groups), tensor(start)
     losses = []
     for _ in range(epochs):
         optimizer.zero_grad()
-        loss = torch_loss(torch_basis(free, tensor(start), tensor(back), name), depth, rank, labels)
+        loss = torch_loss(torch_basis(start, free, name), depth, labels)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    encoder, decoder = (matrix.detach().numpy() for matrix in torch_basis(free, tensor(start), tensor(back), name))
-    return losses, encoder[:, :rank] @ decoder[:rank]
+    encoder, decoder = (matrix.detach().numpy() for matrix in torch_basis(start, free, name))
+    return losses, encoder @ decoder
