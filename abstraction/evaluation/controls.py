@@ -66,6 +66,16 @@ def shuffled_order(generator: np.random.Generator, bank: PairBank) -> Int[np.nda
     return order
 
 
+def without_idle_features(handles: Handle) -> Handle:
+    """Leave out the features that no handle of a batch moves, and the basis with them: a batch of weights alone.
+
+    A random subspace has as many directions as are moved; drawing the others would cost D^3.
+    """
+    weight = np.asarray(handles.weight)
+    used = np.flatnonzero((weight != 0).any(axis=tuple(range(weight.ndim - 1))))
+    return dataclasses.replace(handles, weight=weight[..., used if len(used) else [0]], basis=None)
+
+
 def random_subspaces(key: Array, handle: Handle, width: int, draws: int) -> Handle:
     """Put the weights of one handle on random orthonormal directions, `draws` times over.
 

@@ -15,7 +15,13 @@ from jaxtyping import Array, Bool, Float
 
 from abstraction.checks import whole
 from abstraction.evaluation.confidence import LEVEL
-from abstraction.evaluation.controls import chance_level, identity_handle, random_subspaces, shuffled_order
+from abstraction.evaluation.controls import (
+    chance_level,
+    identity_handle,
+    random_subspaces,
+    shuffled_order,
+    without_idle_features,
+)
 from abstraction.evaluation.iia import Tally, tally_handles
 from abstraction.evaluation.recording import Recorded
 from abstraction.interventions import Handle
@@ -184,7 +190,8 @@ def judge_controls(
     subspace_key, shuffle_key = jax.random.split(key)
     keys = jax.random.split(subspace_key, variables)
     width = network.taps[handles.tap].width
-    batches = [random_subspaces(keys[v], take_handle(handles, v), width, draws) for v in range(variables)]
+    moved = without_idle_features(handles)
+    batches = [random_subspaces(keys[v], take_handle(moved, v), width, draws) for v in range(variables)]
     subspaces = jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
     generator = host_generator(shuffle_key)
     controls = Controls({}, {})

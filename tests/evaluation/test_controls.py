@@ -9,7 +9,7 @@ import pytest
 from abstraction.causal import causal_model, concatenate_banks, label_pairs
 from abstraction.causal.pairs import restrict
 from abstraction.evaluation import Repeats, full_state_handles, identity_handle, record
-from abstraction.evaluation.controls import chance_level, random_subspaces, shuffled_order
+from abstraction.evaluation.controls import chance_level, random_subspaces, shuffled_order, without_idle_features
 from abstraction.evaluation.judging import judge_alone, judge_controls
 from abstraction.interventions import Handle
 from abstraction.interventions.handles import stack_handles, take_handle
@@ -55,6 +55,15 @@ def test_random_subspaces_keep_the_weights_and_draw_orthonormal_directions(local
     gram = np.asarray(drawn.basis.decoder) @ np.asarray(drawn.basis.encoder)
     np.testing.assert_allclose(gram, np.broadcast_to(np.eye(4), gram.shape), atol=1e-5)
     assert len(np.unique(np.asarray(drawn.basis.encoder).round(5), axis=0)) == 6
+
+
+def test_features_that_no_handle_moves_are_left_out_of_random_subspaces():
+    weight = np.array([[0.0, 1.0, 0.0, 0.0], [0.0, 0.5, 0.0, 2.0]], np.float32)
+    moved = without_idle_features(Handle("hidden", weight, None, np.zeros(2, np.int32)))
+    np.testing.assert_array_equal(moved.weight, [[1.0, 0.0], [0.5, 2.0]])
+    drawn = random_subspaces(jax.random.key(0), take_handle(moved, 1), 4, 6)
+    assert drawn.basis.encoder.shape == (6, 4, 2)
+    assert without_idle_features(Handle("hidden", np.zeros((2, 3, 4)))).weight.shape == (2, 3, 1)
 
 
 def test_shuffling_stays_among_pairs_of_the_same_variables(setup, rng):
