@@ -11,6 +11,7 @@ So a pair whose outputs are not all finite has no prediction, which is written -
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax

@@ -160,7 +160,21 @@ def frame(
         generator = jnp.block([[jnp.zeros_like(gram), -gram], [identity, jnp.zeros_like(gram)]])
         cosine, sine = jnp.split(jax.scipy.linalg.expm(generator)[:, : len(gram)], 2)
         return _product(start, cosine) + _product(free, sine)
-    return 2 * _product(start + free, jnp.linalg.inv(identity + gram)) - start
+    return 2 * _product(start + free, inverse(identity + gram)) - start
+
+
+@jax.custom_jvp
+def inverse(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """Invert a symmetric positive definite matrix: by Cholesky, without the pivots of a general one."""
+    lower = jnp.linalg.cholesky(matrix)
+    half = jax.scipy.linalg.solve_triangular(lower, jnp.eye(len(matrix), dtype=matrix.dtype), lower=True)
+    return _product(half.T, half)
+
+
+@inverse.defjvp
+def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    found = inverse(*primals)
+    return found, -_product(found, _product(*tangents, found))
 
 
 def turned_columns(start: Float[Array, "M k"], free: Float[Array, "M k"]) -> Float[Array, "M k"]:
