@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from abstraction.interventions import Add, InOrder, Scale
 from abstraction.models import Network
 from abstraction.reduction.calibration import Calibration
-from abstraction.reduction.discrepancies import Discrepancy
+from abstraction.reduction.discrepancies import Bend, Discrepancy
 from abstraction.typing import AnyArray, Outputs
 
 _AT_ONCE = {True: 2**22, False: 2**28}
@@ -114,9 +114,7 @@ def gauss_newton_product(
     """Return J^T L L^T J v of every example: one jvp and one vjp."""
     suffix = suffix_at(network, calibration.inputs, tap)
     _, pushed = jax.jvp(suffix.run, (jnp.zeros_like(suffix.activation),), (vector,))
-    factor = factor_at(suffix, calibration, discrepancy)
-    cotangent = jnp.einsum("ncr,ndr,nd->nc", factor, factor, pushed)
-    return pull(suffix, cotangent[None])[0]
+    return pull(suffix, bend_at(suffix, calibration, discrepancy).product(pushed)[None])[0]
 
 
 @partial(jax.jit, static_argnames=("tap", "discrepancy"))
@@ -126,9 +124,12 @@ def gauss_newton_rows(
     tap: str,
     discrepancy: Discrepancy,
 ) -> Float[Array, "R N P D"]:
-    """Return the rows of L^T J; their squares summed over R are the diagonal of the GGN. R vjps, one a class."""
+    """Return the rows of L^T J; their squares summed over R are the diagonal of the GGN. R vjps, one a class.
+
+    All of them, at once: for sums of them see `streaming`.
+    """
     suffix = suffix_at(network, calibration.inputs, tap)
-    return pull(suffix, jnp.moveaxis(factor_at(suffix, calibration, discrepancy), -1, 0))
+    return pull(suffix, bend_at(suffix, calibration, discrepancy).columns(jnp.arange(suffix.outputs.shape[-1])))
 
 
 @partial(jax.jit, static_argnames=("tap", "discrepancy", "chunk"))
@@ -256,9 +257,9 @@ def pull(suffix: Suffix, cotangents: Float[Array, "R N C"]) -> Float[Array, "R N
     return jax.lax.map(one, cotangents, batch_size=together if together > 1 else None)
 
 
-def factor_at(suffix: Suffix, calibration: Calibration, discrepancy: Discrepancy) -> Float[Array, "N C R"]:
-    """Return L with L L^T = the Hessian of a discrepancy in the outputs."""
-    return discrepancy.factor(suffix.outputs, *_compared(suffix, calibration))
+def bend_at(suffix: Suffix, calibration: Calibration, discrepancy: Discrepancy) -> Bend:
+    """Return the Hessian of a discrepancy in the outputs."""
+    return discrepancy.bending(suffix.outputs, *_compared(suffix, calibration))
 
 
 def gradient_at(suffix: Suffix, calibration: Calibration, discrepancy: Discrepancy) -> Float[Array, "N C"]:

@@ -6,14 +6,16 @@
     mse     ||z - y||^2 - ||t - y||^2                regression on targets y
 
 z are the reduced network's outputs, t the dense one's, y labels. Second-order risk needs two things of D at the outputs
-of the network that is being reduced: its gradient in z, and a factor L with L L^T = its Hessian there (positive
-semidefinite; `kl` and `ce` share the one of the softmax, diag p - p p^T = L L^T, L = diag(sqrt p) - p sqrt(p)^T).
+of the network that is being reduced: its gradient in z, and its Hessian B there (positive semidefinite), either as
+products B v or by columns of a root L, L L^T = B. Neither makes a matrix of classes by classes. `kl` and `ce` share the
+Hessian of the softmax, B = diag p - p p^T, whose root L = diag(sqrt p) - p sqrt(p)^T has columns sqrt(p_r) (e_r - p).
 
 Source: CMR, arXiv 2602.24266 (interventional risk; the choice of D is ours); `zero_one` is for evaluation only.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +25,22 @@ from abstraction.typing import AnyArray
 
 Compare = Callable[[Array, Array, Array | None], Array]
 """`compare(outputs [N, C], target [N, C], labels) -> [N]`."""
-Factor = Callable[[Array, Array, Array | None], Array]
-"""`factor(outputs [N, C], target [N, C], labels) -> [N, C, R]`."""
+
+
+class Bend(NamedTuple):
+    """The Hessian B = L L^T of a discrepancy at some outputs `[N, C]`.
+
+    Attributes:
+      columns: `columns(indices [b]) -> [b, N, C]`, columns of L, one for each of C classes.
+      product: `product(v [N, C]) -> [N, C]`, B v of each example.
+    """
+
+    columns: Callable[[Array], Array]
+    product: Callable[[Array], Array]
+
+
+Bending = Callable[[Array, Array, Array | None], Bend]
+"""`bending(outputs [N, C], target [N, C], labels)`."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +50,13 @@ class Discrepancy:
     Attributes:
       name: what messages call it.
       compare: D per example.
-      factor: L with L L^T = the Hessian of D in the outputs, `[N, C, R]`.
+      bending: the Hessian of D in the outputs.
       labelled: whether D reads labels.
     """
 
     name: str
     compare: Compare
-    factor: Factor
+    bending: Bending
     labelled: bool = False
 
     def gradient(
@@ -79,25 +95,36 @@ def _given(labels: Array | None) -> Array:
     return jnp.asarray(labels)
 
 
-def _softmax_factor(outputs: Array, target: Array, labels: Array | None) -> Array:
+def _one_hot(indices: Array, outputs: Array) -> Float[Array, "b 1 C"]:
+    return jax.nn.one_hot(indices, outputs.shape[-1], dtype=outputs.dtype)[:, None]
+
+
+def _softmax_bend(outputs: Array, target: Array, labels: Array | None) -> Bend:
     p = jax.nn.softmax(outputs)
-    root = jnp.sqrt(p)
-    return root[:, :, None] * jnp.eye(p.shape[-1], dtype=p.dtype) - p[:, :, None] * root[:, None, :]
+
+    def columns(indices: Array) -> Array:
+        root = jnp.sqrt(p[:, indices]).T[:, :, None]
+        return root * _one_hot(indices, p) - p * root
+
+    return Bend(columns, lambda v: p * (v - (p * v).sum(-1, keepdims=True)))
 
 
-def _centring_factor(outputs: Array, target: Array, labels: Array | None) -> Array:
-    width = outputs.shape[-1]
-    projector = jnp.eye(width, dtype=outputs.dtype) - 1 / width
-    return jnp.broadcast_to(jnp.sqrt(2.0).astype(outputs.dtype) * projector, (len(outputs), width, width))
+def _centring_bend(outputs: Array, target: Array, labels: Array | None) -> Bend:
+    columns = lambda indices: centred(_one_hot(indices, outputs)) * jnp.sqrt(2.0).astype(outputs.dtype)
+    whole = lambda indices: jnp.broadcast_to(columns(indices), (len(indices), *outputs.shape))
+    return Bend(whole, lambda v: 2 * centred(v))
 
 
-def _identity_factor(outputs: Array, target: Array, labels: Array | None) -> Array:
-    eye = jnp.sqrt(2.0).astype(outputs.dtype) * jnp.eye(outputs.shape[-1], dtype=outputs.dtype)
-    return jnp.broadcast_to(eye, (len(outputs), *eye.shape))
+def _identity_bend(outputs: Array, target: Array, labels: Array | None) -> Bend:
+    columns = lambda indices: _one_hot(indices, outputs) * jnp.sqrt(2.0).astype(outputs.dtype)
+    whole = lambda indices: jnp.broadcast_to(columns(indices), (len(indices), *outputs.shape))
+    return Bend(whole, lambda v: 2 * v)
 
 
 def custom_discrepancy(name: str, compare: Compare, *, labelled: bool = False) -> Discrepancy:
-    """Make a discrepancy of any differentiable `compare`; the factor is a root of its Hessian, clipped at 0.
+    """Make a discrepancy of any differentiable `compare`; its Hessian is clipped at 0, of which a root is kept.
+
+    That root has C^2 numbers an example: of many classes, the discrepancies here cost less.
 
     Args:
       name: what messages call it.
@@ -105,21 +132,23 @@ def custom_discrepancy(name: str, compare: Compare, *, labelled: bool = False) -
       labelled: whether it reads labels.
     """
 
-    def factor(outputs: Array, target: Array, labels: Array | None) -> Array:
+    def bending(outputs: Array, target: Array, labels: Array | None) -> Bend:
         def one(z: Array, t: Array, y: Array | None) -> Array:
             return jax.hessian(lambda v: compare(v[None], t[None], None if y is None else y[None])[0])(z)
 
         axes = (0, 0, None if labels is None else 0)
         values, vectors = jnp.linalg.eigh(jax.vmap(one, in_axes=axes)(outputs, target, labels))
-        return vectors * jnp.sqrt(jnp.maximum(values, 0.0))[:, None, :]
+        root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))[:, None, :]
+        product = lambda v: jnp.einsum("ncr,ndr,nd->nc", root, root, v)
+        return Bend(lambda indices: jnp.moveaxis(root[..., indices], -1, 0), product)
 
-    return Discrepancy(name, compare, factor, labelled)
+    return Discrepancy(name, compare, bending, labelled)
 
 
-KL = Discrepancy("kl", _kl, _softmax_factor)
-LOGIT = Discrepancy("logit", _logit, _centring_factor)
-CE = Discrepancy("ce", _ce, _softmax_factor, labelled=True)
-MSE = Discrepancy("mse", _mse, _identity_factor, labelled=True)
+KL = Discrepancy("kl", _kl, _softmax_bend)
+LOGIT = Discrepancy("logit", _logit, _centring_bend)
+CE = Discrepancy("ce", _ce, _softmax_bend, labelled=True)
+MSE = Discrepancy("mse", _mse, _identity_bend, labelled=True)
 DISCREPANCIES = {each.name: each for each in (KL, LOGIT, CE, MSE)}
 
 

@@ -7,7 +7,7 @@
 
 Batches merge as sets of numbers do: n = n_a + n_b, C = (n_a C_a + n_b C_b) / n + (n_a n_b / n^2) d d^T with d the
 difference of the means (Chan, Golub and LeVeque). Networks run in their own precision; sums are float64. Nothing of
-size N x D x D is ever in memory.
+size N x D x D is ever in memory, nor of classes by classes (`streaming`).
 
 Under an intervention law (spec B.8) kept units are interchanged, each with probability p, and replaced ones keep their
 base value. With Sig the covariance, averaged over the law's strengths p:
@@ -20,21 +20,21 @@ are second moments about zero. Interchanges do not move means, so each of the ab
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from abstraction.checks import finite, number, one_of
 from abstraction.models import Network
-from abstraction.models.base import present
 from abstraction.pytrees import pytree
 from abstraction.reduction.calibration import Calibration, batches, calibration_of, check_calibration
-from abstraction.reduction.curvature import factor_at, gradient_at, pull, replacement_hessian, suffix_at
+from abstraction.reduction.curvature import replacement_hessian
 from abstraction.reduction.discrepancies import KL, Discrepancy
+from abstraction.reduction.streaming import Curved, Local, local_curvature
 from abstraction.typing import AnyArray
 
 Curvature = Literal["ggn", "fisher", "hessian"]
@@ -130,7 +130,7 @@ def collect_statistics(
     one_of("tap", tap, sorted(network.taps))
     one_of("curvature", curvature, get_args(Curvature))
     check_calibration(network, calibration, discrepancy)
-    if curvature == "fisher" and discrepancy.factor is not KL.factor:
+    if curvature == "fisher" and discrepancy.bending is not KL.bending:
         raise ValueError(f"got curvature 'fisher' for {discrepancy.name!r}, expected a softmax: 'kl' or 'ce'")
     if curvature == "fisher" and key is None:
         raise ValueError("got no key, expected one for curvature 'fisher', which draws classes")
@@ -138,10 +138,10 @@ def collect_statistics(
     parts = []
     for step, batch in enumerate(batches(calibration, batch_size)):
         drawn = jax.random.fold_in(key, step) if key is not None and curvature == "fisher" else None
-        local = _local(network, batch, tap, discrepancy, drawn)
-        _require_finite(tap, local[0], step)
+        local, curved = local_curvature(network, batch, tap, discrepancy, drawn)
+        _require_finite(tap, local.activation, step)
         with jax.enable_x64(True):
-            part = jax.tree.map(np.asarray, _sums(*local))
+            part = jax.tree.map(np.asarray, _statistics(local, curved))
         parts.append(_with_full_hessian(part, network, batch, tap, discrepancy) if curvature == "hessian" else part)
     total = reduce(merge_statistics, parts)
     check_statistics(total)
@@ -240,42 +240,14 @@ def check_law(law: Sequence[float]) -> None:
         number("probability of a law", probability, 0.0, 1.0)
 
 
-@partial(jax.jit, static_argnames=("tap", "discrepancy"))
-def _local(
-    network: Network, batch: Calibration, tap: str, discrepancy: Discrepancy, key: Array | None
-) -> tuple[Array, Array, Array, Array]:
-    """Return activation and gradient `[N, P, D]`, curvature rows `[R, N, P, D]`, where there is no padding `[N, P]`.
-
-    With a key, rows are those of a drawn class and not of all.
-    """
-    suffix = suffix_at(network, batch.inputs, tap)
-    if key is not None:
-        p = jax.nn.softmax(suffix.outputs)
-        drawn = jax.random.categorical(key, suffix.outputs, shape=(1, len(p)))
-        factors = p - jax.nn.one_hot(drawn, p.shape[-1], dtype=p.dtype)
-    else:
-        factors = jnp.moveaxis(factor_at(suffix, batch, discrepancy), -1, 0)
-    pulled = pull(suffix, jnp.concatenate([gradient_at(suffix, batch, discrepancy)[None], factors]))
-    there = present(network.model, batch.inputs, tap, suffix.activation.shape[1])
-    return suffix.activation, pulled[0], pulled[1:], there
-
-
 @jax.jit
-def _sums(
-    activation: Float[Array, "N P D"],
-    gradient: Float[Array, "N P D"],
-    rows: Float[Array, "R N P D"],
-    there: Bool[Array, "N P"],
-) -> Statistics:
-    count, _, width = activation.shape
-    flat = rows.reshape(-1, width)
-    hessian = jnp.matmul(flat.T, flat, precision=jax.lax.Precision.HIGHEST).astype(jnp.float64) / count
-    activation, gradient, rows = (values.astype(jnp.float64) for values in (activation, gradient, rows))
-    states, counted = activation.reshape(-1, width), there.reshape(-1, 1)
+def _statistics(local: Local, curved: Curved) -> Statistics:
+    count, _, width = local.activation.shape
+    activation, gradient = (values.astype(jnp.float64) for values in (local.activation, local.gradient))
+    states, counted = activation.reshape(-1, width), local.there.reshape(-1, 1)
     total = counted.sum(dtype=jnp.float64)
     mean = jnp.where(counted, states, 0).sum(0) / total
     centred = jnp.where(counted, states - mean, 0)
-    eps, kappa = -(rows * activation).sum(2), rows.sum(2)
     per_example = lambda values: values.sum((0, 1)) / count
     return Statistics(
         count=jnp.float64(count),
@@ -284,10 +256,10 @@ def _sums(
         covariance=centred.T @ centred / total,
         gradient_eps=per_example(-gradient * activation),
         gradient_kappa=per_example(gradient),
-        eps_eps=per_example(eps**2),
-        eps_kappa=per_example(eps * kappa),
-        kappa_kappa=per_example(kappa**2),
-        hessian=hessian,
+        eps_eps=curved.eps_eps / count,
+        eps_kappa=curved.eps_kappa / count,
+        kappa_kappa=curved.kappa_kappa / count,
+        hessian=curved.hessian / count,
         low=jnp.where(counted, states, jnp.inf).min(0),
         high=jnp.where(counted, states, -jnp.inf).max(0),
     )

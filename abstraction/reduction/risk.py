@@ -22,7 +22,7 @@ from abstraction.evaluation.interchange import Trials, View, interchanged_output
 from abstraction.interventions.edits import Substitute
 from abstraction.models import Network
 from abstraction.reduction.calibration import Calibration, calibration_of, check_calibration
-from abstraction.reduction.curvature import factor_at, gradient_at, suffix_at
+from abstraction.reduction.curvature import bend_at, gradient_at, suffix_at
 from abstraction.reduction.discrepancies import KL, Discrepancy
 from abstraction.reduction.folding import Fold, check_fold
 from abstraction.typing import AnyArray
@@ -156,5 +156,4 @@ def _quadratic(
     delta = edit(suffix.activation).astype(suffix.activation.dtype) - suffix.activation
     _, moved = jax.jvp(suffix.run, (jnp.zeros_like(delta),), (delta,))
     slope = (gradient_at(suffix, batch, discrepancy) * moved).sum(-1)
-    bent = jnp.einsum("ncr,nc->nr", factor_at(suffix, batch, discrepancy), moved)
-    return slope + (bent**2).sum(-1) / 2
+    return slope + (moved * bend_at(suffix, batch, discrepancy).product(moved)).sum(-1) / 2

@@ -71,14 +71,19 @@ def _per_example(derivative, network, calibration, tap, discrepancy):
 
 
 @pytest.mark.parametrize("discrepancy", [KL, LOGIT, CE, MSE], ids=lambda d: d.name)
-def test_the_factor_squared_is_the_hessian_in_the_outputs(discrepancy, rng):
+def test_the_root_squared_is_the_hessian_in_the_outputs(discrepancy, rng):
     outputs, target = (jnp.asarray(rng.standard_normal((4, CLASSES))) for _ in range(2))
     labels = jnp.asarray(rng.integers(0, CLASSES, 4)) if discrepancy is CE else jnp.asarray(rng.random((4, CLASSES)))
     given = labels if discrepancy.labelled else None
-    factor = discrepancy.factor(outputs, target, given)
+    bend = discrepancy.bending(outputs, target, given)
+    root = jnp.moveaxis(bend.columns(jnp.arange(CLASSES)), 0, -1)
     one = lambda z, t, y: discrepancy.compare(z[None], t[None], None if given is None else y[None])[0]
     hessian = jax.jit(jax.vmap(jax.hessian(one)))(outputs, target, labels)
-    np.testing.assert_allclose(factor @ factor.transpose(0, 2, 1), hessian, atol=1e-12)
+    np.testing.assert_allclose(root @ root.transpose(0, 2, 1), hessian, atol=1e-12)
+    moved = jnp.asarray(rng.standard_normal((4, CLASSES)))
+    np.testing.assert_allclose(bend.product(moved), jnp.einsum("ncd,nd->nc", hessian, moved), atol=1e-12)
+    some = bend.columns(jnp.array([2, 0]))
+    np.testing.assert_array_equal(some, jnp.moveaxis(root, -1, 0)[jnp.array([2, 0])])
 
 
 def test_discrepancies_by_hand():
@@ -95,9 +100,11 @@ def test_discrepancies_by_hand():
 def test_a_discrepancy_of_ones_own_has_the_curvature_of_its_convex_part(rng):
     own = custom_discrepancy("weighted", lambda z, t, y: ((z - t) ** 2 * jnp.array([1.0, 3, -2])).sum(-1))
     outputs = jnp.asarray(rng.standard_normal((4, CLASSES)))
-    factor = own.factor(outputs, outputs + 1, None)
+    bend = own.bending(outputs, outputs + 1, None)
+    root = jnp.moveaxis(bend.columns(jnp.arange(3)), 0, -1)
     expected = np.broadcast_to(np.diag([2.0, 6, 0]), (4, 3, 3))
-    np.testing.assert_allclose(factor @ factor.transpose(0, 2, 1), expected, atol=1e-12)
+    np.testing.assert_allclose(root @ root.transpose(0, 2, 1), expected, atol=1e-12)
+    np.testing.assert_allclose(bend.product(outputs), outputs * np.array([2.0, 6, 0]), atol=1e-12)
 
 
 def test_a_discrepancy_that_reads_labels_asks_for_them():

@@ -11,8 +11,14 @@ from tiny_decoder import TinyDecoder
 from abstraction.models import GRU, Activation, Dense, Network, Sequential
 from abstraction.models.layers import Convolution, Flatten
 from abstraction.models.taps import NO_EDITS
-from abstraction.reduction import Calibration
-from abstraction.reduction.curvature import hessian_diagonal, replacement_hessian, suffix_at
+from abstraction.reduction import Calibration, streaming
+from abstraction.reduction.curvature import (
+    by_position,
+    gauss_newton_rows,
+    hessian_diagonal,
+    replacement_hessian,
+    suffix_at,
+)
 from abstraction.reduction.discrepancies import CE, KL, LOGIT
 from abstraction.reduction.moments import Statistics, collect_statistics, law_moments, merge_statistics
 
@@ -98,6 +104,63 @@ def test_statistics_are_those_of_a_loop_over_examples(name):
     _assert_equal(found, _brute_force(model, params, inputs, TAPS[name], labels), rtol=1e-10)
     assert found.width == model.taps[TAPS[name]].width
     np.testing.assert_array_equal(found.variance, np.diagonal(found.covariance))
+
+
+@pytest.mark.parametrize("numbers", [1, 150, 400])
+@pytest.mark.parametrize("name", ["dense", "conv"])
+def test_classes_may_come_a_few_at_a_time(monkeypatch, name, numbers):
+    model, params, inputs, labels = _case(name)
+    collect = lambda: collect_statistics(Network(model, params), Calibration(inputs, labels), "hidden", discrepancy=CE)
+    whole = collect()
+    for backend in (True, False):
+        monkeypatch.setitem(streaming._NUMBERS, backend, numbers)
+    _assert_equal(collect(), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("discrepancy", [KL, LOGIT], ids=lambda one: one.name)
+@pytest.mark.parametrize("name", ["dense", "conv"])
+@pytest.mark.parametrize("numbers", [1, 700, 2**20])
+def test_units_are_summed_where_there_are_fewer_of_them_than_classes(monkeypatch, discrepancy, name, numbers):
+    """The same network with outputs repeated and scaled, so that there are more outputs than units and positions."""
+    model, params, inputs, _ = _case(name)
+    outputs = params["head"]["kernel"].shape[1]
+    positions, width = streaming._seen(Network(model, params), Calibration(inputs), tap="hidden")[0].shape[1:]
+    copies = positions * width // outputs + 1
+    wide = Sequential(
+        model.inputs, (*model.layers[:-1], dataclasses.replace(model.layers[-1], features=copies * outputs))
+    )
+    kernel = np.concatenate([np.asarray(params["head"]["kernel"]) * (1 + step) for step in range(copies)], axis=1)
+    bias = np.tile(np.asarray(params["head"]["bias"]), copies)
+    network = Network(wide, {**params, "head": {"kernel": kernel, "bias": bias}})
+    for backend in (True, False):
+        monkeypatch.setitem(streaming._NUMBERS, backend, numbers)
+    found = collect_statistics(network, inputs, "hidden", discrepancy=discrepancy)
+    rows = np.asarray(gauss_newton_rows(network, Calibration(inputs), "hidden", discrepancy))
+    states = np.asarray(by_position(network(inputs, record=("hidden",))[1]["hidden"]))
+    eps, kappa = -(rows * states).sum(2), rows.sum(2)
+    assert rows.shape[0] > positions * width
+    expected = {"eps_eps": eps**2, "eps_kappa": eps * kappa, "kappa_kappa": kappa**2}
+    for field, values in expected.items():
+        np.testing.assert_allclose(getattr(found, field), values.sum((0, 1)) / len(inputs), rtol=1e-9, atol=1e-14)
+    hessian = np.einsum("rnpi,rnpj->ij", rows, rows) / len(inputs)
+    np.testing.assert_allclose(found.hessian, hessian, rtol=1e-9, atol=1e-13)
+    np.testing.assert_array_equal(found.hessian, found.hessian.T)
+
+
+@pytest.mark.parametrize("program", ["_rows", "_columns"])
+def test_what_a_chunk_holds_does_not_grow_with_the_square_of_classes(program):
+    """Temporaries by XLA's own count; a matrix of classes by classes for each example would quadruple and more."""
+    held = []
+    for classes in (200, 400, 800):
+        model = Sequential((8,), (Dense("hidden", 16), Dense("last", classes)))
+        network = Network(model, model.init(jax.random.key(0)))
+        arguments = (network, Calibration(np.zeros((32, 8), np.float32)), "hidden", KL, np.arange(8, dtype=np.int32))
+        analysis = getattr(streaming, program).lower(*arguments).compile().memory_analysis()
+        if analysis is None:
+            pytest.skip("this backend does not say what programs hold")
+        held.append(analysis.temp_size_in_bytes)
+    assert held[-1] < 8 * 32 * 800 * 4 * 4, "a few arrays of chunk x examples x classes"
+    assert held[2] < 5 * held[0]
 
 
 @pytest.mark.parametrize("name", ["dense", "conv"])
