@@ -173,12 +173,12 @@ def _add_columns(
     # Indices beyond the end have columns of 0, wherever they are added.
     unit, position = indices % width, indices // width % positions
     place = jnp.arange(len(indices))
-    hessian = sums.hessian.at[:, unit].add(columns[place, :, position].astype(jnp.float64).sum(1).T)
+    hessian = jnp.asarray(sums.hessian).at[:, unit].add(columns[place, :, position].astype(jnp.float64).sum(1).T)
     own = jnp.moveaxis(columns[place, :, :, unit].astype(jnp.float64), 0, -1)  # [N, P, b]
     states = activation.astype(jnp.float64)[:, :, unit]
     here = jnp.moveaxis(activation.astype(jnp.float64)[:, position, unit], 0, -1)  # [b, N]
     moved = (own * states).sum(1).T
-    total = lambda old, values: old.at[unit].add(values.sum(-1))
+    total = lambda old, values: jnp.asarray(old).at[unit].add(values.sum(-1))
     return Curved(
         total(sums.eps_eps, here * moved),
         total(sums.eps_kappa, -moved),
