@@ -16,6 +16,7 @@ from experiments.discovery_options import Discovery
 from experiments.endings import COMMAND, WRONG, Continuation
 from experiments.files import read_object
 from experiments.mcqa_options import Mcqa
+from experiments.programs import NO_CACHE, counted, keep_programs
 from experiments.records import open_run
 from experiments.reduction_options import Reduction
 from experiments.running import Experiment, run_experiment
@@ -58,9 +59,21 @@ def run_command(arguments: list[str], continuation: Continuation) -> None:
         rest = ["--out", *rest]
     prog, doc = f"{COMMAND} {name}", command.options.__doc__ or ""
     if command.is_experiment:
-        doc += f"\n\n{_CONFIG} PATH takes the options of a run (its folder, or config.json); flags after it win."
+        doc += (
+            f"\n\n{_CONFIG} PATH takes the options of a run (its folder, or config.json); flags after it win. Compiled "
+            f"programs are kept between runs, where the first lines say; {NO_CACHE} makes them anew."
+        )
         rest = with_config(rest, command.options)
-    command.run(tyro.cli(command.options, prog=prog, description=doc, args=rest), continuation)
+    kept = [argument for argument in rest if argument != NO_CACHE]
+    options = tyro.cli(command.options, prog=prog, description=doc, args=kept if command.is_experiment else rest)
+    if not command.is_experiment:
+        command.run(options, continuation)
+        return
+    place = keep_programs() if len(kept) == len(rest) else None
+    print(f"programs are {'made anew' if place is None else f'kept in {place}'}", file=sys.stderr)
+    with counted() as programs:
+        command.run(options, continuation)
+    print(f"programs {programs}")
 
 
 def _run(experiment: Experiment) -> Callable[[Any, Continuation], None]:
