@@ -338,5 +338,5 @@ def coupling_details(plans: Plans) -> dict[str, Any]:
 def localization_arrays(effects: Effects, plans: Plans, choice: Choice) -> dict[str, np.ndarray]:
     """Keep the cost, and each variable's row of the plan its handle was cut from, spread over depth and feature."""
     rows, sites = chosen_rows(plans, choice), effects.sites
-    size = np.maximum((np.asarray(sites.weight) != 0).sum(axis=1), 1)
+    size = np.maximum(sites.counts, 1)
     return {"cost": np.asarray(effects.cost), "plan": sites.union(rows / size).reshape(len(rows), -1)}

@@ -111,8 +111,8 @@ def handle_outputs(network: Network, runs: Runs, handles: Handle) -> Array:
     return map_handles(lambda handle: patched_outputs(network, runs, handle), handles, chunk=1)
 
 
-def map_handles(function: Callable[[Handle], Array], handles: Handle, *, chunk: int) -> Array:
-    """Apply a function to every handle of a batch, `chunk` of them at a time, inside one program."""
+def map_handles(function: Callable[[Any], Array], handles: Any, *, chunk: int) -> Array:
+    """Apply a function to every handle of a batch, or every site, `chunk` of them at a time, inside one program."""
     chunk = min(chunk, leading_axis(handles))
     return jax.lax.map(function, handles, batch_size=chunk if chunk > 1 else None)
 

@@ -1,8 +1,9 @@
 """Sites and handles: what can be interchanged, as arrays.
 
-A site is one depth and one weight row over the features of a tap; a bank of S sites is one pytree, so measuring all
-of them is one vmap. A handle is the alignment of one causal variable: a weighted union of sites, which is again a
-weight per depth and feature. Overlapping sites of one handle add up.
+A site is one depth and a weighted set of features of a tap, kept as their indices, so a bank of S sites of W features
+each is 2 S W numbers whatever the width of the tap: one pytree, and measuring all of them is one mapped program. A
+handle is the alignment of one causal variable: a weighted union of sites, which is a weight per depth and feature.
+Overlapping sites of one handle add up.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from abstraction.checks import are_some_of, is_whole
+from abstraction.checks import are_some_of, is_whole, places
 from abstraction.interventions.bases import Basis
 from abstraction.interventions.handles import Handle, check_depths
 from abstraction.models import Tap
@@ -27,47 +28,69 @@ class SiteBank:
 
     Attributes:
       depth: depth index of each site, `[S]`.
-      weight: weight of each feature in the site, `[S, K]`.
+      index: the features of each site, each once, `[S, W]`; W is the largest number of them.
+      value: their weights, `[S, W]`; 0 where a site has fewer than W.
       tap: the tap's name.
       tap_depth: the tap's depth L.
+      features: how many features K there are: the tap's width, or those of the basis.
       basis: the features, each leaf `[L, ...]`, or None for native coordinates.
     """
 
-    depth: Int[np.ndarray, " S"]
-    weight: Float[np.ndarray, "S K"]
+    depth: Int[AnyArray, " S"]
+    index: Int[AnyArray, "S W"]
+    value: Float[AnyArray, "S W"]
     tap: str = static()
     tap_depth: int = static()
+    features: int = static()
     basis: Basis | None = None
 
     @property
     def size(self) -> int:
         """The number of sites S."""
-        return self.depth.shape[0]
+        return len(self.depth)
+
+    @property
+    def counts(self) -> Int[np.ndarray, " S"]:
+        """The number of features of each site."""
+        return (np.asarray(self.value) != 0).sum(axis=1)
+
+    def weights(self) -> Float[np.ndarray, "S K"]:
+        """Spread each site over all features: S K numbers."""
+        weights = np.zeros((self.size, self.features), np.float32)
+        np.add.at(weights, (np.arange(self.size)[:, None], np.asarray(self.index)), self.value)
+        return weights
 
     def handles(self) -> Handle:
-        """Make each site a handle of strength 1, alone."""
-        return Handle(self.tap, self.weight, basis_at(self.basis, self.depth), self.depth)
+        """Make each site a handle of strength 1, alone: S K numbers."""
+        return Handle(self.tap, self.weights(), basis_at(self.basis, self.depth), self.depth)
 
     def rows(self) -> Float[np.ndarray, "S L K"]:
-        """Spread each site over the tap's depth axis."""
-        rows = np.zeros((self.size, self.tap_depth, self.weight.shape[-1]), np.float32)
-        rows[np.arange(self.size), np.asarray(self.depth)] = self.weight
+        """Spread each site over the tap's depth axis and all features: S L K numbers."""
+        rows = np.zeros((self.size, self.tap_depth, self.features), np.float32)
+        rows[np.arange(self.size), np.asarray(self.depth)] = self.weights()
         return rows
 
     def union(self, mass: Float[np.ndarray, "*H S"]) -> Float[np.ndarray, "*H L K"]:
-        """Weight sites by `mass` and add them up: the weights of a handle."""
-        return np.tensordot(mass, self.rows(), axes=1)
+        """Weight sites by `mass` and add them up: the weights of a handle. Sites without mass cost nothing."""
+        flat = np.reshape(mass, (-1, self.size))
+        handle, site = np.nonzero(flat)
+        place = np.asarray(self.depth)[site, None] * self.features + np.asarray(self.index)[site]
+        weight = np.zeros((len(flat), self.tap_depth * self.features), np.result_type(flat, np.float32))
+        np.add.at(weight, (handle[:, None], place), flat[handle, site][:, None] * np.asarray(self.value)[site])
+        return weight.reshape(*np.shape(mass)[:-1], self.tap_depth, self.features)
 
     def succession(self, mass: Float[np.ndarray, "*H S"]) -> Float[np.ndarray, "*H L K"]:
         """Swap sites one after another, each by its `mass`: weights 1 - prod_j (1 - m_j site_j)."""
-        left = np.ones((*mass.shape[:-1], self.tap_depth, self.weight.shape[-1]))
-        for index, (depth, weight) in enumerate(zip(self.depth, self.weight, strict=True)):
-            left[..., depth, :] *= 1 - mass[..., index, None] * weight
+        left = np.ones((*mass.shape[:-1], self.tap_depth, self.features))
+        depth, index, value = (np.asarray(array) for array in (self.depth, self.index, self.value))
+        for site in np.flatnonzero(mass.reshape(-1, self.size).any(axis=0)):
+            used = value[site] != 0
+            left[..., depth[site], index[site][used]] *= 1 - mass[..., site, None] * value[site][used]
         return 1 - left
 
     def take(self, index: Int[np.ndarray, " T"] | Bool[np.ndarray, " S"]) -> "SiteBank":
         """Pick some sites."""
-        return dataclasses.replace(self, depth=self.depth[index], weight=self.weight[index])
+        return dataclasses.replace(self, depth=self.depth[index], index=self.index[index], value=self.value[index])
 
 
 def unit_sites(tap: Tap) -> SiteBank:
@@ -102,7 +125,6 @@ def coordinate_sites(tap: Tap, sites: Sequence[tuple[int, Sequence[int]]]) -> Si
     """
     if not len(sites):
         raise ValueError(f"got no site of tap {tap.name!r}, expected at least one")
-    weight = np.zeros((len(sites), tap.width), np.float32)
     for index, (depth, coordinates) in enumerate(sites):
         _check_place(tap, index, depth)
         if not are_some_of(coordinates, tap.width):
@@ -110,8 +132,19 @@ def coordinate_sites(tap: Tap, sites: Sequence[tuple[int, Sequence[int]]]) -> Si
                 f"got coordinates {list(coordinates)} in site {index}, expected some of 0 to {tap.width - 1}, each "
                 f"once, the width of tap {tap.name!r}"
             )
-        weight[index, list(coordinates)] = 1.0
-    return SiteBank(np.array([depth for depth, _ in sites], np.int32), weight, tap.name, tap.depth)
+    return SiteBank(*_indexed(sites), tap.name, tap.depth, tap.width)
+
+
+def _indexed(
+    sites: Sequence[tuple[int, Sequence[int]]],
+) -> tuple[Int[np.ndarray, " S"], Int[np.ndarray, "S W"], Float[np.ndarray, "S W"]]:
+    """Write sites as depths, indices and weights of 1, padded to the longest."""
+    most = max(len(features) for _, features in sites)
+    index, value = np.zeros((len(sites), most), np.int32), np.zeros((len(sites), most), np.float32)
+    for row, (_, features) in enumerate(sites):
+        index[row, : len(features)] = features
+        value[row, : len(features)] = 1.0
+    return np.array([depth for depth, _ in sites], np.int32), index, value
 
 
 _Basis = TypeVar("_Basis", bound=Basis | None)
@@ -134,7 +167,6 @@ def span_sites(tap: Tap, basis: Basis, spans: Sequence[tuple[int, Sequence[int]]
     ranks = feature_ranks(basis)
     if not len(spans):
         raise ValueError(f"got no site of tap {tap.name!r}, expected at least one")
-    weight = np.zeros((len(spans), np.shape(basis.encoder)[-1]), np.float32)
     for index, (depth, features) in enumerate(spans):
         _check_place(tap, index, depth)
         if not are_some_of(features, ranks[depth]):
@@ -142,8 +174,7 @@ def span_sites(tap: Tap, basis: Basis, spans: Sequence[tuple[int, Sequence[int]]
                 f"got components {list(features)} in site {index}, expected 0 to {ranks[depth] - 1}, each once: the "
                 f"states of tap {tap.name!r} at depth {depth} have rank {ranks[depth]}"
             )
-        weight[index, list(features)] = 1.0
-    return SiteBank(np.array([depth for depth, _ in spans], np.int32), weight, tap.name, tap.depth, basis)
+    return SiteBank(*_indexed(spans), tap.name, tap.depth, np.shape(basis.encoder)[-1], basis)
 
 
 def prefix_sites(tap: Tap, basis: Basis, size: int) -> SiteBank:
@@ -194,13 +225,15 @@ def check_sites(sites: SiteBank, tap: Tap) -> None:
     if sites.basis is not None:
         _check_basis(tap, sites.basis)
     features = tap.width if sites.basis is None else np.shape(sites.basis.encoder)[-1]
-    if np.shape(sites.weight) != (len(sites.depth), features) or not len(sites.depth):
+    shape = np.shape(sites.index)
+    if sites.features != features or shape != np.shape(sites.value) or shape[:1] != (len(sites.depth),) or not shape[0]:
         raise ValueError(
-            f"got weights of shape {np.shape(sites.weight)} for {len(sites.depth)} sites, expected a row of {features} "
-            f"for each, at least one, at tap {tap.name!r}"
+            f"got {len(sites.depth)} sites of features {shape} among {sites.features}, expected a row for each, at "
+            f"least one, of {features} features at tap {tap.name!r}"
         )
     check_depths(np.asarray(sites.depth), tap)
-    if not np.isfinite(np.asarray(sites.weight, np.float64)).all():
+    places(f"features of sites at tap {tap.name!r}", sites.index, features)
+    if not np.isfinite(np.asarray(sites.value, np.float64)).all():
         raise ValueError(f"got weights of sites of tap {tap.name!r} that are not finite, expected finite numbers")
 
 

@@ -216,7 +216,7 @@ def evidence_support(mass: Float[np.ndarray, " S"], sites: SiteBank, share: floa
         )
     if not 0 < share <= 1 or not mass.sum() > 0:
         raise ValueError(f"got share {share} of a row of mass {mass.sum()}, expected a share in (0, 1] of some mass")
-    size = np.maximum((sites.weight != 0).sum(axis=1), 1)
+    size = np.maximum(sites.counts, 1)
     evidence = sites.union(mass / size)
     depth = int(evidence.sum(axis=1).argmax())
     order = np.argsort(-evidence[depth], kind="stable")
@@ -239,14 +239,17 @@ def _at_depths(name: str, sites: SiteBank, depths: Int[np.ndarray, " V"], variab
 def _joined(banks: Mapping[str, SiteBank], union: bool) -> tuple[SiteBank, Scopes]:
     """Join the sites of all resolutions, and couple each resolution on its own or all together."""
     every = list(banks.values())
-    if len(kinds := {(id(bank.basis), bank.tap, bank.weight.shape[-1]) for bank in every}) != 1:
+    if len(kinds := {(id(bank.basis), bank.tap, bank.features) for bank in every}) != 1:
         raise ValueError(
             f"got menus {list(banks)} on {len(kinds)} bases or taps, expected one basis of one tap for all"
         )
+    most = max(np.shape(bank.index)[1] for bank in every)
+    widened = lambda array: np.pad(array, ((0, 0), (0, most - np.shape(array)[1])))
     sites = dataclasses.replace(
         every[0],
         depth=np.concatenate([bank.depth for bank in every]),
-        weight=np.concatenate([bank.weight for bank in every]),
+        index=np.concatenate([widened(bank.index) for bank in every]),
+        value=np.concatenate([widened(bank.value) for bank in every]),
     )
     if union:
         return sites, Scopes("resolution", ("union",), np.ones((1, sites.size), bool))

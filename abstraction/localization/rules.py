@@ -31,6 +31,8 @@ from abstraction.localization.signatures import Effects
 from abstraction.models import Network
 
 Scope = Literal["depth", "joint"]
+_TOGETHER = 2048
+"""Sites that are written as handles, over all features, at once."""
 
 
 class Plans(NamedTuple):
@@ -258,9 +260,13 @@ def single_site_scores(network: Network, fit: Recorded, sites: SiteBank) -> Floa
     if sites.tap not in network.taps:
         raise ValueError(f"got sites of tap {sites.tap!r}, expected one of {sorted(network.taps)}")
     check_sites(sites, network.taps[sites.tap])
-    handles = jax.tree.map(lambda leaf: np.concatenate([leaf] * variables), sites.handles())
-    tally = tally_handles(network, fit, handles, np.repeat(np.arange(variables), sites.size))
-    return tally.combined.reshape(variables, sites.size)
+    scores = np.empty((variables, sites.size))
+    for start in range(0, sites.size, _TOGETHER):
+        some = np.arange(start, min(start + _TOGETHER, sites.size))
+        handles = jax.tree.map(lambda leaf: np.concatenate([leaf] * variables), sites.take(some).handles())
+        tally = tally_handles(network, fit, handles, np.repeat(np.arange(variables), len(some)))
+        scores[:, some] = tally.combined.reshape(variables, -1)
+    return scores
 
 
 def site_scopes(sites: SiteBank, scope: Scope) -> Scopes:

@@ -218,15 +218,20 @@ class _Measuring(NamedTuple):
 
 @partial(jax.jit, static_argnames=("measuring",))
 def _site_signatures(
-    network: Network, runs: Runs, handles: Handle, means: Array | None, measuring: _Measuring
+    network: Network, runs: Runs, sites: SiteBank, means: Array | None, measuring: _Measuring
 ) -> Float[Array, "S F"]:
     classes, effect = measuring.classes, _effect(measuring.mode, measuring.classes)
     base = runs.outputs[:, :classes]
 
-    def signature(handle: Handle) -> Float[Array, " F"]:
+    def signature(site: tuple[Array, Array, Array]) -> Float[Array, " F"]:
+        depth, index, value = site
+        # Spread over all features here, for the sites of one chunk at a time.
+        weight = jnp.zeros(sites.features, value.dtype).at[index].add(value)
+        basis = jax.tree.map(lambda leaf: jnp.asarray(leaf)[depth], sites.basis)
+        handle = Handle(sites.tap, weight, basis, depth)
         return _flat(effect.neural(patched_outputs(network, runs, handle)[:, :classes], base), means)
 
-    return map_handles(signature, handles, chunk=measuring.chunk)
+    return map_handles(signature, (sites.depth, sites.index, sites.value), chunk=measuring.chunk)
 
 
 def site_signatures(
@@ -250,10 +255,9 @@ def site_signatures(
     if sites.tap not in runs.source:
         raise ValueError(f"got sites of tap {sites.tap!r}, expected a recorded tap: {sorted(runs.source)}")
     check_sites(sites, network.taps[sites.tap])
-    handles = sites.handles()
     means = _family_means(signature.families, runs.outputs.shape[0])
     measuring = _Measuring(signature.mode, resume_chunk(runs, sites.tap), _classes(runs, signature.classes))
-    return _site_signatures(network, runs, handles, means, measuring)
+    return _site_signatures(network, runs, sites, means, measuring)
 
 
 def measure_effects(network: Network, fit: Recorded, sites: SiteBank, signature: Signature = SIGNATURE) -> Effects:
@@ -296,7 +300,7 @@ def check_heard(network: Network, fit: Recorded, effects: Effects, signature: Si
         return
     # A patched run sums in another order than a plain one, so that no edit at all has an effect of its own, if a small
     # one: sites that have that effect, to the last bits, have none.
-    idle = dataclasses.replace(sites, weight=np.zeros_like(sites.weight))
+    idle = dataclasses.replace(sites, value=np.zeros_like(sites.value))
     moved = np.abs(neural - np.asarray(site_signatures(network, fit.runs, idle, signature))).max(initial=0.0)
     if moved <= _NO_EFFECT:
         raise ValueError(

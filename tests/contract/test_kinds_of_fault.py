@@ -101,7 +101,7 @@ def test_a_tap_without_depth_has_one():
     tap = CHAIN.taps["h1"]
     assert tap.depth == 1
     sites = unit_sites(tap)
-    np.testing.assert_array_equal(sites.weight, np.eye(6))
+    np.testing.assert_array_equal(sites.weights(), np.eye(6))
     np.testing.assert_array_equal(sites.depth, np.zeros(6))
     supports = full_supports(tap, range(2))
     assert [(support.variable, support.depth, support.size) for support in supports] == [(0, 0, 6), (1, 0, 6)]

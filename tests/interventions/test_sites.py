@@ -44,7 +44,7 @@ def test_groups_partition_every_depth():
     sites = group_sites(TAP, 2)
     assert sites.size == 9
     np.testing.assert_array_equal(sites.rows().sum(axis=0), np.ones((3, 5)))
-    assert sites.weight.sum(axis=1).tolist() == [2, 2, 1] * 3
+    assert sites.weights().sum(axis=1).tolist() == [2, 2, 1] * 3
 
 
 def test_states_are_whole_depths():
@@ -78,7 +78,7 @@ def test_succession_is_a_loop_of_interpolations_in_any_order(rng):
     base, source = jnp.asarray(rng.standard_normal((2, 6, 5)), jnp.float32)
     at_once = Interchange(source, sites.succession(mass)[1].astype(np.float32))(base)
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
-        one_by_one = InOrder(tuple(Interchange(source, np.float32(mass[j]) * sites.weight[j]) for j in order))
+        one_by_one = InOrder(tuple(Interchange(source, np.float32(mass[j]) * sites.weights()[j]) for j in order))
         np.testing.assert_allclose(one_by_one(base), at_once, rtol=1e-5, atol=1e-6)  # float32 products
 
 
@@ -88,11 +88,30 @@ def test_sites_without_overlap_add_up_or_follow_one_another_alike(rng):
     np.testing.assert_allclose(sites.succession(mass), sites.union(mass), rtol=1e-6)  # rows are float32
 
 
+def test_unions_and_successions_are_those_of_whole_rows(rng):
+    """Sites of different sizes that overlap, with masses of which many are 0, against dense rows."""
+    sites = coordinate_sites(TAP, [(0, [4, 0]), (0, [0, 1, 2]), (1, [3]), (2, [0]), (2, [0, 4, 1, 2, 3])])
+    rows = sites.rows().astype(np.float64)
+    mass = rng.uniform(0, 1.2, (3, 2, 5)) * (rng.uniform(size=(3, 2, 5)) < 0.6)
+    np.testing.assert_allclose(sites.union(mass), np.tensordot(mass, rows, axes=1), rtol=1e-12, atol=1e-15)
+    left = 1 - np.prod(1 - mass[..., None, None] * rows, axis=-3)
+    np.testing.assert_allclose(sites.succession(mass), left, rtol=1e-12, atol=1e-15)
+    assert sites.counts.tolist() == [2, 3, 1, 1, 5]
+    assert sites.union(mass.astype(np.float32)).dtype == np.float32
+
+
+def test_a_bank_of_units_grows_with_the_sites_and_not_with_the_width():
+    kept = {
+        width: sum(leaf.nbytes for leaf in jax.tree.leaves(unit_sites(Tap("hidden", width, 2)))) for width in (50, 500)
+    }
+    assert kept[500] == 10 * kept[50] == 1000 * 3 * 4
+
+
 def test_some_sites_are_taken_by_number_or_by_mask():
     sites = span_sites(TAP, BASES, [(0, [0]), (1, [1]), (2, [0, 2]), (0, [4])])
     taken = sites.take(np.array([2, 0]))
     assert taken.depth.tolist() == [2, 0]
-    np.testing.assert_array_equal(taken.weight, sites.weight[[2, 0]])
+    np.testing.assert_array_equal(taken.weights(), sites.weights()[[2, 0]])
     assert (taken.tap, taken.tap_depth, taken.basis) == ("hidden", 3, BASES)
     masked = sites.take(sites.depth == 0)
     np.testing.assert_array_equal(masked.rows(), sites.rows()[[0, 3]])
@@ -105,7 +124,7 @@ def test_ranks_are_counted_without_the_padding():
 def test_spans_are_sites_of_components():
     sites = span_sites(TAP, BASES, [(0, [0, 4]), (1, [1])])
     assert sites.depth.tolist() == [0, 1]
-    np.testing.assert_array_equal(sites.weight, [[1, 0, 0, 0, 1], [0, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(sites.weights(), [[1, 0, 0, 0, 1], [0, 1, 0, 0, 0]])
     handles = sites.handles()
     for index, depth in enumerate([0, 1]):
         np.testing.assert_array_equal(handles.basis.encoder[index], BASES.encoder[depth])
@@ -115,13 +134,13 @@ def test_spans_are_sites_of_components():
 def test_prefixes_hold_the_first_components_or_all_there_are():
     sites = prefix_sites(TAP, BASES, 3)
     assert sites.depth.tolist() == [0, 1, 2]
-    np.testing.assert_array_equal(sites.weight, [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
+    np.testing.assert_array_equal(sites.weights(), [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
 
 
 def test_bands_partition_the_components_of_every_depth():
     sites = band_sites(TAP, BASES, 2)
     assert sites.depth.tolist() == [0, 0, 0, 1, 2, 2]
-    assert sites.weight.sum(axis=1).tolist() == [2, 2, 1, 2, 2, 1]
+    assert sites.weights().sum(axis=1).tolist() == [2, 2, 1, 2, 2, 1]
     np.testing.assert_array_equal(sites.rows().sum(axis=0), np.arange(5) < np.array([[5], [2], [3]]))
 
 

@@ -75,7 +75,7 @@ def test_overlapping_sites_of_a_handle_are_swapped_one_after_another(rng, per_si
         mass = top_k_handle(plan[e, v], cost[v], menu.subset_sizes[k], True)
         factor = menu.strengths[r] * (menu.subset_sizes[k] if per_site else 1)
         for depth in range(2):
-            edits = [Interchange(source, np.float32(factor * mass[j]) * sites.weight[j]) for j in _at(sites, depth)]
+            edits = [Interchange(source, np.float32(factor * mass[j]) * sites.weights()[j]) for j in _at(sites, depth)]
             at_once = Interchange(source, grid.weight[v, e, k, r, depth])(base)
             np.testing.assert_allclose(at_once, InOrder(tuple(edits))(base), rtol=1e-4, atol=1e-5)  # float32 products
         differs |= bool(np.abs(grid.weight[v, e, k, r] - sites.union(factor * mass)).max() > 0.05)
