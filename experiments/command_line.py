@@ -61,7 +61,7 @@ def run_command(arguments: list[str], continuation: Continuation) -> None:
     if command.is_experiment:
         doc += (
             f"\n\n{_CONFIG} PATH takes the options of a run (its folder, or config.json); flags after it win. Compiled "
-            f"programs are kept between runs, where the first lines say; {NO_CACHE} makes them anew."
+            f"programs are kept between runs, where the last line says; {NO_CACHE} makes them anew."
         )
         rest = with_config(rest, command.options)
     kept = [argument for argument in rest if argument != NO_CACHE]
@@ -70,10 +70,9 @@ def run_command(arguments: list[str], continuation: Continuation) -> None:
         command.run(options, continuation)
         return
     place = keep_programs() if len(kept) == len(rest) else None
-    print(f"programs are {'made anew' if place is None else f'kept in {place}'}", file=sys.stderr)
     with counted() as programs:
         command.run(options, continuation)
-    print(f"programs {programs}")
+    print(f"programs {programs}, {'not kept' if place is None else f'kept in {place}'}")
 
 
 def _run(experiment: Experiment) -> Callable[[Any, Continuation], None]:
