@@ -91,7 +91,7 @@ class TorchPairs(NamedTuple):
 
 
 class TorchSearch(NamedTuple):
-    """One search: where, of which rank, for which variable, at which learning rate, from which rotation `[D, D]`."""
+    """One search: where, of which rank, for which variable, at which learning rate, from which frame `[D, K]`."""
 
     step: int
     rank: int
@@ -199,17 +199,17 @@ def together(
 
 
 def starts(searches: Sequence[TorchSearch]) -> Tensor:
-    """Return where searches start, `[G, D, D]`."""
+    """Return where searches start, `[G, D, K]`; columns beyond a rank are 0."""
     return torch.stack([search.start for search in searches])
 
 
 def leading_columns(matrices: Tensor, searches: Sequence[TorchSearch]) -> Tensor:
-    """Make columns orthonormal and drop those beyond each search's rank.
-
-    The first k columns of a matrix alone determine the first k of its Q factor, so a rank is a mask.
-    """
+    """Make the columns of each search's rank orthonormal, and the others 0: Y L^-T with L L^T = Y^T Y."""
     ranks = torch.tensor([search.rank for search in searches])
-    return torch.linalg.qr(matrices)[0] * (torch.arange(matrices.shape[-1]) < ranks[:, None, None])
+    used = (torch.arange(matrices.shape[-1]) < ranks[:, None]).to(matrices.dtype)
+    columns = matrices * used[:, None]
+    lower = torch.linalg.cholesky(columns.mT @ columns + torch.diag_embed(1 - used))
+    return torch.linalg.solve_triangular(lower, columns.mT, upper=False).mT
 
 
 def train_together(

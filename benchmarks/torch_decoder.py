@@ -1,16 +1,18 @@
-"""The rivals of a decoder's suffix: Hugging Face's network under forward hooks, and under pyvene.
+"""The rivals of a decoder's suffix: Hugging Face's network under forward hooks, under pyvene, and with keys and values
+of the prefix reused, which is the best PyTorch we could write.
 
 An interchange at the last token after one block; logits are read at the last token alone, as generation does.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 try:
     import pyvene
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 except ImportError as error:
     raise ImportError(f"{error.name} is not installed; install it with: pip install -e '.[benchmarks]'") from error
 
@@ -80,6 +82,58 @@ def hooked_sweep(network: LlamaForCausalLM, base: Tensor, source: Tensor, batch:
                     parts.append(last_logits(network, base[rows]))
             layers.append(torch.cat(parts))
         return torch.stack(layers)
+
+
+class Cached(NamedTuple):
+    """What the last token of recorded prompts needs: keys (turned already) and values by layer, with a slot for it.
+
+    Attributes:
+      keys: `[N, H, T, E]` for each layer.
+      values: likewise.
+      turn: cosine and sine of the last position.
+      states: the sources' residual stream at the last token after every block, `[L, N, D]`.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    turn: tuple[Tensor, Tensor]
+    states: Tensor
+
+
+def cache_prefix(network: LlamaForCausalLM, base: Tensor, source: Tensor, batch: int) -> Cached:
+    """Run bases and sources once and keep what a sweep of the last token reuses."""
+    with torch.inference_mode():
+        parts = [
+            network(input_ids=rows, use_cache=True, logits_to_keep=1).past_key_values for rows in base.split(batch)
+        ]
+        layers = range(len(network.model.layers))
+        keys = [torch.cat([part.layers[layer].keys for part in parts]) for layer in layers]
+        values = [torch.cat([part.layers[layer].values for part in parts]) for layer in layers]
+        turn = network.model.rotary_emb(keys[0], torch.tensor([[base.shape[1] - 1]]))
+        return Cached(keys, values, turn, last_states(network, source, batch))
+
+
+def cached_sweep(network: LlamaForCausalLM, cached: Cached) -> Tensor:
+    """Patch the last token after every block and run it alone through the later ones: `[L, N, C]`."""
+    with torch.inference_mode():
+        outputs = []
+        for depth, states in enumerate(cached.states):
+            stream = states[:, None]
+            for index, layer in enumerate(network.model.layers):
+                if index > depth:
+                    stream = _last_token(layer, stream, cached.keys[index], cached.values[index], cached.turn)
+            outputs.append(network.lm_head(network.model.norm(stream[:, -1])))
+        return torch.stack(outputs)
+
+
+def _last_token(layer: Any, stream: Tensor, keys: Tensor, values: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    read, attention = layer.input_layernorm(stream), layer.self_attn
+    split = lambda flat: flat.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    query, key = apply_rotary_pos_emb(split(attention.q_proj(read)), split(attention.k_proj(read)), *turn)
+    keys[:, :, -1:], values[:, :, -1:] = key, split(attention.v_proj(read))
+    heads = nn.functional.scaled_dot_product_attention(query, keys, values)
+    stream = stream + attention.o_proj(heads.transpose(1, 2).flatten(-2))
+    return stream + layer.mlp(layer.post_attention_layernorm(stream))
 
 
 def pyvene_sweep(network: LlamaForCausalLM, base: Tensor, source: Tensor, batch: int) -> Tensor:
