@@ -22,6 +22,8 @@ from abstraction.interventions import Handle
 from abstraction.interventions.bases import frame_basis, random_frames
 from abstraction.models import Tap
 
+_FEATURES = 32
+
 
 def identity_handle(tap: Tap) -> Handle:
     """Make the handle that changes nothing, at the last depth, where that costs least."""
@@ -67,13 +69,17 @@ def shuffled_order(generator: np.random.Generator, bank: PairBank) -> Int[np.nda
 
 
 def without_idle_features(handles: Handle) -> Handle:
-    """Leave out the features that no handle of a batch moves, and the basis with them: a batch of weights alone.
+    """Leave out features that no handle of a batch moves, and the basis with them: a batch of weights alone.
 
-    A random subspace has as many directions as are moved; drawing the others would cost D^3.
+    A random subspace has as many directions as are moved; drawing all others would cost D^3. Some idle ones stay, up to
+    32, 128, 512, ... features: how many are moved differs from seed to seed, and a program is made for each number.
     """
     weight = np.asarray(handles.weight)
-    used = np.flatnonzero((weight != 0).any(axis=tuple(range(weight.ndim - 1))))
-    return dataclasses.replace(handles, weight=weight[..., used if len(used) else [0]], basis=None)
+    idle = ~(weight != 0).any(axis=tuple(range(weight.ndim - 1)))
+    kept = _FEATURES
+    while kept < (~idle).sum():
+        kept *= 4
+    return dataclasses.replace(handles, weight=weight[..., np.sort(np.argsort(idle, kind="stable")[:kept])], basis=None)
 
 
 def random_subspaces(key: Array, handle: Handle, width: int, draws: int) -> Handle:

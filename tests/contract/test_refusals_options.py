@@ -110,7 +110,6 @@ OPTIONS = [
     ("a weight of NaN", lambda: SearchConfig(sensitive_weight=np.nan), "sensitive weight nan"),
     ("a cosine in words", lambda: SearchConfig(cosine="no"), "cosine 'no', expected True or False"),
     ("a map that is none", lambda: Rotation("euler"), "parametrization 'euler', expected one of"),
-    ("another map that is none", lambda: Boundless("euler"), "parametrization 'euler'"),
     ("temperature 0", lambda: Boundless(temperatures=(1.0, 0.0)), r"temperatures \[1.0, 0.0\]"),
     ("temperature of NaN", lambda: Boundless(temperatures=(1.0, np.nan)), r"temperatures \[1.0, nan\]"),
     ("one temperature", lambda: Boundless(temperatures=(1.0,)), "temperatures"),

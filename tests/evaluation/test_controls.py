@@ -58,12 +58,18 @@ def test_random_subspaces_keep_the_weights_and_draw_orthonormal_directions(local
 
 
 def test_features_that_no_handle_moves_are_left_out_of_random_subspaces():
-    weight = np.array([[0.0, 1.0, 0.0, 0.0], [0.0, 0.5, 0.0, 2.0]], np.float32)
+    """Of 100 features, those of two handles among them, 32 stay; where 34 are moved, 100 are fewer than 128."""
+    weight = np.zeros((2, 100), np.float32)
+    weight[0, 90], weight[1, [90, 3]] = 1.0, (0.5, 2.0)
     moved = without_idle_features(Handle("hidden", weight, None, np.zeros(2, np.int32)))
-    np.testing.assert_array_equal(moved.weight, [[1.0, 0.0], [0.5, 2.0]])
-    drawn = random_subspaces(jax.random.key(0), take_handle(moved, 1), 4, 6)
-    assert drawn.basis.encoder.shape == (6, 4, 2)
-    assert without_idle_features(Handle("hidden", np.zeros((2, 3, 4)))).weight.shape == (2, 3, 1)
+    assert moved.weight.shape == (2, 32)
+    np.testing.assert_array_equal(np.sort(moved.weight)[:, -2:], [[0.0, 1.0], [0.5, 2.0]])
+    np.testing.assert_array_equal(moved.weight[:, [3, 31]], [[0.0, 1.0], [2.0, 0.5]])  # in the order of the features
+    drawn = random_subspaces(jax.random.key(0), take_handle(moved, 1), 100, 6)
+    assert drawn.basis.encoder.shape == (6, 100, 32)
+    weight[0, 50:83] = 1.0
+    assert without_idle_features(Handle("hidden", weight)).weight.shape == (2, 100)
+    assert without_idle_features(Handle("hidden", np.zeros((2, 3, 4)))).weight.shape == (2, 3, 4)
 
 
 def test_shuffling_stays_among_pairs_of_the_same_variables(setup, rng):
