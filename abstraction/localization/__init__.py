@@ -6,6 +6,7 @@
 from abstraction.localization.calibration import Choice, Selection
 from abstraction.localization.cutting import CutMenu
 from abstraction.localization.das import Boundless, Rotation
+from abstraction.localization.effects import Effects, measure_effects
 from abstraction.localization.masks import Mask, Weights
 from abstraction.localization.pipeline import (
     AlignmentSearch,
@@ -27,7 +28,7 @@ from abstraction.localization.rules import (
     Transport,
 )
 from abstraction.localization.searching import SearchConfig
-from abstraction.localization.signatures import Effects, Signature, measure_effects
+from abstraction.localization.signatures import Signature, answer_classes
 from abstraction.localization.supports import candidate_grid, full_supports
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "Variant",
     "Weights",
     "alignment_search",
+    "answer_classes",
     "candidate_grid",
     "coarse_stage",
     "fine_stage",

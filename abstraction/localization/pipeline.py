@@ -36,9 +36,10 @@ from abstraction.localization.calibration import (
 )
 from abstraction.localization.cutting import CutMenu, Grid, handle_grid
 from abstraction.localization.das import Rotation
+from abstraction.localization.effects import Effects, check_heard, measure_effects
 from abstraction.localization.rules import Plans, Rule, Transport
 from abstraction.localization.searching import Featurizer, SearchConfig, Searched, train_candidates
-from abstraction.localization.signatures import SIGNATURE, Effects, Signature, check_heard, measure_effects
+from abstraction.localization.signatures import SIGNATURE, Signature
 from abstraction.localization.supports import Candidates, candidate_grid, full_supports
 from abstraction.models import Network, Tap
 from abstraction.randomness import check_key, named_key

@@ -25,9 +25,10 @@ from abstraction.interventions import SiteBank, state_sites
 from abstraction.interventions.handles import check_depths
 from abstraction.localization.calibration import SELECTION, Choice, Evidence, Selection, calibrate
 from abstraction.localization.cutting import CutMenu, Grid, handle_grid
+from abstraction.localization.effects import Effects, measure_effects
 from abstraction.localization.pipeline import Localization, localize
 from abstraction.localization.rules import Plans, ReferenceTransport, Rule, Scopes, Transport
-from abstraction.localization.signatures import SIGNATURE, Effects, Signature, measure_effects
+from abstraction.localization.signatures import SIGNATURE, Signature
 from abstraction.models import Network
 
 

@@ -27,7 +27,7 @@ from abstraction.localization.couplings import (
     sinkhorn_couplings,
 )
 from abstraction.localization.distances import cosine_similarity
-from abstraction.localization.signatures import Effects
+from abstraction.localization.effects import Effects, kept_signatures
 from abstraction.models import Network
 
 Scope = Literal["depth", "joint"]
@@ -181,7 +181,7 @@ class GromovWasserstein:
 
     def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
         scopes = _checked(scopes) or site_scopes(effects.sites, self.scope)
-        abstract, neural = effects.abstract, effects.neural
+        abstract, neural = effects.abstract, kept_signatures(effects)
         coupling = gromov_wasserstein_couplings(
             _cosine_distance(abstract, abstract, diagonal=True),
             _cosine_distance(neural, neural, diagonal=True),
@@ -204,7 +204,7 @@ class Cosine:
         _check_scope(self.scope)
 
     def __call__(self, effects: Effects, scopes: Scopes | None = None) -> Plans:
-        scores = cosine_similarity(effects.abstract, effects.neural)
+        scores = cosine_similarity(effects.abstract, kept_signatures(effects))
         coupling = score_coupling(scores, temperature=self.temperature)
         return _scoped(coupling, _checked(scopes) or site_scopes(effects.sites, self.scope), ())
 

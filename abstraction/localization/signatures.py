@@ -23,7 +23,6 @@ have no scale and no zero; a family without effect then stays zero).
 | `tv` | half the L1 distance of the probabilities | label changed |
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,35 +35,29 @@ from jaxtyping import Array, Float, Int
 
 from abstraction.causal import PairBank
 from abstraction.checks import flag, one_of, whole
-from abstraction.evaluation import Recorded
-from abstraction.evaluation.recording import check_recorded
 from abstraction.interventions import Handle, SiteBank
 from abstraction.interventions.patching import Runs, map_handles, patched_outputs, resume_chunk
 from abstraction.interventions.sites import check_sites
-from abstraction.localization.distances import CostMetric, transport_cost
+from abstraction.localization.distances import CostMetric
 from abstraction.models import Network
 
 SignatureMode = Literal["prob_delta", "bit_delta", "logit_delta", "margin_delta", "transition_margin", "kl", "tv"]
 Families: TypeAlias = Int[np.ndarray, " N"] | None
-_NO_EFFECT, _SMALL = 1e-8, 1e-4
 _CHANGE_ALONE = ("kl", "tv")
 """Modes whose abstract effect is that the label changed, whatever it is."""
 
 
-class Effects(NamedTuple):
-    """Step 1: what variables and sites do to the output.
-
-    Attributes:
-      abstract: signatures of the variables, `[V, F]`.
-      neural: signatures of the sites, `[S, F]`.
-      cost: transport cost, `[V, S]`.
-      sites: what the columns are.
-    """
-
-    abstract: Float[Array, "V F"]
-    neural: Float[Array, "S F"]
-    cost: Float[Array, "V S"]
-    sites: SiteBank
+def _check_classes(classes: int | tuple[int, ...] | None, mode: SignatureMode) -> None:
+    if not isinstance(classes, tuple):
+        if classes is not None:
+            whole("classes", classes)
+        return
+    if not classes or len(set(classes)) != len(classes):
+        raise ValueError(f"got classes {classes}, expected at least one, and each only once")
+    for each in classes:
+        whole("class", each, least=0)
+    if mode == "bit_delta":
+        raise ValueError(f"got classes {classes} for signatures of bits, expected a number of bits, the lowest")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +70,13 @@ class Signature:
       unit: divide each signature by its Euclidean norm first.
       blocks: centre and normalise each family's part of a signature, instead.
       families: the family of each pair, 0 to their number less one; None keeps pairs apart.
-      classes: outputs that count, the first so many; by default all.
+      classes: outputs that count: the first so many, or those of a tuple, such as `answer_classes`; by default all.
+      memory: bytes of signatures to keep; where they are more, costs are measured some sites at a time and the
+        signatures are not kept.
 
     Raises:
-      ValueError: an unknown word, families that are not whole numbers from 0 on, blocks without families, or fewer than
-        one class.
+      ValueError: an unknown word, families that are not whole numbers from 0 on, blocks without families, fewer than
+        one class, a class named twice, bits picked one by one, or no memory.
     """
 
     mode: SignatureMode = "prob_delta"
@@ -89,15 +84,16 @@ class Signature:
     unit: bool = False
     blocks: bool = False
     families: Families = None
-    classes: int | None = None
+    classes: int | tuple[int, ...] | None = None
+    memory: int = 2**30
 
     def __post_init__(self) -> None:
         one_of("signature mode", self.mode, get_args(SignatureMode))
         one_of("cost metric", self.metric, get_args(CostMetric))
         flag("unit", self.unit)
         flag("blocks", self.blocks)
-        if self.classes is not None:
-            whole("classes", self.classes)
+        whole("memory", self.memory)
+        _check_classes(self.classes, self.mode)
         if self.blocks and self.families is None:
             raise ValueError("got blocks without families, expected the family of each pair, whose parts they are")
         if self.families is not None:
@@ -110,6 +106,15 @@ class Signature:
 
 
 SIGNATURE = Signature()
+
+
+def answer_classes(*banks: PairBank) -> tuple[int, ...]:
+    """Return the classes that occur as a label, before or after an interchange, in increasing order.
+
+    Of a language model's vocabulary these are the few outputs that an abstract effect can be in.
+    """
+    labels = [np.ravel(values) for bank in banks for values in (bank.labels, bank.factual)]
+    return tuple(np.unique(np.concatenate(labels)).tolist())
 
 
 class _Effect(NamedTuple):
@@ -181,15 +186,31 @@ def abstract_signatures(bank: PairBank, classes: int, signature: Signature = SIG
       ValueError: a two-class mode for other than two classes, a label that is none of the classes, or families of
         another number of pairs.
     """
-    mode = signature.mode
-    _effect(mode, classes)
-    _check_labels(bank, classes, mode)
-    return _abstract_signatures(bank.labels, bank.factual, _family_means(signature.families, bank.size), classes, mode)
+    mode, columns = signature.mode, _columns(signature.classes, classes)
+    count = classes if columns is None else len(columns)
+    _effect(mode, count)
+    labels, factual = np.asarray(bank.labels), np.asarray(bank.factual)
+    if isinstance(signature.classes, tuple) and mode not in _CHANGE_ALONE and labels.dtype.kind in "iu":
+        labels, factual = (_places(values, signature.classes) for values in (labels, factual))
+    _check_labels(labels, factual, count, mode)
+    return _abstract_signatures(labels, factual, _family_means(signature.families, bank.size), count, mode)
 
 
-def _check_labels(bank: PairBank, classes: int, mode: SignatureMode) -> None:
+def _places(labels: Int[np.ndarray, "*S"], classes: tuple[int, ...]) -> Int[np.ndarray, "*S"]:
+    """Return each label's place among the classes."""
+    order = np.argsort(classes)
+    sorted_classes = np.asarray(classes)[order]
+    place = np.minimum(np.searchsorted(sorted_classes, labels), len(classes) - 1)
+    if missing := np.setdiff1d(labels, sorted_classes).tolist():
+        raise ValueError(f"got labels {missing[:8]}, expected some of the {len(classes)} classes of the signatures")
+    return order[place].astype(np.int32)
+
+
+def _check_labels(
+    labels: Int[np.ndarray, "V N"], factual: Int[np.ndarray, " N"], classes: int, mode: SignatureMode
+) -> None:
     """Refuse labels that a signature has no place for: their effect would be 0."""
-    values = np.concatenate([np.asarray(bank.labels).ravel(), np.asarray(bank.factual).ravel()])
+    values = np.concatenate([labels.ravel(), factual.ravel()])
     most = 2**classes if mode == "bit_delta" else classes
     counts = values.dtype.kind in "iu" and values.size and values.min() >= 0
     if not counts or (mode not in _CHANGE_ALONE and values.max() >= most):
@@ -218,10 +239,16 @@ class _Measuring(NamedTuple):
 
 @partial(jax.jit, static_argnames=("measuring",))
 def _site_signatures(
-    network: Network, runs: Runs, sites: SiteBank, means: Array | None, measuring: _Measuring
+    network: Network,
+    runs: Runs,
+    sites: SiteBank,
+    means: Array | None,
+    columns: Int[Array, " C"] | None,
+    measuring: _Measuring,
 ) -> Float[Array, "S F"]:
-    classes, effect = measuring.classes, _effect(measuring.mode, measuring.classes)
-    base = runs.outputs[:, :classes]
+    effect = _effect(measuring.mode, measuring.classes)
+    counted = lambda outputs: outputs if columns is None else outputs[:, columns]
+    base = counted(runs.outputs)
 
     def signature(site: tuple[Array, Array, Array]) -> Float[Array, " F"]:
         depth, index, value = site
@@ -229,7 +256,7 @@ def _site_signatures(
         weight = jnp.zeros(sites.features, value.dtype).at[index].add(value)
         basis = jax.tree.map(lambda leaf: jnp.asarray(leaf)[depth], sites.basis)
         handle = Handle(sites.tap, weight, basis, depth)
-        return _flat(effect.neural(patched_outputs(network, runs, handle)[:, :classes], base), means)
+        return _flat(effect.neural(counted(patched_outputs(network, runs, handle)), base), means)
 
     return map_handles(signature, (sites.depth, sites.index, sites.value), chunk=measuring.chunk)
 
@@ -256,64 +283,30 @@ def site_signatures(
         raise ValueError(f"got sites of tap {sites.tap!r}, expected a recorded tap: {sorted(runs.source)}")
     check_sites(sites, network.taps[sites.tap])
     means = _family_means(signature.families, runs.outputs.shape[0])
-    measuring = _Measuring(signature.mode, resume_chunk(runs, sites.tap), _classes(runs, signature.classes))
-    return _site_signatures(network, runs, sites, means, measuring)
-
-
-def measure_effects(network: Network, fit: Recorded, sites: SiteBank, signature: Signature = SIGNATURE) -> Effects:
-    """Measure signatures on fit pairs and the cost between them.
-
-    Args:
-      network: the network.
-      fit: recorded fit pairs.
-      sites: the sites to measure.
-      signature: how effects are measured and compared.
-
-    Raises:
-      ValueError: the bank is not a fit bank, a signature is not finite, or what `site_signatures` refuses.
-    """
-    check_recorded(fit)
-    if fit.bank.role != "fit":
-        raise ValueError(f"got a {fit.bank.role} bank to measure effects on, expected a fit bank")
-    abstract = abstract_signatures(fit.bank, _classes(fit.runs, signature.classes), signature)
-    neural = site_signatures(network, fit.runs, sites, signature)
-    broken = np.flatnonzero(~np.isfinite(np.asarray(neural)).all(axis=1))
-    if len(broken):
-        raise ValueError(
-            f"got effects of sites {broken[:8].tolist()} ({len(broken)} of {sites.size}) that are not finite, expected "
-            "finite outputs of every patched run"
-        )
-    families = signature.families
-    parts = len(np.unique(families)) if families is not None and signature.blocks else 1
-    cost = transport_cost(abstract, neural, metric=signature.metric, unit=signature.unit, blocks=parts)
-    return Effects(abstract, neural, cost, sites)
-
-
-def check_heard(network: Network, fit: Recorded, effects: Effects, signature: Signature = SIGNATURE) -> None:
-    """Refuse a network whose outputs no site changes: it ignores every edit, or says the same whatever happens.
-
-    Raises:
-      ValueError: as said.
-    """
-    outputs, neural, sites = np.asarray(fit.runs.outputs), np.asarray(effects.neural), effects.sites
-    if np.abs(neural).max(initial=0.0) > _SMALL * max(1.0, float(np.abs(outputs).max())):
-        return
-    # A patched run sums in another order than a plain one, so that no edit at all has an effect of its own, if a small
-    # one: sites that have that effect, to the last bits, have none.
-    idle = dataclasses.replace(sites, value=np.zeros_like(sites.value))
-    moved = np.abs(neural - np.asarray(site_signatures(network, fit.runs, idle, signature))).max(initial=0.0)
-    if moved <= _NO_EFFECT:
-        raise ValueError(
-            f"got effects of at most {_NO_EFFECT} at all {sites.size} sites of tap {sites.tap!r}, expected a network "
-            "whose outputs an edit changes"
-        )
-
-
-def _classes(runs: Runs, classes: int | None) -> int:
     outputs = runs.outputs.shape[-1]
-    if classes is not None and not 1 <= classes <= outputs:
+    columns = _columns(signature.classes, outputs)
+    count = outputs if columns is None else len(columns)
+    measuring = _Measuring(signature.mode, resume_chunk(runs, sites.tap), count)
+    return _site_signatures(network, runs, sites, means, columns, measuring)
+
+
+def signature_length(runs: Runs, signature: Signature) -> int:
+    """Return F, the numbers of one signature of these runs."""
+    pairs, outputs = runs.outputs.shape
+    columns = _columns(signature.classes, outputs)
+    entries = pairs if signature.families is None else len(np.unique(signature.families))
+    width = {"margin_delta": 1, "transition_margin": 2, "kl": 1, "tv": 1}
+    return entries * width.get(signature.mode, outputs if columns is None else len(columns))
+
+
+def _columns(classes: int | tuple[int, ...] | None, outputs: int) -> Int[np.ndarray, " C"] | None:
+    """Return which outputs count, None where all do."""
+    most = max(classes) + 1 if isinstance(classes, tuple) else classes
+    if most is not None and not 1 <= most <= outputs:
         raise ValueError(f"got {classes} classes, expected 1 to {outputs}, the outputs there are")
-    return outputs if classes is None else classes
+    if classes is None or classes == outputs:
+        return None
+    return np.asarray(classes) if isinstance(classes, tuple) else np.arange(classes)
 
 
 def _effect(mode: str, classes: int) -> _Effect:

@@ -11,8 +11,8 @@ from scipy.special import softmax
 from abstraction.interventions import unit_sites
 from abstraction.localization import BruteForce, Cosine, GromovWasserstein, Nearest, ReferenceTransport, Rule, Transport
 from abstraction.localization.distances import cosine_similarity, transport_cost
+from abstraction.localization.effects import Effects
 from abstraction.localization.rules import Scopes, site_scopes
-from abstraction.localization.signatures import Effects
 from abstraction.models import Tap
 
 SITES = unit_sites(Tap("hidden", 4, 3))

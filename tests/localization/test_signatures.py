@@ -12,12 +12,12 @@ from abstraction.evaluation import record
 from abstraction.interventions import Handle, unit_sites
 from abstraction.interventions.patching import patched_outputs
 from abstraction.localization.distances import cosine_similarity, transport_cost
+from abstraction.localization.effects import check_heard, kept_signatures, measure_effects
 from abstraction.localization.signatures import (
     Signature,
     SignatureMode,
     abstract_signatures,
-    check_heard,
-    measure_effects,
+    answer_classes,
     site_signatures,
 )
 from abstraction.models import MLP, Network
@@ -238,3 +238,72 @@ def test_effects_that_are_not_finite_are_refused_by_the_number_of_the_site(setup
     broken["head"]["kernel"][0] = np.nan
     with pytest.raises(ValueError, match=r"got effects of sites \[0, 1, 2, .* not finite, expected finite outputs"):
         measure_effects(Network(MODEL, broken), recorded, SITES)
+
+
+@pytest.mark.parametrize("metric", ["sq_l2", "l1", "cosine"])
+def test_costs_of_signatures_that_are_not_kept_are_those_of_kept_ones(setup, metric):
+    """Five of twelve sites at a time: the last block repeats a site, and counts it once."""
+    network, recorded, *_ = setup
+    whole, streamed = (
+        measure_effects(network, recorded, SITES, Signature(metric=metric, memory=memory))
+        for memory in (2**30, 5 * 4 * 2 * N)
+    )
+    assert streamed.neural is None
+    np.testing.assert_array_equal(streamed.cost, whole.cost)
+    assert streamed.largest == whole.largest == np.abs(whole.neural).max()
+    with pytest.raises(ValueError, match=r"without the signatures of their 12 sites, which are 0.00576 MB, expected"):
+        kept_signatures(streamed)
+    check_heard(network, recorded, streamed, Signature(memory=5 * 4 * 2 * N))
+
+
+def test_a_memory_too_small_for_one_site_is_refused_with_its_size(setup):
+    network, recorded, *_ = setup
+    with pytest.raises(ValueError, match=r"120 numbers each .60 pairs, 2 outputs.: 0.00048 MB for one and 0.00576 MB"):
+        measure_effects(network, recorded, SITES, Signature(memory=479))
+    families = np.arange(N) % 3
+    with pytest.raises(ValueError, match="for all sites, expected all to fit the memory"):
+        measure_effects(network, recorded, SITES, Signature(families=families, blocks=True, memory=100))
+
+
+def test_unheard_sites_are_told_some_at_a_time(setup):
+    network, recorded, *_ = setup
+    inert = SITES.take(np.array([6 + 3] * 4))
+    signature = Signature(memory=2 * 4 * 2 * N)
+    with pytest.raises(ValueError, match="effects of at most 1e-08 at all 4 sites"):
+        check_heard(network, recorded, measure_effects(network, recorded, inert, signature), signature)
+
+
+def test_classes_are_counted_by_their_names(setup, rng):
+    """Of a vocabulary of seven, the two answers: the same effects as of a network that has these two outputs."""
+    _, recorded, *_ = setup
+    wide, narrow = MLP(16, 6, 2, 7), MLP(16, 6, 2, 2)
+    params = wide.init(jax.random.key(1))
+    cut = {**params, "head": jax.tree.map(lambda leaf: leaf[..., [5, 2]], params["head"])}
+    names = np.array([5, 2])
+    bank = recorded.bank
+    named = dataclasses.replace(bank, labels=names[bank.labels], factual=names[bank.factual])
+    assert answer_classes(named) == (2, 5)
+    pairs = (
+        (Network(narrow, cut), bank, None),
+        (Network(wide, params), named, (5, 2)),
+    )
+    expected, found = (
+        measure_effects(network, record(network, _encode, one, tap="hidden"), SITES, Signature(classes=classes))
+        for network, one, classes in pairs
+    )
+    np.testing.assert_array_equal(found.abstract, expected.abstract)
+    np.testing.assert_allclose(found.neural, expected.neural, atol=1e-6)  # float32 sums in another order
+    with pytest.raises(ValueError, match=r"got labels \[5\], expected some of the 2 classes"):
+        abstract_signatures(named, 7, Signature(classes=(1, 2)))
+    with pytest.raises(ValueError, match=r"got \(7, 2\) classes, expected 1 to 7"):
+        abstract_signatures(named, 7, Signature(classes=(7, 2)))
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"), [((), "at least one"), ((1, 1), "only once"), ((-1, 2), "class -1"), ((0.5,), "class 0.5")]
+)
+def test_classes_that_are_none_are_refused(unchecked, classes, said):
+    with pytest.raises(ValueError, match=said):
+        Signature(classes=classes)
+    with pytest.raises(ValueError, match="expected a number of bits"):
+        Signature("bit_delta", classes=(0, 1))
