@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 NO_CACHE = "--no-cache"
 _MOST = 2**30
 """Bytes of programs kept; those not used for longest go first."""
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+_PROGRAM, _USED = "-cache", "-atime"
 _READ = "/jax/compilation_cache/cache_hits"
 
 
@@ -72,6 +74,21 @@ def _processor() -> str:
     return f"{platform.machine()}-{zlib.crc32(flags.encode()):08x}"
 
 
+def _mend(place: Path) -> None:
+    """Take away what a run that was killed while it wrote has left: a program without its time of use, or that alone.
+
+    JAX writes the program first. One without a time may be torn, is never replaced, and stops all further writing.
+    """
+    try:
+        with FileLock(place / ".lockfile", timeout=1):  # the one JAX writes under
+            for whole, part in ((_PROGRAM, _USED), (_USED, _PROGRAM)):
+                for path in place.glob(f"*{whole}"):
+                    if not path.with_name(path.name.removesuffix(whole) + part).exists():
+                        path.unlink(missing_ok=True)
+    except (Timeout, OSError):
+        pass  # another run is writing, or the place has become read-only: programs are a convenience
+
+
 def keep_programs() -> Path | None:
     """Keep compiled programs between runs and say where; None where that is switched off or cannot be.
 
@@ -91,6 +108,7 @@ def keep_programs() -> Path | None:
     if not writable:
         print(f"note: compiled programs are not kept: {place} cannot be written", file=sys.stderr)
         return None
+    _mend(place)
     jax.config.update("jax_compilation_cache_dir", str(place))
     jax.config.update("jax_compilation_cache_max_size", _MOST)
     # A run makes dozens of small programs, which take longer than the few large ones.

@@ -57,6 +57,17 @@ def test_a_place_that_cannot_be_written_is_a_note(home, capsys):
     assert jax.config.jax_compilation_cache_dir is None
 
 
+def test_what_a_killed_run_left_half_written_is_taken_away(home):
+    """A program without its time of use is torn, or stops all later writing; whole ones stay."""
+    place = keep_programs()
+    assert place is not None
+    for name in ("torn-cache", "lost-atime", "whole-cache", "whole-atime"):
+        (place / name).write_bytes(bytes(8))
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert keep_programs() == place
+    assert {path.name for path in place.iterdir()} - {".lockfile"} == {"whole-cache", "whole-atime"}
+
+
 def test_programs_are_counted_once_each():
     function = jax.jit(lambda x: x * 3 + 1.2345)
     values = jnp.arange(5.0)
