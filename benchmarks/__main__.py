@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.records import Row, write_csv
+from benchmarks.records import Row, merge_csv
 
 Name = Literal[
     "signatures",
@@ -25,15 +26,20 @@ Name = Literal[
     "reduction",
     "certification",
     "suffix",
+    "growth",
 ]
+GROWTH = "growth"
+SPEED = tuple(name for name in get_args(Name) if name != GROWTH)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Time this library beside PyTorch, pyvene and POT on equal work; a few minutes on two cores."""
 
-    names: Annotated[tuple[Name, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAMES...]")] = get_args(Name)
-    """Benchmarks to run, by default all:
+    names: Annotated[
+        tuple[Name | Literal["growth"], ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAMES...]")
+    ] = get_args(Name)
+    """Benchmarks to run, by default all but the last:
     signatures   effect signatures of 48 sites;
     calibration  the paper's grid of 19200 handles;
     sinkhorn     a batch of couplings;
@@ -43,9 +49,10 @@ class Options:
     scaling      signatures of ever more sites, and their compile time;
     reduction    elimination path, affine maps, statistics and curvature of a 512-unit layer;
     certification  confidence sequences over 10000 trials;
-    suffix       4 layers of a transformer patched at the last token of 200 prompts, and 8 rotations trained there."""
-    out: Path = Path("benchmarks/results.csv")
-    """Where the rows go, as CSV; the file is replaced."""
+    suffix       4 layers of a transformer patched at the last token of 200 prompts, and 8 rotations trained there;
+    growth       time and memory of every driver over two decades of sizes, and plots."""
+    out: Path = Path("benchmarks/results/speed.csv")
+    """Where the rows go, as CSV; rows of other benchmarks stay there."""
     budget: float = 2.0
     """Seconds of warm calls per implementation, and never fewer than three calls."""
 
@@ -56,23 +63,32 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     rows: list[Row] = []
     try:
-        for name in (bar := tqdm(options.names, unit="benchmark", disable=None, leave=False)):
+        if GROWTH in options.names:
+            importlib.import_module("benchmarks.growth").grow(options.out.parent, options.budget / 4)
+        names = [name for name in options.names if name != GROWTH]
+        for name in (bar := tqdm(names, unit="benchmark", disable=None, leave=False)):
             bar.set_description_str(name)
             rows += importlib.import_module(f"benchmarks.{name}").run(options.budget)
     except (ImportError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    if not rows:
+        return
     show(rows)
-    write_csv(options.out, rows)
+    merge_csv(options.out, rows)
     print(f"rows  {options.out}")
+
+
+def _shown(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3g}"
 
 
 def show(rows: list[Row]) -> None:
     """Print rows as a table, and the machine and versions below it."""
-    table = Table(title="seconds: fastest warm call; speedup: against the baseline of the same run")
+    table = Table(title="seconds: fastest warm call; times what users call takes (user), the fastest rival (best)")
     for column in ("benchmark", "size", "implementation"):
         table.add_column(column, overflow="fold")
-    for column in ("seconds", "compile", "repeats", "speedup"):
+    for column in ("seconds", "compile", "MB", "x user", "x best"):
         table.add_column(column, justify="right")
     previous = None
     for row in rows:
@@ -82,7 +98,11 @@ def show(rows: list[Row]) -> None:
         compile_seconds = f"{row.seconds_compile:.2f}" if row.seconds_compile else ""
         names = (row.benchmark, row.size) if new else ("", "")
         table.add_row(
-            *names, row.implementation, f"{row.seconds:.3g}", compile_seconds, str(row.repeats), f"{row.speedup:.3g}x"
+            *names,
+            row.implementation,
+            _shown(row.seconds),
+            compile_seconds,
+            *(_shown(value) for value in (row.memory, row.speedup, row.speedup_best)),
         )
         previous = row
     console = Console()

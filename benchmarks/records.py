@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks.memory import peak_memory
+
+OURS = "abstraction"
+"""How the names of this library's rows begin."""
 PACKAGES = ("abstraction-jax", "jax", "jaxlib", "ott-jax", "numpy", "torch", "pyvene", "transformers", "POT")
 
 
@@ -26,7 +30,9 @@ class Row(NamedTuple):
       seconds: the fastest of the warm calls; other work on the machine only adds.
       seconds_compile: what the first call took longer, tracing and compiling from nothing.
       repeats: warm calls.
-      speedup: seconds of the baseline over these seconds.
+      speedup: seconds of the baseline, what users call, over these seconds.
+      speedup_best: seconds of the fastest rival of the comparison over these; NaN where none was timed.
+      memory: megabytes that a warm call holds at most above what there was before it; NaN where nothing tells.
       device: what it ran on.
       cpus: processors the process may use.
       versions: of Python and the packages involved.
@@ -39,18 +45,21 @@ class Row(NamedTuple):
     seconds_compile: float
     repeats: int
     speedup: float
+    speedup_best: float
+    memory: float
     device: str
     cpus: int
     versions: str
 
 
 class Timing(NamedTuple):
-    """How long one implementation took, in seconds."""
+    """What one implementation took: seconds, and bytes of memory."""
 
     seconds: float
     seconds_compile: float
     repeats: int
     device: str
+    memory: float = float("nan")
 
     def scaled(self, factor: float) -> "Timing":
         """Scale the run time linearly: to a part of what was timed, or from a part to the whole."""
@@ -75,7 +84,8 @@ def measure(function: Callable[[], Any], *, budget: float, compiled: bool = Fals
         samples.append(_seconds(function))
     fastest = min(samples)
     compile_seconds = max(first - fastest, 0.0) if compiled else 0.0
-    return Timing(fastest, compile_seconds, len(samples), _jax_device() if compiled else _processor())
+    device = _jax_device() if compiled else _processor()
+    return Timing(fastest, compile_seconds, len(samples), device, peak_memory(function))
 
 
 def _seconds(function: Callable[[], Any]) -> float:
@@ -85,8 +95,12 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 
 def compare(benchmark: str, size: str, timings: Mapping[str, Timing], *, baseline: str) -> list[Row]:
-    """Make rows of implementations that computed the same thing; `baseline` is the name of one of them."""
+    """Make rows of implementations that computed the same thing; `baseline` is the name of one of them.
+
+    A rival is one whose name does not begin with ours.
+    """
     reference = timings[baseline].seconds
+    rivals = [timing.seconds for name, timing in timings.items() if not name.startswith(OURS)]
     return [
         Row(
             benchmark,
@@ -96,6 +110,8 @@ def compare(benchmark: str, size: str, timings: Mapping[str, Timing], *, baselin
             timing.seconds_compile,
             timing.repeats,
             reference / timing.seconds,
+            min(rivals, default=float("nan")) / timing.seconds,
+            timing.memory / 1e6,
             timing.device,
             _cpus(),
             _versions(),
@@ -118,13 +134,25 @@ def require_agreement(results: Mapping[str, Any], *, atol: float, rtol: float = 
             raise RuntimeError(f"{name!r} differs from {first!r} by {difference}, expected agreement to {atol}")
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows with a header, replacing the file."""
+def merge_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows with a header in place of those of the same benchmarks; those of others stay."""
+    new = {row.benchmark for row in rows}
+    cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *kept = csv.reader(file)
+        if tuple(header) == Row._fields:
+            cells = [row for row in kept if row[0] not in new] + cells
+    write_csv(path, Row._fields, cells)
+
+
+def write_csv(path: Path, header: Sequence[str], cells: Iterable[Sequence[str]]) -> None:
+    """Write a table, replacing the file at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(Row._fields)
-        writer.writerows([f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    part = path.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *cells])
+    part.replace(path)
 
 
 def _cpus() -> int:

@@ -14,9 +14,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 OPTIMIZED = ("experiments", "parity", "reduction/test_published.py", "evaluation/test_sequences.py")
 """Tests that run longer than they compile."""
 
-MAPPED = 20_000
-"""Memory maps of programs to keep: a process may have 65,530 on Linux, and compiling the next one ends it."""
-
 _hook = install_import_hook("abstraction", "beartype.beartype")
 
 
@@ -25,13 +22,9 @@ def _compiled_quickly(request: pytest.FixtureRequest):
     """Most tests run a program once, on a few numbers: what costs time is XLA's work on it."""
     path = request.path.relative_to(Path(__file__).parent).as_posix()
     jax.config.update("jax_disable_most_optimizations", not path.startswith(OPTIMIZED))
-    if _mapped() > MAPPED:
-        jax.clear_caches()
-
-
-def _mapped() -> int:
-    maps = Path("/proc/self/maps")
-    return maps.read_bytes().count(b"\n") if maps.exists() else 0
+    yield
+    # A program is a memory map or more, of which Linux allows a process 65,530, and slows the collection of garbage.
+    jax.clear_caches()
 
 
 @pytest.fixture

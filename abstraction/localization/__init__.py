@@ -28,7 +28,7 @@ from abstraction.localization.rules import (
     Transport,
 )
 from abstraction.localization.searching import SearchConfig
-from abstraction.localization.signatures import Signature, answer_classes
+from abstraction.localization.signatures import Signature
 from abstraction.localization.supports import candidate_grid, full_supports
 
 __all__ = [
@@ -56,7 +56,6 @@ __all__ = [
     "Variant",
     "Weights",
     "alignment_search",
-    "answer_classes",
     "candidate_grid",
     "coarse_stage",
     "fine_stage",
