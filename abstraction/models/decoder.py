@@ -220,7 +220,7 @@ class Decoder:
         stream: Float[Array, "N S D"],
         start: Int[Array, ""],
         place: Place,
-        past: Past | None,
+        past: Sequence[Past] | None,
         *,
         first: int = 0,
     ) -> Float[Array, "N S D"]:
@@ -231,9 +231,11 @@ class Decoder:
           stream: residual stream before block `start`.
           start: a value: one program serves every depth.
           place: where the positions are.
-          past: keys and values of earlier tokens, `[N, L, T, ...]`.
+          past: keys and values of earlier tokens, of each block.
           first: no start is ever before this block; those are not compiled in.
         """
+        if first == self.config.depth:
+            return stream
         graph, weights = nnx.split(network.blocks)
         windowed = self._windowed()
 
@@ -241,11 +243,13 @@ class Decoder:
         # copy of every block's weights.
         @partial(jax.checkpoint, prevent_cse=False)
         def step(stream: Array, index: Array) -> Array:
+            # A branch for each block reads its past where that lies; a slice out of all of them would be a copy.
+            pick = lambda read: jax.lax.switch(index - first, [partial(read, one) for one in (past or ())[first:]])
+
             def run(stream: Array) -> Array:
                 # Blocks are taken out of the stack here, so that those that are skipped are not read.
                 block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], weights))
-                own = jax.tree.map(lambda leaf: leaf[:, index], past)
-                return block(stream, place, own, windowed[index], NO_EDITS)[0]
+                return block(stream, place, None if past is None else pick, windowed[index], NO_EDITS)[0]
 
             return run_if(index >= start, run, stream)
 

@@ -4,11 +4,13 @@ A block sees S fresh positions and any number of earlier ones through their keys
 the last token alone are the same code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -38,10 +40,14 @@ class Place(NamedTuple):
 
 
 class Past(NamedTuple):
-    """Keys (turned already) and values of tokens that need not be run again, `[N, T, kv_heads, head_size]`."""
+    """Keys (turned already) and values of tokens that need not be run again, `[N, kv_heads, T, head_size]`."""
 
     keys: Array
     values: Array
+
+
+Pick = Callable[[Callable[[Past], Array]], Array]
+"""Calls a function with the past of one block, of which a scan over blocks knows the number as a value alone."""
 
 
 class Norm(nnx.Module):
@@ -83,7 +89,7 @@ class Block(nnx.Module):
         self,
         stream: Float[Array, "N S D"],
         place: Place,
-        past: Past | None,
+        past: Pick | None,
         local: Array,
         edits: Edits,
         number: int | None = None,
@@ -93,7 +99,7 @@ class Block(nnx.Module):
         Args:
           stream: the residual stream before the block.
           place: where they are.
-          past: keys and values before them.
+          past: gives keys and values before them.
           local: whether this block is windowed.
           edits: by tap.
           number: of the block, which ends the names of its taps; None where they have a depth axis instead.
@@ -129,7 +135,7 @@ class Block(nnx.Module):
         return tap("mlp_product", tap("mlp_hidden", phi(self.gate(read))) * self.up(read))
 
     def _attend(
-        self, query: Array, key: Array, value: Array, place: Place, past: Past | None, local: Array
+        self, query: Array, key: Array, value: Array, place: Place, past: Pick | None, local: Array
     ) -> tuple[Float[Array, "N S O"], Past]:
         config, shape = self.config, self.shape
         split = lambda flat, count: flat.reshape(*flat.shape[:2], count, config.head_size)
@@ -137,27 +143,34 @@ class Block(nnx.Module):
         if config.learned_positions is None:
             angles = rope_angles(config, place.positions)
             query, key = turned(query, angles), turned(key, angles)
-        fresh = Past(key, split(value, shape.kv_heads))
+        heads_first = lambda split: jnp.swapaxes(split, 1, 2)
+        fresh = Past(heads_first(key), heads_first(split(value, shape.kv_heads)))
         seen = place.seen if place.near is None else jnp.where(local, place.near, place.seen)
-        blocks, sharing = [fresh] if past is None else [past, fresh], shape.kv_heads
+        read = lambda blocks: self._read(heads_first(query), blocks, seen)
+        mixed = read([fresh]) if past is None else past(lambda earlier: read([earlier, fresh]))
+        return heads_first(mixed).reshape(*query.shape[:2], -1), fresh
+
+    def _read(
+        self, query: Float[Array, "N H S E"], blocks: Sequence[Past], seen: Bool[Array, "N S T"]
+    ) -> Float[Array, "N H S E"]:
+        """Mix the values of tokens, block after block, by how well their keys fit each query."""
+        config, shape, sharing = self.config, self.shape, self.shape.kv_heads
         if not shape.even:
             groups, sharing = jnp.asarray(shape.groups), shape.heads
-            blocks = [Past(block.keys[:, :, groups], block.values[:, :, groups]) for block in blocks]
-        grouped = query.reshape(*query.shape[:2], sharing, -1, config.head_size)
+            blocks = [Past(block.keys[:, groups], block.values[:, groups]) for block in blocks]
+        grouped = query.reshape(query.shape[0], sharing, -1, *query.shape[2:])
         scores = jnp.concatenate([_scores(grouped, block.keys) for block in blocks], axis=-1) * config.score_scale
         if config.attention_cap is not None:
             scores = config.attention_cap * jnp.tanh(scores / config.attention_cap)
-        weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, _MASKED), axis=-1).astype(value.dtype)
-        ends = [0] if past is None else [past.keys.shape[1]]
-        parts = jnp.split(weights, ends, axis=-1)[1:] if past is None else jnp.split(weights, ends, axis=-1)
-        mixed = sum(
-            jnp.einsum("nkgst,ntkd->nskgd", part, block.values) for part, block in zip(parts, blocks, strict=True)
-        )
-        return jnp.asarray(mixed).reshape(*query.shape[:2], -1), fresh
+        values = [block.values for block in blocks]
+        weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, _MASKED), axis=-1).astype(values[0].dtype)
+        parts = jnp.split(weights, np.cumsum([value.shape[2] for value in values])[:-1], axis=-1)
+        mixed = [jnp.einsum("nkgst,nktd->nkgsd", part, value) for part, value in zip(parts, values, strict=True)]
+        return reduce(jnp.add, mixed).reshape(query.shape)
 
 
-def _scores(query: Float[Array, "N S K G E"], keys: Float[Array, "N T K E"]) -> Float[Array, "N K G S T"]:
-    return jnp.einsum("nskgd,ntkd->nkgst", query, keys, preferred_element_type=jnp.float32)
+def _scores(query: Float[Array, "N K G S E"], keys: Float[Array, "N K T E"]) -> Float[Array, "N K G S T"]:
+    return jnp.einsum("nkgsd,nktd->nkgst", query, keys, preferred_element_type=jnp.float32)
 
 
 def rope_angles(config: DecoderConfig, positions: Int[Array, "N S"]) -> Float[Array, "N S 1 E"]:

@@ -43,13 +43,13 @@ class Prompts:
     Attributes:
       tokens: padded on the left with -1, `[N, T]`.
       position: index of the token that is looked at, `[N]`.
-      past: keys and values of the tokens before the window, `[N, L, T - S, ...]`, once the prompts have been run.
+      past: keys and values of the tokens before the window in each block, once the prompts have been run.
       window: residual stream of the window after each block, `[N, L, S, D]`, where the window is more than a token.
     """
 
     tokens: Int[AnyArray, "N T"]
     position: Int[AnyArray, " N"]
-    past: Past | None = None
+    past: tuple[Past, ...] | None = None
     window: Float[AnyArray, "N L S D"] | None = None
 
 
@@ -191,12 +191,13 @@ class TokenView:
 
     def _record(
         self, params: Params, tokens: Int[Array, "N T"], position: Int[Array, " N"]
-    ) -> tuple[Past, Float[Array, "N L S D"], Float[Array, "N L D"], Float[Array, "N C"]]:
+    ) -> tuple[tuple[Past, ...], Float[Array, "N L S D"], Float[Array, "N L D"], Float[Array, "N C"]]:
         before = tokens.shape[1] - self.window
         window = jnp.broadcast_to(before + jnp.arange(self.window), (tokens.shape[0], self.window))
         # Of a short prompt some of the window is padding.
         run = self.decoder.scan(params, tokens, NO_EDITS, (RESIDUAL,), at=window, cache=True)
-        past = jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:, :, :before], 0, 1), run.past)
+        blocks = range(self.decoder.config.depth)
+        past = tuple(jax.tree.map(lambda leaf, block=block: leaf[block, :, :, :before], run.past) for block in blocks)
         states = jnp.moveaxis(run.recorded[RESIDUAL], 0, 1)
         return past, states, jax.vmap(lambda state, at: state[:, at])(states, position - before), run.outputs
 
