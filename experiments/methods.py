@@ -323,9 +323,9 @@ def handle_mass(handles: Handle, depth: int) -> np.ndarray:
 
 def coupling_details(plans: Plans) -> dict[str, Any]:
     """Report how a batch of couplings went numerically."""
-    coupling = plans.coupling
+    coupling = jax.device_get(plans.coupling)
     return {
-        "couplings": int(np.asarray(coupling.converged).size),
+        "couplings": int(coupling.converged.size),
         "converged": float(np.mean(coupling.converged)),
         "marginal_error": float(np.max(coupling.marginal_error)),
         "mass": [float(np.min(coupling.mass)), float(np.max(coupling.mass))],

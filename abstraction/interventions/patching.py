@@ -112,9 +112,15 @@ def handle_outputs(network: Network, runs: Runs, handles: Handle) -> Array:
 
 
 def map_handles(function: Callable[[Any], Array], handles: Any, *, chunk: int) -> Array:
-    """Apply a function to every handle of a batch, or every site, `chunk` of them at a time, inside one program."""
-    chunk = min(chunk, leading_axis(handles))
-    return jax.lax.map(function, handles, batch_size=chunk if chunk > 1 else None)
+    """Apply a function to every handle of a batch, or every site, `chunk` of them at most at a time, in one program."""
+    count = leading_axis(handles)
+    chunk = -(-count // -(-count // chunk))
+    if chunk == 1:
+        return jax.lax.map(function, handles)
+    # Chunks of one size: a shorter one at the end would be compiled, and run, beside them.
+    rows = jnp.minimum(jnp.arange(-(-count // chunk) * chunk), count - 1)
+    padded = handles if len(rows) == count else jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], handles)
+    return jax.lax.map(function, padded, batch_size=chunk)[:count]
 
 
 def handle_chunk(runs: Runs, tap: str, budget: int = CHUNK_BYTES) -> int:
@@ -143,6 +149,11 @@ def take_pairs(runs: Runs, rows: Int[AnyArray, " B"]) -> Runs:
       ValueError: a row is not a whole number of 0 to N - 1; rows that JAX traces cannot be checked.
     """
     places("rows", rows, runs.outputs.shape[0])
+    return _take_pairs(runs, jnp.asarray(rows))
+
+
+@jax.jit
+def _take_pairs(runs: Runs, rows: Int[Array, " B"]) -> Runs:
     states = jax.tree.map(lambda values: jnp.take(values, rows, axis=1), (runs.base, runs.source))
     inputs = jax.tree.map(lambda values: values[rows], runs.inputs)
     return Runs(inputs, runs.outputs[rows], *states)
@@ -158,5 +169,9 @@ def reorder_sources(runs: Runs, order: Int[AnyArray, " N"]) -> Runs:
     places("pairs to take sources from", order, count)
     if np.shape(order) != (count,):
         raise ValueError(f"got an order of shape {np.shape(order)}, expected ({count},), a pair for each")
-    source = {name: states[:, order] for name, states in runs.source.items()}
-    return Runs(runs.inputs, runs.outputs, runs.base, source)
+    return Runs(runs.inputs, runs.outputs, runs.base, _reordered(runs.source, jnp.asarray(order)))
+
+
+@jax.jit
+def _reordered(states: dict[str, Array], order: Int[Array, " N"]) -> dict[str, Array]:
+    return {name: values[:, order] for name, values in states.items()}

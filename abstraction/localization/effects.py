@@ -8,9 +8,10 @@ they fit `Signature.memory`, and elsewhere costs are measured some sites at a ti
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from abstraction.evaluation import Recorded
 from abstraction.evaluation.recording import check_recorded
@@ -67,16 +68,15 @@ def measure_effects(network: Network, fit: Recorded, sites: SiteBank, signature:
     abstract = abstract_signatures(fit.bank, fit.runs.outputs.shape[-1], signature)
     if together == sites.size:
         neural = site_signatures(network, fit.runs, sites, signature)
-        _check_finite(neural, np.arange(sites.size), sites)
-        return Effects(abstract, neural, _cost(abstract, neural, signature), sites, _largest(neural))
+        largest = _checked_largest(neural, np.arange(sites.size), sites)
+        return Effects(abstract, neural, _cost(abstract, neural, signature), sites, largest)
     cost, largest = np.empty((len(abstract), sites.size), np.float32), 0.0
     for start in range(0, sites.size, together):
         # The last block is as long as the others, one program for all: it repeats its last site.
         rows = np.minimum(np.arange(start, start + together), sites.size - 1)
         neural = site_signatures(network, fit.runs, sites.take(rows), signature)
-        _check_finite(neural, rows, sites)
+        largest = max(largest, _checked_largest(neural, rows, sites))
         cost[:, rows] = _cost(abstract, neural, signature)
-        largest = max(largest, _largest(neural))
     return Effects(abstract, None, jnp.asarray(cost), sites, largest)
 
 
@@ -111,17 +111,26 @@ def _cost(abstract: Array, neural: Array, signature: Signature) -> Float[Array, 
     return transport_cost(abstract, neural, metric=signature.metric, unit=signature.unit, blocks=parts)
 
 
-def _largest(neural: Float[Array, "S F"]) -> float:
-    return float(jnp.abs(neural).max(initial=0.0))
+@jax.jit
+def _told(neural: Float[Array, "S F"]) -> tuple[Bool[Array, " S"], Float[Array, ""]]:
+    """Tell which signatures are finite, and the largest number of all."""
+    return jnp.isfinite(neural).all(axis=1), jnp.abs(neural).max(initial=0.0)
 
 
-def _check_finite(neural: Float[Array, "S F"], rows: np.ndarray, sites: SiteBank) -> None:
-    broken = np.unique(rows[~np.asarray(jnp.isfinite(neural).all(axis=1))])
+def _checked_largest(neural: Float[Array, "S F"], rows: np.ndarray, sites: SiteBank) -> float:
+    """Return the largest number of some sites' signatures.
+
+    Raises:
+      ValueError: one of them is not finite.
+    """
+    finite, largest = _told(neural)
+    broken = np.unique(rows[~np.asarray(finite)])
     if len(broken):
         raise ValueError(
             f"got effects of sites {broken[:8].tolist()} ({len(broken)} of {sites.size}) that are not finite, expected "
             "finite outputs of every patched run"
         )
+    return float(largest)
 
 
 def kept_signatures(effects: Effects) -> Float[Array, "S F"]:
@@ -155,7 +164,7 @@ def check_heard(network: Network, fit: Recorded, effects: Effects, signature: Si
         some = sites.take(np.arange(start, min(start + together, sites.size)))
         idle = dataclasses.replace(some, value=np.zeros_like(some.value))
         neural, plain = (site_signatures(network, fit.runs, each, signature) for each in (some, idle))
-        if _largest(neural - plain) > _NO_EFFECT:
+        if float(_told(neural - plain)[1]) > _NO_EFFECT:
             return
     raise ValueError(
         f"got effects of at most {_NO_EFFECT} at all {sites.size} sites of tap {sites.tap!r}, expected a network "
