@@ -26,6 +26,7 @@ Name = Literal[
     "reduction",
     "certification",
     "suffix",
+    "decoder_das",
     "growth",
 ]
 GROWTH = "growth"
@@ -49,7 +50,8 @@ class Options:
     scaling      signatures of ever more sites, and their compile time;
     reduction    elimination path, affine maps, statistics and curvature of a 512-unit layer;
     certification  confidence sequences over 10000 trials;
-    suffix       4 layers of a transformer patched at the last token of 200 prompts, and 8 rotations trained there;
+    suffix       4 layers of a transformer patched at the last token of 200 prompts;
+    decoder_das  24 rotations of ranks 1 to 64 trained in a transformer 576 wide;
     growth       time and memory of every driver over two decades of sizes, and plots."""
     out: Path = Path("benchmarks/results/speed.csv")
     """Where the rows go, as CSV; rows of other benchmarks stay there."""

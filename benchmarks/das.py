@@ -20,7 +20,7 @@ from abstraction.localization.searching import Searched, train_candidates
 from abstraction.localization.supports import Candidates
 from benchmarks.problem import TAP, Problem, equality_problem
 from benchmarks.records import Row, compare, measure, require_agreement
-from benchmarks.torch_oracle import TorchMLP, hooked, measure_torch, record_hidden, tensor, torch_mlp
+from benchmarks.torch_oracle import TorchMLP, hooked, measure_torch, record_hidden, tensor, thin_frames, torch_mlp
 
 PAIRS, BATCH, EPOCHS, RANKS = 1000, 128, 10, tuple(range(1, 17))
 STEPS = PAIRS // BATCH
@@ -122,7 +122,7 @@ def torch_epoch_together(problem: Problem, network: TorchMLP, candidates: Candid
         optimizer = torch.optim.Adam([free], lr=1e-3)
         for rows in torch.randperm(PAIRS)[: STEPS * BATCH].reshape(STEPS, BATCH):
             optimizer.zero_grad()
-            frames = _frames(start, free, used)
+            frames = thin_frames(start, free, used)
             logits = network.resume(int(depth), _swap(pairs.base_states[rows], pairs.source_states[rows], frames.mT))
             each = nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, rows].flatten(), reduction="none")
             loss = each.unflatten(0, (len(members), BATCH)).mean(dim=1)
@@ -130,13 +130,6 @@ def torch_epoch_together(problem: Problem, network: TorchMLP, candidates: Candid
             optimizer.step()
             losses[members] += loss.detach().numpy() / STEPS
     return losses
-
-
-def _frames(start: Tensor, free: Tensor, used: Tensor) -> Tensor:
-    """Make W_0 + A orthonormal, columns out of use 0: `[G, D, K]`."""
-    columns = (start + free) * used[:, None]
-    lower = torch.linalg.cholesky(columns.mT @ columns + torch.diag_embed(1 - used))
-    return torch.linalg.solve_triangular(lower, columns.mT, upper=False).mT
 
 
 def _torch_pairs(problem: Problem, network: TorchMLP, depth: int, variable: int) -> TorchPairs:

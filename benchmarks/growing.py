@@ -99,14 +99,14 @@ def couple(sites: int) -> Call:
     return lambda: sinkhorn_couplings(cost, epsilons, scopes, iterations=200).plan
 
 
-def train(candidates: int = 24, count: int = 256, width: int = 64, rank: int = 4, steps: int = 20) -> Call:
-    """Train rotations, `steps` batches of 64 pairs."""
+def train(candidates: int = 24, count: int = 1280, width: int = 64, rank: int = 4) -> Call:
+    """Train rotations, one pass over the pairs in batches of 64."""
     network, fit = pairs(count, width=width)
     tap = network.taps[TAP]
     grid = candidate_grid(
         jax.random.key(0), tap, full_supports(tap, range(1)), ranks=(rank,), learning_rates=(1e-2,), restarts=candidates
     )
-    config = SearchConfig(batch_size=64, max_epochs=steps, min_epochs=steps, patience=steps, steps_per_epoch=1)
+    config = SearchConfig(batch_size=64, max_epochs=1, min_epochs=1, patience=1)
     run = partial(train_candidates, jax.random.key(1), network, fit, grid, Rotation(), config)
     return lambda: run().curve
 
@@ -154,8 +154,8 @@ AXES = (
         lambda size: train(candidates=size),
     ),
     Axis(
-        "train_candidates", "pairs", "24 rotations, width 64, rank 4, an epoch of batches of 64", 1,
-        (128, 384, 1280, 3840, 12_800), lambda size: train(count=size, steps=size // 64),
+        "train_candidates", "pairs", "24 rotations, width 64, rank 4, batches of 64", 1,
+        (128, 384, 1280, 3840, 12_800), lambda size: train(count=size),
     ),
     Axis(
         "train_candidates", "width", "4 rotations of rank 4, 20 batches of 64 pairs", 1, (16, 64, 230, 768, 2304),

@@ -17,18 +17,20 @@ except ImportError as error:
     raise ImportError(f"{error.name} is not installed; install it with: pip install -e '.[benchmarks]'") from error
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 Swap = Callable[[Tensor, Tensor], Tensor]
 """Makes a patched state of base and source states, `[N, D]` each."""
 
 
-def llama(*, vocabulary: int, width: int, depth: int, heads: int, hidden: int, tokens: int) -> LlamaForCausalLM:
-    """Draw a network at random."""
+def llama(
+    *, vocabulary: int, width: int, depth: int, heads: tuple[int, int], hidden: int, tokens: int
+) -> LlamaForCausalLM:
+    """Draw a network at random, of so many query heads, and heads of keys and values."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=hidden, num_hidden_layers=depth,
-        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=tokens, initializer_range=0.05,
+        num_attention_heads=heads[0], num_key_value_heads=heads[1], max_position_embeddings=tokens,
+        initializer_range=0.05,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
@@ -157,36 +159,15 @@ def _pyvene(network: LlamaForCausalLM, depth: int, base: Tensor, source: Tensor,
     for start in range(0, len(base), batch):
         rows = slice(start, start + batch)
         last = [[[base.shape[1] - 1]] * len(base[rows])]
-        _, patched = wrapped(_inputs(base[rows]), [_inputs(source[rows])], {"sources->base": (last, last)})
+        _, patched = wrapped(
+            one_token_inputs(base[rows]), [one_token_inputs(source[rows])], {"sources->base": (last, last)}
+        )
         parts.append(patched.logits[:, -1])
     return torch.cat(parts)
 
 
-def train_rotation(
-    network: LlamaForCausalLM, depth: int, base: Tensor, source: Tensor, states: Tensor | None, labels: Tensor,
-    *, rank: int, steps: int, batch: int,
-) -> float:  # fmt: skip
-    """Train one subspace by hooks, and return the last loss.
-
-    `states` are the sources' at this depth, or None: then they are run in every batch, as intervention libraries do.
-    """
-    rotate = nn.Linear(network.config.hidden_size, rank, bias=False)
-    parametrizations.orthogonal(rotate)
-    optimizer, loss = torch.optim.Adam(rotate.parameters(), lr=1e-3), torch.zeros(())
-    for step in range(steps):
-        rows = torch.arange(step * batch, (step + 1) * batch) % len(base)
-        with torch.no_grad():
-            other = last_states(network, source[rows], batch)[depth] if states is None else states[rows]
-        weight = rotate.weight
-        with swapped(network, depth, other, lambda b, s, weight=weight: b + (s - b) @ weight.T @ weight):
-            loss = nn.functional.cross_entropy(last_logits(network, base[rows]), labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return loss.item()
-
-
-def _inputs(tokens: Tensor) -> dict[str, Any]:
+def one_token_inputs(tokens: Tensor) -> dict[str, Any]:
+    """Return how pyvene is told to give logits after the last token alone."""
     return {"input_ids": tokens, "use_cache": False, "logits_to_keep": 1}
 
 

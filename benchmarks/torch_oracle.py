@@ -167,3 +167,10 @@ def looped_logits(
 def prob_delta(patched: Tensor, base: Tensor) -> Tensor:
     """Return the change of the class probabilities, class by class, `[C N]`."""
     return (patched.softmax(-1) - base.softmax(-1)).T.reshape(-1)
+
+
+def thin_frames(start: Tensor, free: Tensor, used: Tensor) -> Tensor:
+    """Make W_0 + A orthonormal, columns out of use 0: `[G, D, K]`."""
+    columns = (start + free) * used[:, None]
+    lower = torch.linalg.cholesky(columns.mT @ columns + torch.diag_embed(1 - used))
+    return torch.linalg.solve_triangular(lower, columns.mT, upper=False).mT

@@ -99,7 +99,7 @@ def _sites_together(fit: Recorded, sites: SiteBank, signature: Signature) -> int
             f"{'all' if signature.blocks else 'one'} to fit the memory of {_size(signature.memory)}: count fewer "
             "`classes` (`answer_classes`), average over `families`, take fewer pairs or allow more `memory`"
         )
-    return min(together, sites.size)
+    return -(-sites.size // -(-sites.size // together))  # blocks of one length, as few as can be
 
 
 def _size(count: int) -> str:
