@@ -38,7 +38,7 @@ def run(budget: float) -> list[Row]:
         START_KEY, tap, full_supports(tap, range(1), DEPTHS), ranks=RANKS, learning_rates=(1e-3,)
     )
     base, source = problem.tensors()
-    task = Task(base, source, torch.as_tensor(labels, dtype=torch.long), STEPS, BATCH)
+    task = Task(base, source, torch.tensor(labels, dtype=torch.long), STEPS, BATCH)
     cached, base_states = cache_prefix(network, base, source, BATCH), last_states(network, base, BATCH)
     groups, order = grouped(candidates)
     together = lambda task: torch.cat(train_together(network, task, cached, base_states, groups)).numpy()

@@ -104,7 +104,7 @@ class Cached(NamedTuple):
 
 def cache_prefix(network: LlamaForCausalLM, base: Tensor, source: Tensor, batch: int) -> Cached:
     """Run bases and sources once and keep what a sweep of the last token reuses."""
-    with torch.inference_mode():
+    with torch.no_grad():
         parts = [
             network(input_ids=rows, use_cache=True, logits_to_keep=1).past_key_values for rows in base.split(batch)
         ]

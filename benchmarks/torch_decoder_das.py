@@ -52,10 +52,11 @@ def train_pyvene(network: LlamaForCausalLM, task: Task, depth: int, rank: int) -
     representation = pyvene.RepresentationConfig(
         layer=depth, component="block_output", unit="pos", max_number_of_units=1, low_rank_dimension=rank
     )
+    rotated: Any = pyvene.LowRankRotatedSpaceIntervention  # its annotation names one kind alone
     config = pyvene.IntervenableConfig(
         model_type=type(network),
         representations=[representation],
-        intervention_types=pyvene.LowRankRotatedSpaceIntervention,
+        intervention_types=rotated,
     )
     wrapped = pyvene.IntervenableModel(config, network)
     wrapped.disable_model_gradients()

@@ -111,7 +111,7 @@ def handle_outputs(network: Network, runs: Runs, handles: Handle) -> Array:
     return map_handles(lambda handle: patched_outputs(network, runs, handle), handles, chunk=1)
 
 
-def map_handles(function: Callable[[Any], Array], handles: Any, *, chunk: int) -> Array:
+def map_handles(function: Callable[[Any], Any], handles: Any, *, chunk: int) -> Any:
     """Apply a function to every handle of a batch, or every site, `chunk` of them at most at a time, in one program."""
     count = leading_axis(handles)
     chunk = -(-count // -(-count // chunk))
@@ -120,7 +120,7 @@ def map_handles(function: Callable[[Any], Array], handles: Any, *, chunk: int) -
     # Chunks of one size: a shorter one at the end would be compiled, and run, beside them.
     rows = jnp.minimum(jnp.arange(-(-count // chunk) * chunk), count - 1)
     padded = handles if len(rows) == count else jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], handles)
-    return jax.lax.map(function, padded, batch_size=chunk)[:count]
+    return jax.tree.map(lambda leaf: leaf[:count], jax.lax.map(function, padded, batch_size=chunk))
 
 
 def handle_chunk(runs: Runs, tap: str, budget: int = CHUNK_BYTES) -> int:
@@ -130,7 +130,12 @@ def handle_chunk(runs: Runs, tap: str, budget: int = CHUNK_BYTES) -> int:
 
 
 def resume_chunk(runs: Runs, tap: str) -> int:
-    """Return how many handles of one depth to patch at once.
+    """Return how many handles of one depth to patch at once."""
+    return 1 if pays_to_skip(runs, tap, runs.outputs.shape[0]) else handle_chunk(runs, tap)
+
+
+def pays_to_skip(runs: Runs, tap: str, pairs: int) -> bool:
+    """Tell whether handles are better run apart, on so many of the pairs, so that each skips the layers before it.
 
     Under vmap a network that resumes in its middle computes every layer and drops some. One handle at a time it skips
     them, which pays on a CPU as soon as one handle is work enough; an accelerator needs the batch. Work is counted in
@@ -138,8 +143,8 @@ def resume_chunk(runs: Runs, tap: str) -> int:
     """
     source = runs.source[tap]
     kept = sum(leaf.size for leaf in jax.tree.leaves(runs.inputs)) // source.shape[0]
-    enough = math.prod(source.shape[1:]) + kept >= _WORK
-    return 1 if jax.default_backend() == "cpu" and enough else handle_chunk(runs, tap)
+    work = (math.prod(source.shape[1:]) + kept) * pairs // runs.outputs.shape[0]
+    return jax.default_backend() == "cpu" and work >= _WORK
 
 
 def take_pairs(runs: Runs, rows: Int[AnyArray, " B"]) -> Runs:

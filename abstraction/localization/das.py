@@ -16,7 +16,7 @@ A <- A - W_0 W_0^T A, and with B = A^T A, a k x k matrix, the orthonormal column
 
 each W_0 at A = 0 and O(M k^2). The first is the Cayley transform (I + S)^-1 (I - S) W_0 of S = W_0 A^T - A W_0^T, and
 the second exp(-S) W_0, both without the M x M matrix that defines them. Boundless search weights the columns one by
-one, so there the frame matters, A turns within its span too, and the transform takes a solve of size 2 k.
+one, so there the frame matters, A turns within its span too, and the transform takes an inverse of size 2 k.
 
 DAS reads and writes along the same orthonormal directions. The definition of an interchange does not ask for that:
 any E, G with G E = I give features to swap, and M is then an oblique projector. At rank 1 it has a read vector v and a
@@ -27,7 +27,6 @@ A is confined to the features of the support, so a search stays inside its span.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -38,13 +37,11 @@ from jaxtyping import Array, Float, Int
 from abstraction.checks import number, one_of, places, positive
 from abstraction.interventions import Basis
 from abstraction.localization.searching import Free
+from abstraction.localization.small import cosine_and_sine, general_inverse, inverse, orthonormalized, product
 from abstraction.localization.supports import Candidates
 from abstraction.typing import AnyArray
 
 Parametrization = Literal["cayley", "expm", "qr", "oblique"]
-
-# Accelerators round products of float32 to fewer bits; a frame has to stay orthonormal.
-_product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclass(frozen=True)
@@ -150,31 +147,13 @@ def frame(
     Columns that are not in use are 0 in both, and stay so.
     """
     if parametrization == "qr":
-        moved = start + free
-        lower = jnp.linalg.cholesky(_product(moved.T, moved) + jnp.diag(1 - used))
-        return jax.scipy.linalg.solve_triangular(lower, moved.T, lower=True).T
-    free = free - _product(start, _product(start.T, free))
-    gram, identity = _product(free.T, free), jnp.eye(start.shape[-1], dtype=start.dtype)
+        return orthonormalized((start + free) * used)
+    free = free - product(start, product(start.T, free))
+    gram, identity = product(free.T, free), jnp.eye(start.shape[-1], dtype=start.dtype)
     if parametrization == "expm":
-        # c' = -B s, s' = c from (I, 0) reaches c = cos(B^1/2), s = B^-1/2 sin(B^1/2), without a root of B.
-        generator = jnp.block([[jnp.zeros_like(gram), -gram], [identity, jnp.zeros_like(gram)]])
-        cosine, sine = jnp.split(jax.scipy.linalg.expm(generator)[:, : len(gram)], 2)
-        return _product(start, cosine) + _product(free, sine)
-    return 2 * _product(start + free, inverse(identity + gram)) - start
-
-
-@jax.custom_jvp
-def inverse(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
-    """Invert a symmetric positive definite matrix: by Cholesky, without the pivots of a general one."""
-    lower = jnp.linalg.cholesky(matrix)
-    half = jax.scipy.linalg.solve_triangular(lower, jnp.eye(len(matrix), dtype=matrix.dtype), lower=True)
-    return _product(half.T, half)
-
-
-@inverse.defjvp
-def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    found = inverse(*primals)
-    return found, -_product(found, _product(*tangents, found))
+        cosine, sine = cosine_and_sine(gram)
+        return product(start, cosine) + product(free, sine)
+    return 2 * product(start + free, inverse(identity + gram)) - start
 
 
 def turned_columns(start: Float[Array, "M k"], free: Float[Array, "M k"]) -> Float[Array, "M k"]:
@@ -183,8 +162,8 @@ def turned_columns(start: Float[Array, "M k"], free: Float[Array, "M k"]) -> Flo
     S = U V^T has rank 2 k, so by Woodbury (I + S)^-1 (I - S) = I - 2 U (I + V^T U)^-1 V^T.
     """
     left, right = jnp.concatenate([start, -free], axis=1), jnp.concatenate([free, start], axis=1)
-    small = jnp.eye(left.shape[1], dtype=left.dtype) + _product(right.T, left)
-    return start - 2 * _product(left, jnp.linalg.solve(small, _product(right.T, start)))
+    small = jnp.eye(left.shape[1], dtype=left.dtype) + product(right.T, left)
+    return start - 2 * product(left, product(general_inverse(small), product(right.T, start)))
 
 
 def oblique(
@@ -192,8 +171,8 @@ def oblique(
 ) -> tuple[Float[Array, "M k"], Float[Array, "k M"]]:
     """Return E = W_0 + A and G = (G' E)^-1 G' with G' = W_0^T + B, so that what is read is what is written."""
     encoder, other = start + read, (start + write).T
-    overlap = _product(other, encoder) + jnp.diag(1 - used)  # columns out of use are 0, and stay so
-    return encoder, jnp.linalg.solve(overlap, other)
+    overlap = product(other, encoder) + jnp.diag(1 - used)  # columns out of use are 0, and stay so
+    return encoder, product(general_inverse(overlap), other)
 
 
 def _confined(free: Float[Array, "M k"], candidate: Candidates, used: Float[Array, " k"]) -> Float[Array, "M k"]:

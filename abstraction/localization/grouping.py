@@ -1,7 +1,8 @@
 """Which searches are trained together: neighbouring depths, ranks that cost about the same, and few sizes.
 
-A candidate is as wide as the largest rank it is trained beside. Where that is work, ranks are trained in buckets, each
-up to four times the one before, {1}, {2..4}, {5..16}, ..., so that rank 1 does not pay for rank 64.
+A candidate is as wide as the largest rank it is trained beside. Where frames are most of the work, ranks are trained
+in buckets, each up to four times the one before, {1}, {2..4}, {5..16}, ..., so that rank 1 does not pay for rank 64.
+Where the network is, larger batches of it pay more.
 """
 
 import dataclasses
@@ -15,11 +16,17 @@ _WIDE = 2**18
 """Numbers in the frames of all candidates from which on ranks are worth a program for each bucket."""
 
 
-def groups_of(candidates: Candidates, bands: int) -> list[Int[np.ndarray, " G"]]:
-    """Split candidates into those of neighbouring depths, and of ranks within a factor of 4 where that saves work."""
+def groups_of(candidates: Candidates, bands: int, weights: int) -> list[Int[np.ndarray, " G"]]:
+    """Split candidates into those of neighbouring depths, and of ranks within a factor of 4 where that saves work.
+
+    Args:
+      candidates: the searches.
+      bands: groups of neighbouring depths.
+      weights: numbers in the network's parameters.
+    """
     depths, ranks = np.asarray(candidates.depth), np.asarray(candidates.rank)
-    order = np.argsort(depths, kind="stable") if bands > 1 else np.arange(len(depths))
-    wide = np.size(candidates.start) > _WIDE
+    order = np.argsort(depths, kind="stable")
+    wide = np.size(candidates.start) > max(_WIDE, weights)
     buckets = np.ceil(np.log2(ranks) / 2).astype(int) * wide
     parts = np.array_split(order, min(bands, len(depths)))
     return [part[buckets[part] == bucket] for part in parts for bucket in np.unique(buckets[part])]

@@ -27,7 +27,7 @@ from abstraction.evaluation import Readout, Recorded
 from abstraction.evaluation.recording import check_recorded
 from abstraction.interventions import Basis, Handle
 from abstraction.interventions.handles import check_depths
-from abstraction.interventions.patching import Runs, patched_outputs, take_pairs
+from abstraction.interventions.patching import Runs, patched_outputs, pays_to_skip, take_pairs
 from abstraction.localization.grouping import groups_of, narrowed, padded_searches
 from abstraction.localization.projectors import geometry
 from abstraction.localization.supports import Candidates, over_candidates
@@ -175,7 +175,8 @@ def train_candidates(
     check_key(key)
     check_recorded(fit)
     _check(network, fit, candidates, config)
-    groups = groups_of(candidates, config.bands)
+    weights = sum(np.size(leaf) for leaf in jax.tree.leaves(network.params))
+    groups = groups_of(candidates, config.bands, weights)
     found = []
     for group in groups:
         later = _from_depth(network, int(np.asarray(candidates.depth)[group].min()))
@@ -203,7 +204,7 @@ def _train_group(
     state = _start(padded, idle, featurizer, config.max_epochs)
     weights = pair_weights(fit.bank, config.sensitive_weight).astype(np.float32)
     data = (fit.runs, fit.bank.labels, weights)
-    training = _Training(featurizer, config, fit.readout)
+    training = _Training(featurizer, config, fit.readout, _together(fit.runs, candidates, config))
     epoch, running = 0, count
     while epoch < config.max_epochs and running:
         until = np.int32(min(epoch + _EPOCHS_PER_CALL, config.max_epochs))
@@ -214,6 +215,13 @@ def _train_group(
     found = jax.device_get(_result(padded, state, featurizer))
     cut = jax.tree.map(lambda leaf: leaf[:count], found._replace(candidates=None, curve=found.curve.T))
     return cut._replace(candidates=candidates, curve=cut.curve.T)
+
+
+def _together(runs: Runs, candidates: Candidates, config: SearchConfig) -> int | None:
+    """Return how many candidates to run at once, about those of one depth, or None for all."""
+    depths = len(np.unique(np.asarray(candidates.depth)))
+    apart = depths > 1 and pays_to_skip(runs, candidates.tap, config.batch_size)
+    return -(-len(candidates.depth) // depths) if apart else None
 
 
 def _joined(candidates: Candidates, parts: Sequence[Searched], groups: Sequence[Int[np.ndarray, " G"]]) -> Searched:
@@ -290,6 +298,7 @@ class _Training(NamedTuple):
     featurizer: Featurizer
     config: SearchConfig
     readout: Readout
+    together: int | None
 
 
 @partial(jax.jit, static_argnames=("training",), donate_argnames=("state",))
@@ -302,7 +311,7 @@ def _train(
     until: Int[Array, ""],
     training: _Training,
 ) -> _State:
-    (runs, labels, weights), (featurizer, config, readout) = data, training
+    (runs, labels, weights), (featurizer, config, readout, together) = data, training
     pairs, tap = labels.shape[1], candidates.tap
     steps = config.steps_per_epoch or pairs // config.batch_size
     optimizer = optax.scale_by_adam()
@@ -317,7 +326,7 @@ def _train(
         rows, progress = inputs
         batch = take_pairs(runs, rows)
         one = lambda candidate, free: jax.value_and_grad(loss)(free, candidate, batch, rows, progress)
-        values, gradients = over_candidates(one, candidates, state.free)
+        values, gradients = over_candidates(one, candidates, state.free, together=together)
         updates, optimizer_state = jax.vmap(optimizer.update)(gradients, state.optimizer_state)
         decay = 0.5 * (1 + jnp.cos(jnp.pi * progress)) if config.cosine else 1.0
         rate = jnp.asarray(candidates.learning_rate) * decay

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from abstraction.checks import are_some_of, is_whole, positive, whole
 from abstraction.interventions import Basis
 from abstraction.interventions.handles import check_depths
+from abstraction.interventions.patching import map_handles
 from abstraction.models import Tap
 from abstraction.pytrees import pytree, static
 from abstraction.randomness import check_key
@@ -117,10 +118,15 @@ class Candidates:
         return dataclasses.replace(bare, spans=self.spans)
 
 
-def over_candidates(function: Callable[..., Any], candidates: Candidates, *batched: Any) -> Any:
-    """Map `function(candidate, *rest)` over the candidates and what else has an axis C."""
-    one = lambda candidate, *rest: function(dataclasses.replace(candidate, spans=candidates.spans), *rest)
-    return jax.vmap(one)(dataclasses.replace(candidates, spans=None), *batched)
+def over_candidates(
+    function: Callable[..., Any], candidates: Candidates, *batched: Any, together: int | None = None
+) -> Any:
+    """Map `function(candidate, *rest)` over the candidates and what else has an axis C, all or so many at a time."""
+    one = lambda each: function(dataclasses.replace(each[0], spans=candidates.spans), *each[1:])
+    every = dataclasses.replace(candidates, spans=None), *batched
+    if together is None or together >= len(candidates.depth):
+        return jax.vmap(one)(every)
+    return map_handles(one, every, chunk=together)
 
 
 def full_supports(tap: Tap, variables: Sequence[int], depths: Sequence[int] | None = None) -> list[Support]:

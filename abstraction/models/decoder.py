@@ -11,7 +11,7 @@ side by side), `attention_output`, `attention_post_norm`; `mlp_input`, `mlp_hidd
 `at_positions` restricts an edit to some tokens; heads are groups of `head_size` coordinates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -239,12 +239,14 @@ class Decoder:
         graph, weights = nnx.split(network.blocks)
         windowed = self._windowed()
 
-        # A gradient keeps the streams between blocks and runs each block again: keeping what is inside would stack a
-        # copy of every block's weights.
-        @partial(jax.checkpoint, prevent_cse=False)
+        # A gradient keeps the streams between blocks and what each block's maps say, and finds the rest again: keeping
+        # all that is inside would stack a copy of every block's weights.
+        @partial(jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
         def step(stream: Array, index: Array) -> Array:
-            # A branch for each block reads its past where that lies; a slice out of all of them would be a copy.
-            pick = lambda read: jax.lax.switch(index - first, [partial(read, one) for one in (past or ())[first:]])
+            def pick(read: Callable[[Past], Array]) -> Array:
+                # A branch for each block reads its past where that lies; a slice out of all of them would be a copy.
+                again = jax.checkpoint(read, prevent_cse=False)
+                return jax.lax.switch(index - first, [partial(again, one) for one in (past or ())[first:]])
 
             def run(stream: Array) -> Array:
                 # Blocks are taken out of the stack here, so that those that are skipped are not read.

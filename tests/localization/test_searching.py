@@ -257,9 +257,9 @@ def test_searches_are_filled_up_to_few_sizes(plant, count, size):
 
 def test_ranks_are_trained_apart_only_where_frames_are_work(monkeypatch, plant):
     candidates = _full(plant, ranks=(1, 2, 3, 4, 5, 6))
-    assert [len(group) for group in groups_of(candidates, 1)] == [12]
+    assert [len(group) for group in groups_of(candidates, 1, 0)] == [12]
     monkeypatch.setattr(grouping, "_WIDE", 0)
-    groups = groups_of(candidates, 1)
+    groups = groups_of(candidates, 1, 0)
     assert [sorted(set(candidates.rank[group].tolist())) for group in groups] == [[1], [2, 3, 4], [5, 6]]
     assert sorted(np.concatenate(groups).tolist()) == list(range(12))
     assert [narrowed(candidates.take(group)).start.shape[-1] for group in groups] == [1, 4, 6]

@@ -1,0 +1,125 @@
+"""Inverses and functions of the k x k matrices of frames, by products alone.
+
+LAPACK's routines would do, but on a CPU XLA calls them from the threads that they then wait for: two at once, of a
+batch that is worth parting, wait forever, and BLAS starts threads of its own beside them.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+_LEAF, _LEAVES = 16, 8
+_TERMS, _DOUBLINGS = 10, 3
+
+
+def product(*factors: Array) -> Array:
+    """Multiply, in float32 as it is: accelerators round products to fewer bits, and a frame has to stay orthonormal."""
+    result, *others = factors
+    for factor in others:
+        result = jnp.matmul(result, factor, precision=jax.lax.Precision.HIGHEST)
+    return result
+
+
+def inverse_root(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """Return L^-1, where L L^T is the Cholesky factorisation of a symmetric positive definite matrix.
+
+    In halves, R = L^-1 of the first and S the Schur complement:
+
+        A = [[F, C^T], [C, E]],  S = E - C R^T R C^T,  L^-1 = [[R, 0], [-S^-1/2 C R^T R, S^-1/2]]
+    """
+    return _inverse_root(matrix, max(_LEAF, -(-len(matrix) // _LEAVES)))
+
+
+def _inverse_root(matrix: Float[Array, "k k"], leaf: int) -> Float[Array, "k k"]:
+    size, half = len(matrix), -(-len(matrix) // 2)
+    if size <= leaf:
+        return _eliminated(matrix)
+    first, cross = matrix[:half, :half], matrix[half:, :half]
+    root = _inverse_root(first, leaf)
+    read = product(product(cross, root.T), root)
+    rest = _inverse_root(matrix[half:, half:] - product(read, cross.T), leaf)
+    return jnp.block([[root, jnp.zeros((half, size - half), matrix.dtype)], [-product(rest, read), rest]])
+
+
+def _eliminated(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """Eliminate below the diagonal, step by step: D^-1/2 E of A = E^-1 D E^-T."""
+    size = len(matrix)
+    places = jnp.arange(size)
+
+    def step(index: Array, both: Float[Array, "k m"]) -> Float[Array, "k m"]:
+        row = both[index]
+        factors = jnp.where(places > index, both[:, index] / row[index], 0.0)
+        return both - factors[:, None] * row
+
+    both = jax.lax.fori_loop(0, size, step, jnp.concatenate([matrix, jnp.eye(size, dtype=matrix.dtype)], axis=1))
+    return both[:, size:] / jnp.sqrt(jnp.diagonal(both))[:, None]
+
+
+@jax.custom_jvp
+def inverse(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """Invert a symmetric positive definite matrix."""
+    root = inverse_root(matrix)
+    return product(root.T, root)
+
+
+@inverse.defjvp
+def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    found = inverse(*primals)
+    return found, -product(found, *tangents, found)
+
+
+@jax.custom_jvp
+def general_inverse(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """Invert any matrix that has an inverse: elimination with row pivots."""
+    size = len(matrix)
+    places = jnp.arange(size)
+
+    def step(index: Array, both: Float[Array, "k m"]) -> Float[Array, "k m"]:
+        pivot = jnp.where(places >= index, jnp.abs(both[:, index]), -1.0).argmax()
+        order = jnp.where(places == index, pivot, jnp.where(places == pivot, index, places))
+        both = both[order]
+        row = both[index] / both[index, index]
+        return jnp.where((places == index)[:, None], row, both - both[:, index][:, None] * row)
+
+    both = jnp.concatenate([matrix, jnp.eye(size, dtype=matrix.dtype)], axis=1)
+    return jax.lax.fori_loop(0, size, step, both)[:, size:]
+
+
+@general_inverse.defjvp
+def _general_inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    found = general_inverse(*primals)
+    return found, -product(found, *tangents, found)
+
+
+@jax.custom_jvp
+def orthonormalized(columns: Float[Array, "M k"]) -> Float[Array, "M k"]:
+    """Return the Q factor Y L^-T of columns Y, L L^T = Y^T Y; a column that is 0 stays 0."""
+    return product(columns, _columns_root(columns).T)
+
+
+def _columns_root(columns: Float[Array, "M k"]) -> Float[Array, "k k"]:
+    idle = (columns == 0).all(axis=0).astype(columns.dtype)
+    return inverse_root(product(columns.T, columns) + jnp.diag(idle))
+
+
+@orthonormalized.defjvp
+def _orthonormalized_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """With C = dY L^-T and A = Q^T C: dQ = C - Q Phi, Phi the upper triangle of A + A^T, half of its diagonal."""
+    (columns,), (moved,) = primals, tangents
+    root = _columns_root(columns)
+    found, turned = product(columns, root.T), product(moved, root.T)
+    inner = product(found.T, turned)
+    upper = jnp.triu(inner + inner.T) - jnp.diag(jnp.diagonal(inner))
+    return found, turned - product(found, upper)
+
+
+def cosine_and_sine(square: Float[Array, "k k"]) -> tuple[Float[Array, "k k"], Float[Array, "k k"]]:
+    """Return cos(B^1/2) and B^-1/2 sin(B^1/2): power series of B / 4^3, doubled three times."""
+    identity, part = jnp.eye(len(square), dtype=square.dtype), square / 4.0**_DOUBLINGS
+    cosine = sine = identity
+    for term in range(_TERMS, 0, -1):
+        cosine = identity - product(part, cosine) / ((2 * term - 1) * (2 * term))
+        sine = identity - product(part, sine) / ((2 * term) * (2 * term + 1))
+    for _ in range(_DOUBLINGS):
+        cosine, sine = 2 * product(cosine, cosine) - identity, product(sine, cosine)
+    return cosine, sine
