@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import math
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -86,29 +87,19 @@ def _shown(value: float) -> str:
 
 
 def show(rows: list[Row]) -> None:
-    """Print rows as a table, and the machine and versions below it."""
-    table = Table(title="seconds: fastest warm call; times what users call takes (user), the fastest rival (best)")
-    for column in ("benchmark", "size", "implementation"):
-        table.add_column(column, overflow="fold")
-    for column in ("seconds", "compile", "MB", "x user", "x best"):
-        table.add_column(column, justify="right")
-    previous = None
-    for row in rows:
-        if previous is not None and (row.benchmark, row.size) != (previous.benchmark, previous.size):
-            table.add_section()
-        new = previous is None or (row.benchmark, row.size) != (previous.benchmark, previous.size)
-        compile_seconds = f"{row.seconds_compile:.2f}" if row.seconds_compile else ""
-        names = (row.benchmark, row.size) if new else ("", "")
-        table.add_row(
-            *names,
-            row.implementation,
-            _shown(row.seconds),
-            compile_seconds,
-            *(_shown(value) for value in (row.memory, row.speedup, row.speedup_best)),
-        )
-        previous = row
+    """Print a table for every comparison, and the machine and versions below them."""
     console = Console()
-    console.print(table)
+    for (benchmark, size), group in groupby(rows, key=lambda row: (row.benchmark, row.size)):
+        table = Table(title=f"{benchmark}: {size}", title_justify="left")
+        table.add_column("seconds: fastest warm call", overflow="fold", min_width=24)
+        for column in ("seconds", "compile", "MB", "x user", "x best"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in group:
+            compile_seconds = f"{row.seconds_compile:.2f}" if row.seconds_compile else ""
+            numbers = (row.memory, row.speedup, row.speedup_best)
+            table.add_row(row.implementation, _shown(row.seconds), compile_seconds, *map(_shown, numbers))
+        console.print(table)
+    console.print("x user: times what users call takes (the baseline); x best: times the fastest rival", style="dim")
     for device, cpus, versions in dict.fromkeys((row.device, row.cpus, row.versions) for row in rows):
         console.print(f"{device}, {cpus} processors; {versions}", style="dim")
 
