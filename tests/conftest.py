@@ -9,7 +9,7 @@ from jaxtyping import config, install_import_hook
 
 CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
 OPTIMIZED = ("experiments", "parity", "reduction/test_published.py", "evaluation/test_sequences.py")
 """Tests that run longer than they compile."""
