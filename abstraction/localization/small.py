@@ -1,7 +1,8 @@
-"""Inverses and functions of the k x k matrices of frames, by products alone.
+"""Inverses and functions of the k x k matrices of frames, by products, and LAPACK for what is small alone.
 
-LAPACK's routines would do, but on a CPU XLA calls them from the threads that they then wait for: two at once, of a
-batch that is worth parting, wait forever, and BLAS starts threads of its own beside them.
+On a CPU XLA calls LAPACK from the threads that it then parts a batch among, and waits for them: two such calls at once
+can wait forever, and from some tens of rows on BLAS starts threads of its own beside them. So every derivative here is
+written out, in terms of what is there already, and a program has one chain of such calls, each of them small.
 """
 
 import jax
@@ -33,26 +34,13 @@ def inverse_root(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
 def _inverse_root(matrix: Float[Array, "k k"], leaf: int) -> Float[Array, "k k"]:
     size, half = len(matrix), -(-len(matrix) // 2)
     if size <= leaf:
-        return _eliminated(matrix)
+        identity = jnp.eye(size, dtype=matrix.dtype)
+        return jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(matrix), identity, lower=True)
     first, cross = matrix[:half, :half], matrix[half:, :half]
     root = _inverse_root(first, leaf)
     read = product(product(cross, root.T), root)
     rest = _inverse_root(matrix[half:, half:] - product(read, cross.T), leaf)
     return jnp.block([[root, jnp.zeros((half, size - half), matrix.dtype)], [-product(rest, read), rest]])
-
-
-def _eliminated(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
-    """Eliminate below the diagonal, step by step: D^-1/2 E of A = E^-1 D E^-T."""
-    size = len(matrix)
-    places = jnp.arange(size)
-
-    def step(index: Array, both: Float[Array, "k m"]) -> Float[Array, "k m"]:
-        row = both[index]
-        factors = jnp.where(places > index, both[:, index] / row[index], 0.0)
-        return both - factors[:, None] * row
-
-    both = jax.lax.fori_loop(0, size, step, jnp.concatenate([matrix, jnp.eye(size, dtype=matrix.dtype)], axis=1))
-    return both[:, size:] / jnp.sqrt(jnp.diagonal(both))[:, None]
 
 
 @jax.custom_jvp
@@ -72,6 +60,8 @@ def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
 def general_inverse(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
     """Invert any matrix that has an inverse: elimination with row pivots."""
     size = len(matrix)
+    if size <= _LEAF:
+        return jnp.linalg.inv(matrix)
     places = jnp.arange(size)
 
     def step(index: Array, both: Float[Array, "k m"]) -> Float[Array, "k m"]:
