@@ -158,7 +158,7 @@ AXES = (
         (128, 384, 1280, 3840, 12_800), lambda size: train(count=size),
     ),
     Axis(
-        "train_candidates", "width", "4 rotations of rank 4, 20 batches of 64 pairs", 1, (16, 64, 230, 768, 2304),
+        "train_candidates", "width", "4 rotations of rank 4, 20 batches of 64", 1, (16, 64, 230, 768, 2304),
         lambda size: train(candidates=4, width=size),
     ),
     Axis("resume", "depth", "8 handles, 256 pairs, width 64", 1, (4, 12, 40, 120, 400), resume),
@@ -170,5 +170,5 @@ AXES = (
         "collect_statistics", "vocabulary", "32 units, 8 examples", 1, (500, 1581, 5000, 15_811, 50_257),
         lambda size: curvature(32, size, 8),
     ),
-    Axis("eliminate", "units", "full rank, all but one removed", 3, (30, 96, 300, 960, 3000), elimination),
+    Axis("eliminate", "units", "full rank, all but one removed", 3, (20, 60, 200, 600, 2000), elimination),
 )  # fmt: skip
