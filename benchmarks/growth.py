@@ -116,5 +116,5 @@ def draw(axis: Axis, points: list[Point], path: Path) -> None:
     right.set_ylabel("megabytes at most")
     handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
     left.legend(handles=handles, fontsize="x-small", frameon=False)
-    left.set_title(f"{axis.driver}: {axis.fixed}", fontsize="x-small")
+    left.set_title(f"{axis.driver}\n{axis.fixed}", fontsize="x-small")
     figure.savefig(path, dpi=200)
