@@ -114,6 +114,7 @@ def draw(axis: Axis, points: list[Point], path: Path) -> None:
     left.set_xlabel(axis.axis)
     left.set_ylabel("seconds, warm")
     right.set_ylabel("megabytes at most")
+    right.set_ylim(0.5, max(10.0, 2 * memory.max() / 1e6))  # below a megabyte it is pages that come and go
     handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
     left.legend(handles=handles, fontsize="x-small", frameon=False)
     left.set_title(f"{axis.driver}\n{axis.fixed}", fontsize="x-small")
