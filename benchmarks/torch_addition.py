@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from abstraction.causal import PairBank
 from abstraction.tasks import addition
 from abstraction.typing import Params
-from benchmarks.torch_oracle import tensor
+from benchmarks.torch_oracle import tensor, thin_frames
 
 
 class TorchGRU(nn.Module):
@@ -207,9 +207,7 @@ def leading_columns(matrices: Tensor, searches: Sequence[TorchSearch]) -> Tensor
     """Make the columns of each search's rank orthonormal, and the others 0: Y L^-T with L L^T = Y^T Y."""
     ranks = torch.tensor([search.rank for search in searches])
     used = (torch.arange(matrices.shape[-1]) < ranks[:, None]).to(matrices.dtype)
-    columns = matrices * used[:, None]
-    lower = torch.linalg.cholesky(columns.mT @ columns + torch.diag_embed(1 - used))
-    return torch.linalg.solve_triangular(lower, columns.mT, upper=False).mT
+    return thin_frames(matrices, torch.zeros_like(matrices), used)
 
 
 def train_together(

@@ -37,7 +37,7 @@ from jaxtyping import Array, Float, Int
 from abstraction.checks import number, one_of, places, positive
 from abstraction.interventions import Basis
 from abstraction.localization.searching import Free
-from abstraction.localization.small import cosine_and_sine, general_inverse, inverse, orthonormalized, product
+from abstraction.localization.small_matrices import cosine_and_sine, general_inverse, inverse, orthonormalized, product
 from abstraction.localization.supports import Candidates
 from abstraction.typing import AnyArray
 

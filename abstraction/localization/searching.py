@@ -204,7 +204,7 @@ def _train_group(
     state = _start(padded, idle, featurizer, config.max_epochs)
     weights = pair_weights(fit.bank, config.sensitive_weight).astype(np.float32)
     data = (fit.runs, fit.bank.labels, weights)
-    training = _Training(featurizer, config, fit.readout, _together(fit.runs, candidates, config))
+    training = _Training(featurizer, config, fit.readout, _together(fit.runs, padded, config))
     epoch, running = 0, count
     while epoch < config.max_epochs and running:
         until = np.int32(min(epoch + _EPOCHS_PER_CALL, config.max_epochs))

@@ -239,9 +239,11 @@ class Decoder:
         graph, weights = nnx.split(network.blocks)
         windowed = self._windowed()
 
-        # A gradient keeps the streams between blocks and what each block's maps say, and finds the rest again: keeping
-        # all that is inside would stack a copy of every block's weights.
-        @partial(jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+        # A gradient keeps the streams between blocks, and of a few fresh tokens what each block's maps say. It finds
+        # the rest again: keeping all that is inside would stack a copy of every block's weights.
+        policy = None if past is None else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+
+        @partial(jax.checkpoint, prevent_cse=False, policy=policy)
         def step(stream: Array, index: Array) -> Array:
             def pick(read: Callable[[Past], Array]) -> Array:
                 # A branch for each block reads its past where that lies; a slice out of all of them would be a copy.

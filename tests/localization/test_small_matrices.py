@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from abstraction.localization.small import (
+from abstraction.localization.small_matrices import (
     cosine_and_sine,
     general_inverse,
     inverse,
