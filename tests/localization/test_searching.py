@@ -295,6 +295,24 @@ def test_idle_searches_that_fill_a_block_change_nothing(monkeypatch):
     assert_searched_alike(alone, filled)
 
 
+def test_searches_of_a_depth_at_a_time_find_what_all_find_together(monkeypatch):
+    """Deepest first: candidates come out in the order in which they went in."""
+    adder = planted_adder()
+    tap = adder.tap
+    candidates = candidate_grid(
+        jax.random.key(0), tap, full_supports(tap, range(1))[::-1], ranks=(1, 2, 3), learning_rates=(1e-3,)
+    )
+    config = SearchConfig(batch_size=64, max_epochs=1)
+    train = lambda: train_candidates(jax.random.key(1), adder.network, adder.fit, candidates, Rotation(), config)
+    together = train()
+    heard = []
+    pays = lambda *asked: heard.append(asked[1:]) or True
+    monkeypatch.setattr(searching, "pays_to_skip", pays)
+    apart = train()
+    assert heard == [(tap.name, 64)]
+    assert_searched_alike(together, apart)
+
+
 def test_bands_of_depths_train_the_same_candidates_in_the_same_order():
     adder = planted_adder()
     tap = adder.tap
