@@ -14,7 +14,7 @@ from abstraction.models import MLP, Network
 from abstraction.tasks import equality
 from abstraction.training import Schedule, fit
 from abstraction.typing import Setting
-from experiments.heq import EqualityLoss
+from experiments.equality.experiment import EqualityLoss
 
 TAP = "hidden"
 ROWS, EPOCHS = 262_144, 16

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from experiments.endings import in_one_line
+from experiments.harness.endings import in_one_line
 
 
 def main() -> None:

@@ -8,18 +8,24 @@ from typing import Any, NamedTuple, get_type_hints
 
 import tyro
 
-from experiments import addition, certify, discovery, heq, mcqa, reduction, reports
-from experiments.addition_options import Addition
-from experiments.certify_options import Certify
-from experiments.config import HEQ, Figures, Tables
-from experiments.discovery_options import Discovery
-from experiments.endings import COMMAND, WRONG, Continuation
-from experiments.files import read_object
-from experiments.mcqa_options import Mcqa
-from experiments.programs import NO_CACHE, counted, keep_programs
-from experiments.records import open_run
-from experiments.reduction_options import Reduction
-from experiments.running import Experiment, run_experiment
+from experiments.addition import experiment as addition
+from experiments.addition.options import Addition
+from experiments.certify import experiment as certify
+from experiments.certify.options import Certify
+from experiments.discovery import experiment as discovery
+from experiments.discovery.options import Discovery
+from experiments.equality import experiment as heq
+from experiments.equality.options import HEQ, Figures, Tables
+from experiments.harness import reports
+from experiments.harness.endings import COMMAND, WRONG, Continuation
+from experiments.harness.files import read_object
+from experiments.harness.programs import NO_CACHE, counted, keep_programs
+from experiments.harness.records import open_run
+from experiments.harness.running import Experiment, run_experiment
+from experiments.mcqa import experiment as mcqa
+from experiments.mcqa.options import Mcqa
+from experiments.reduction import experiment as reduction
+from experiments.reduction.options import Reduction
 
 _CONFIG = "--config"
 _OF_ONE_RUN = ("out", "resume")

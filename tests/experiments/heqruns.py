@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from experiments.config import HEQ
-from experiments.records import Row, RunFolder, Unit, create_run
+from experiments.equality.options import HEQ
+from experiments.harness.records import Row, RunFolder, Unit, create_run
 
 SPLITS = ("test", "test-invariant", "test-specific")
 VARIABLES = ("wx", "yz", "mean")

@@ -14,13 +14,13 @@ from heqruns import Ended, command, snapshot
 from abstraction.artifacts import load
 from abstraction.models import GRU, Network
 from abstraction.tasks import addition
-from experiments import addition as experiment
-from experiments import tables
-from experiments.adders import gru, trained_adder
-from experiments.addition_options import Addition
-from experiments.methods import handle_mass
-from experiments.metrics import Metrics
-from experiments.records import RunFolder, Unit, open_run
+from experiments.addition import experiment
+from experiments.addition.network import gru, trained_adder
+from experiments.addition.options import Addition
+from experiments.harness import tables
+from experiments.harness.methods import handle_mass
+from experiments.harness.metrics import Metrics
+from experiments.harness.records import RunFolder, Unit, open_run
 
 METHODS = ("plot-stage-a", "plot-native-fitted", "plot-oblique-das", "readwrite", "plot-pca-v4", "plot-das-v1")
 COMMAND = ("addition", "--quick", "--seeds", 0, "--methods", *METHODS)

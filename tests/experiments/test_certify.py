@@ -19,19 +19,19 @@ from rich.console import Console
 from abstraction.evaluation.proposals import largest_weight
 from abstraction.reduction import Calibration
 from abstraction.tasks.mnist import load_digits
-from experiments import certify
-from experiments.certify_bench import NAME, TAP, Bench, Networks
-from experiments.certify_figures import draw
-from experiments.certify_options import (
+from experiments.certify import experiment as certify
+from experiments.certify.bench import NAME, TAP, Bench, Networks
+from experiments.certify.figures import draw
+from experiments.certify.options import (
     STUDIES,
     Certify,
     split_name,
 )
-from experiments.certify_tables import renderables
-from experiments.digits import LoadedDigits, loaded_digits, network, trained_network
-from experiments.records import Row, RunFolder, Unit, open_run
-from experiments.reduction_options import Data, NetworkOptions
-from experiments.running import run_experiment
+from experiments.certify.tables import renderables
+from experiments.harness.records import Row, RunFolder, Unit, open_run
+from experiments.harness.running import run_experiment
+from experiments.reduction.digits import LoadedDigits, loaded_digits, network, trained_network
+from experiments.reduction.options import Data, NetworkOptions
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CONFIG = Certify(quick=True, data=Data("digits"), methods=("cmr", "cip-affine", "cip-const", "vbp"))

@@ -8,8 +8,8 @@ import pytest
 import tyro
 
 from abstraction.reduction import METHODS
-from experiments import certify
-from experiments.certify_options import (
+from experiments.certify import experiment as certify
+from experiments.certify.options import (
     AdaptiveOptions,
     Certify,
     CoverageOptions,
@@ -19,8 +19,8 @@ from experiments.certify_options import (
     kept_units,
     quick,
 )
-from experiments.reduction_options import Data, NetworkOptions
-from experiments.running import run_experiment
+from experiments.harness.running import run_experiment
+from experiments.reduction.options import Data, NetworkOptions
 
 
 def test_defaults_are_the_published_settings():

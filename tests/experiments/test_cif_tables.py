@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cif_tables import (
+from experiments.certify.published import (
     CERTIFIED,
     COVERAGE,
     COVERAGE_RISK,

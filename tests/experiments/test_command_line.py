@@ -10,10 +10,16 @@ import tyro
 from heqruns import SMALL, Ended, command
 
 from abstraction.training import Trained
-from experiments import addition, certify, discovery, heq, mcqa, reduction, running
+from experiments.addition import experiment as addition
+from experiments.certify import experiment as certify
 from experiments.command_line import COMMANDS, with_config
-from experiments.config import HEQ
-from experiments.records import create_run
+from experiments.discovery import experiment as discovery
+from experiments.equality import experiment as heq
+from experiments.equality.options import HEQ
+from experiments.harness import running
+from experiments.harness.records import create_run
+from experiments.mcqa import experiment as mcqa
+from experiments.reduction import experiment as reduction
 
 TINY = ("heq", "--seeds", "1", "--methods", "plot-ot", *SMALL, "--backbone.rows", "2048", "--backbone.epochs", "1")
 

@@ -11,8 +11,9 @@ import pytest
 import tyro
 
 from abstraction.tasks.mnist import load_digits
-from experiments import digits as experiment
-from experiments.digits import (
+from experiments.harness.records import RunFolder
+from experiments.reduction import digits as experiment
+from experiments.reduction.digits import (
     LoadedDigits,
     check_network,
     data_name,
@@ -21,8 +22,7 @@ from experiments.digits import (
     network,
     trained_network,
 )
-from experiments.records import RunFolder
-from experiments.reduction_options import Data, NetworkOptions
+from experiments.reduction.options import Data, NetworkOptions
 
 SMALL = NetworkOptions(width=32, epochs=6)
 SHARED = Path(__file__).parents[3] / "shared" / "data"

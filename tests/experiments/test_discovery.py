@@ -17,13 +17,14 @@ from abstraction.models import MLP, Network
 from abstraction.reduction import METHODS
 from abstraction.reduction.ranking import rank_units
 from abstraction.tasks import addition, equality
-from experiments import discovery, discovery_figures, discovery_networks, discovery_tables, heq
-from experiments.adders import gru, trained_adder
-from experiments.addition import Problem, make_bench
-from experiments.addition_options import AdderBackbone, AdditionBanks
-from experiments.config import HEQ, Backbone, DasOptions
-from experiments.config import METHODS as HEQ_METHODS
-from experiments.discovery_options import (
+from experiments.addition.experiment import Problem, make_bench
+from experiments.addition.network import gru, trained_adder
+from experiments.addition.options import AdderBackbone, AdditionBanks
+from experiments.discovery import experiment as discovery
+from experiments.discovery import figures as discovery_figures
+from experiments.discovery import networks as discovery_networks
+from experiments.discovery import tables as discovery_tables
+from experiments.discovery.options import (
     Discovery,
     EqualityPairs,
     Folds,
@@ -33,10 +34,13 @@ from experiments.discovery_options import (
     check,
     quick,
 )
-from experiments.mcqa_options import McqaBanks
-from experiments.methods import handle_mass
-from experiments.records import Row, RunFolder, Unit, open_run
-from experiments.running import run_experiment
+from experiments.equality import experiment as heq
+from experiments.equality.options import HEQ, Backbone, DasOptions
+from experiments.equality.options import METHODS as HEQ_METHODS
+from experiments.harness.methods import handle_mass
+from experiments.harness.records import Row, RunFolder, Unit, open_run
+from experiments.harness.running import run_experiment
+from experiments.mcqa.options import McqaBanks
 
 SEED = 3
 SEARCH = dataclasses.replace(Discovery().das.training, batch_size=64, max_epochs=2)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from abstraction.tasks import mcqa
-from experiments import discovery_choice
-from experiments.config import DasOptions
-from experiments.discovery_options import HIDDEN, Discovery, Units
-from experiments.mcqa_bench import load_subject, make_questions
-from experiments.mcqa_options import McqaBanks, NetworkOptions
+from experiments.discovery import choice as discovery_choice
+from experiments.discovery.options import HIDDEN, Discovery, Units
+from experiments.equality.options import DasOptions
+from experiments.mcqa.options import McqaBanks, NetworkOptions
+from experiments.mcqa.subject import load_subject, make_questions
 
 SEED = 3
 SEARCH = dataclasses.replace(Discovery().choice_das.training, max_epochs=2)

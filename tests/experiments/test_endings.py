@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from heqruns import SMALL, Ended, command, handmade_run, handmade_unit
 
-from experiments import heq, records
-from experiments.config import HEQ
-from experiments.files import locked
-from experiments.records import RunFolder, Unit, open_run
+from experiments.equality import experiment as heq
+from experiments.equality.options import HEQ
+from experiments.harness import records
+from experiments.harness.files import locked
+from experiments.harness.records import RunFolder, Unit, open_run
 
 
 class _HubError(Exception):
@@ -166,6 +167,6 @@ def test_ctrl_c_while_everything_is_imported_is_one_line(tmp_path: Path):
     )
     ended = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(heq.__file__).parents[1], env=environment, capture_output=True, text=True, check=False,
+        cwd=Path(heq.__file__).parents[2], env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")

@@ -18,10 +18,10 @@ from abstraction.artifacts import load
 from abstraction.evaluation.judging import judge_alone
 from abstraction.models import MLP, Network
 from abstraction.tasks import equality
-from experiments import heq
-from experiments.config import HEQ, quick
-from experiments.provenance import PACKAGES
-from experiments.records import Row, RunFolder, Unit, digest, open_run
+from experiments.equality import experiment as heq
+from experiments.equality.options import HEQ, quick
+from experiments.harness.provenance import PACKAGES
+from experiments.harness.records import Row, RunFolder, Unit, digest, open_run
 
 SEED = 3
 METHODS = ("plot-ot", "das")

@@ -13,10 +13,10 @@ import pytest
 from heqruns import SMALL, Ended, command, handmade_unit, numbers, snapshot
 
 from abstraction.training import Trained, Watch
-from experiments import heq
-from experiments.config import HEQ, EqualityBanks
-from experiments.records import RunFolder, Unit, create_run, open_run
-from experiments.running import run_seeds
+from experiments.equality import experiment as heq
+from experiments.equality.options import HEQ, EqualityBanks
+from experiments.harness.records import RunFolder, Unit, create_run, open_run
+from experiments.harness.running import run_seeds
 
 TWO_SEEDS = ("heq", "--methods", "plot-ot", "das", "--seeds", "1:3", *SMALL)
 SECOND_SEED = ("heq", "--methods", "plot-ot", "das", "--seeds", "2", *SMALL)

@@ -13,16 +13,18 @@ from abstraction.evaluation import CLASSES, Classes
 from abstraction.models import DecoderConfig
 from abstraction.models.costs import block_flops, forward_flops, read_flops
 from abstraction.tasks.mcqa import FAMILIES, VARIABLES
-from experiments import mcqa, mcqa_tables, reports
-from experiments.checks import check_mcqa
-from experiments.config import DasOptions
-from experiments.mcqa_bench import load_shape, load_subject, make_bench, make_questions
-from experiments.mcqa_explain import Shape, memory, stages, table
-from experiments.mcqa_options import MCQA_METHODS, POSITIONS, Mcqa, McqaBanks, NetworkOptions, _budget, for_width, quick
-from experiments.methods import handle_mass
-from experiments.metrics import Metrics
-from experiments.records import open_run
-from experiments.running import run_experiment
+from experiments.equality.options import DasOptions
+from experiments.harness import reports
+from experiments.harness.checks import check_mcqa
+from experiments.harness.methods import handle_mass
+from experiments.harness.metrics import Metrics
+from experiments.harness.records import open_run
+from experiments.harness.running import run_experiment
+from experiments.mcqa import experiment as mcqa
+from experiments.mcqa import tables as mcqa_tables
+from experiments.mcqa.cost import Shape, memory, stages, table
+from experiments.mcqa.options import MCQA_METHODS, POSITIONS, Mcqa, McqaBanks, NetworkOptions, _budget, for_width, quick
+from experiments.mcqa.subject import load_shape, load_subject, make_bench, make_questions
 
 METHODS = ("plot-stage-a", "plot-das", "full-state")
 CONFIG = Mcqa(

@@ -11,7 +11,7 @@ from abstraction.models import Decoder, Network
 from abstraction.models.decoder_files import FILE
 from abstraction.tasks import mcqa
 from abstraction.tasks.symbols import score, symbol_classes
-from experiments.mcqa_network import (
+from experiments.mcqa.network import (
     LOG,
     RECIPE,
     SHIPPED,

@@ -12,7 +12,7 @@ from abstraction.models import Decoder, Network, TokenView, prompts_at
 from abstraction.tasks import mcqa
 from abstraction.tasks.prompts import WordTokenizer
 from abstraction.tasks.symbols import score, symbol_classes
-from experiments.mcqa_planted import Plant, planted_network
+from experiments.mcqa.planted import Plant, planted_network
 
 TAP = "block_output"
 POINTER, ANSWER = (mcqa.VARIABLES.index(name) for name in ("answer_pointer", "answer"))

@@ -21,9 +21,9 @@ from abstraction.interventions.bases import random_frames
 from abstraction.localization import Choice, CutMenu, Transport
 from abstraction.models import MLP, Network
 from abstraction.tasks import equality
-from experiments.config import EqualityBanks
-from experiments.heq import _draw_banks, record_equality
-from experiments.methods import (
+from experiments.equality.experiment import _draw_banks, record_equality
+from experiments.equality.options import EqualityBanks
+from experiments.harness.methods import (
     Bench,
     Outcome,
     control_rows,
@@ -33,7 +33,7 @@ from experiments.methods import (
     tally_rows,
     test_outcome,
 )
-from experiments.records import Row
+from experiments.harness.records import Row
 
 test_outcome.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
 """It is a function of the library and not a test."""

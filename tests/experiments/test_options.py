@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from heqruns import command
 
-from experiments.config import (
+from experiments.equality.options import (
     HEQ,
     METHODS,
     Backbone,

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from experiments.printing import fitted, show_parts
+from experiments.harness.printing import fitted, show_parts
 
 NAMES = ("method", *(f"column {place}" for place in range(12)))
 ROWS = [[f"row {row}", *(f"{row}.{place:04d}" for place in range(12))] for row in range(3)]

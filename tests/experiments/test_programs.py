@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 from heqruns import SMALL, command
 
-from experiments import programs
-from experiments.programs import counted, keep_programs
+from experiments.harness import programs
+from experiments.harness.programs import counted, keep_programs
 
 SMALL_PAPER = ["--paper.das.training.batch-size", "64", "--paper.das.training.max-epochs", "2"]
 ROOT = Path(__file__).parents[2]

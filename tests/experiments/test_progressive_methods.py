@@ -11,11 +11,11 @@ import pytest
 from abstraction.interventions import Handle
 from abstraction.models import Network
 from abstraction.tasks import addition
-from experiments.adders import gru, trained_adder
-from experiments.addition import Problem, known_values, make_bench
-from experiments.addition_options import ADDITION_METHODS, AdderBackbone, Addition, AdditionBanks, StageOptions, quick
-from experiments.progressive_methods import Stages, run_method, search_supports
-from experiments.records import RunFolder
+from experiments.addition.experiment import Problem, known_values, make_bench
+from experiments.addition.network import gru, trained_adder
+from experiments.addition.options import ADDITION_METHODS, AdderBackbone, Addition, AdditionBanks, StageOptions, quick
+from experiments.harness.progressive import Stages, run_method, search_supports
+from experiments.harness.records import RunFolder
 
 CONFIG = dataclasses.replace(
     quick(Addition()),

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from heqruns import Options, plain_unit, snapshot
 
-from experiments.files import checksum, locked, remove_leftovers, sealed, to_json
-from experiments.records import RunFolder, create_run, open_run
+from experiments.harness.files import checksum, locked, remove_leftovers, sealed, to_json
+from experiments.harness.records import RunFolder, create_run, open_run
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_the_second_writer_of_a_folder_is_refused_until_the_first_ends(tmp_path:
 
 def test_a_lock_that_a_killed_process_left_is_taken(tmp_path: Path):
     code = (
-        "import os, pathlib, signal, sys; from experiments.files import locked\n"
+        "import os, pathlib, signal, sys; from experiments.harness.files import locked\n"
         "with locked(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2], check=False)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from heqruns import VALUES, Inner, Options, plain_unit, snapshot
 
-from experiments import records
-from experiments.files import write_atomically
-from experiments.records import Row, RunFolder, create_run, digest, open_run
+from experiments.harness import records
+from experiments.harness.files import write_atomically
+from experiments.harness.records import Row, RunFolder, create_run, digest, open_run
 
 COLUMNS = ["experiment", "method", "variable", "split", "metric", "seed", "value"]
 ARRAYS = {
@@ -121,7 +121,7 @@ def test_a_unit_without_its_json_file_is_not_complete(run: RunFolder, monkeypatc
         written.append(path)
         write_atomically(path, content)
 
-    monkeypatch.setattr("experiments.records.write_atomically", first_only)
+    monkeypatch.setattr("experiments.harness.records.write_atomically", first_only)
     with pytest.raises(OSError, match="interrupted"):
         run.write_unit(plain_unit())
     assert [path.name for path in written] == ["seed-1.safetensors"]

@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 
 from abstraction.models import Activation, Dense, Sequential
 from abstraction.reduction import load_plan
-from experiments import reduction as experiment
-from experiments.metrics import Metrics
-from experiments.records import Unit, open_run
-from experiments.reduction_options import Reduction, budgets
-from experiments.reduction_tables import iia_of
+from experiments.harness.metrics import Metrics
+from experiments.harness.records import Unit, open_run
+from experiments.reduction import experiment
+from experiments.reduction.options import Reduction, budgets
+from experiments.reduction.tables import iia_of
 
 METHODS = ("cmr", "cmr-closed", "cip-const", "vbp")
 COMMAND = ("reduction", "--quick", "--methods", *METHODS, "--keeps", 1, 0.25, 0.125, "--trials", 1000)

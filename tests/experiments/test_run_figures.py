@@ -12,9 +12,9 @@ from heqruns import accuracy_rows, command, handmade_run, handmade_unit, snapsho
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from experiments import figures, reports
-from experiments.records import RunFolder
-from experiments.tables import Metrics
+from experiments.harness import figures, reports
+from experiments.harness.records import RunFolder
+from experiments.harness.tables import Metrics
 
 PNG = b"\x89PNG\r\n\x1a\n"
 NAMES = {"accuracy.png", "runtime.png", "plan-seed-1.png", "mass-seed-1.png"}
@@ -67,7 +67,7 @@ def test_the_command_works_without_a_display_or_the_backend_of_the_environment(r
     ended = subprocess.run(
         [sys.executable, "-m", "experiments", "figures", "--out", str(run.path)],
         env={**environment, "MPLBACKEND": "module://a_notebook", "JAX_PLATFORMS": "cpu"},
-        cwd=Path(figures.__file__).parents[1],
+        cwd=Path(figures.__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,

@@ -8,10 +8,10 @@ import pytest
 from heqruns import PAIRS, accuracy_rows, command, handmade_run, handmade_unit, method_details, snapshot
 from scipy import stats
 
-from experiments import reports
-from experiments.paper import reference
-from experiments.records import Row, RunFolder
-from experiments.tables import Metrics, beside_controls
+from experiments.harness import reports
+from experiments.harness.paper import reference
+from experiments.harness.records import Row, RunFolder
+from experiments.harness.tables import Metrics, beside_controls
 
 TWO_SEEDS = {1: {"plot-ot": 0.98, "full-state": 0.5}, 2: {"plot-ot": 0.99, "full-state": 0.5}}
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.timing import Time, stopwatch
+from experiments.harness.timing import Time, stopwatch
 
 
 def _fresh(pause: float = 0.0):

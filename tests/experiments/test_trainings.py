@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from abstraction.training import Schedule, Watch, fit
-from experiments import trainings
-from experiments.timing import Time
-from experiments.trainings import Training, require_finite
+from experiments.harness import trainings
+from experiments.harness.timing import Time
+from experiments.harness.trainings import Training, require_finite
 
 LOSS = {"loss": 0.5}
 

@@ -8,9 +8,9 @@ import pytest
 
 from abstraction.models import DecoderConfig
 from abstraction.tasks import mcqa as task
-from experiments.mcqa_bench import load_shape, load_subject, make_questions
-from experiments.mcqa_network import embedded_network
-from experiments.mcqa_options import Mcqa, McqaBanks, NetworkOptions
+from experiments.mcqa.network import embedded_network
+from experiments.mcqa.options import Mcqa, McqaBanks, NetworkOptions
+from experiments.mcqa.subject import load_shape, load_subject, make_questions
 
 torch = pytest.importorskip("torch", reason="PyTorch is the oracle: pip install -e '.[parity]'")
 transformers = pytest.importorskip("transformers", reason="the format is theirs: pip install -e '.[parity]'")

@@ -1,0 +1,306 @@
+"""Discovery: reduce a trained network, then look for the causal variables in what is left.
+
+    python -m experiments discovery --seeds 1:4
+
+Joins the two papers. The MLPs of hierarchical equality, the GRUs of binary addition and the small decoder of multiple
+choice are made smaller by mechanism reduction, and their variables are searched for in every smaller network by PLOT
+and by DAS, afresh. Beside them stands the handle that was found in the dense network, cut down to the units that are
+left. Every handle is chosen on calibration pairs and tested once, with its controls, on the test pairs of the three
+experiments. Eight minutes a seed on two cores, much of it compilation: every width is a network of its own. Expected
+over seeds 1 to 3: WX and YZ survive `cmr` down to 8 of 16 units, the carries `obs-affine` down to 10 of 16, pointer and
+answer `cmr-closed` down to 32 of 128.
+
+A GRU starts at a zero state, so only linear maps through the origin can be folded into it: `homogeneous` moments.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from abstraction.artifacts import save
+from abstraction.interventions import Handle, unit_sites
+from abstraction.interventions.handles import at_one_depth, handle_depths
+from abstraction.localization import (
+    Choice,
+    CutMenu,
+    Rotation,
+    Transport,
+    Variant,
+    candidate_grid,
+    coarse_stage,
+    fine_stage,
+    full_supports,
+    localize,
+)
+from abstraction.localization.calibration import calibrate_candidates
+from abstraction.models import MLP
+from abstraction.tasks import addition, equality
+from experiments.addition.experiment import Problem, make_bench
+from experiments.addition.network import gru, trained_adder
+from experiments.discovery.choice import carried, choice_bench, choice_found, choice_networks, choice_prompts
+from experiments.discovery.networks import TAP, Studied, adder_networks, equality_networks
+from experiments.discovery.options import HARD, NAME, SURVIVES, Discovery, PlotGrid, check, quick
+from experiments.equality import experiment as heq
+from experiments.equality.options import HEQ, DasOptions
+from experiments.equality.options import METHODS as HEQ_METHODS
+from experiments.harness.methods import (
+    Bench,
+    Outcome,
+    coupling_details,
+    handle_mass,
+    keep_choice,
+    run_search,
+    same_time,
+    test_outcome,
+)
+from experiments.harness.progressive import subspace_search
+from experiments.harness.records import Row, RunFolder, Unit
+from experiments.harness.running import Experiment
+from experiments.harness.timing import Time, stopwatch
+from experiments.mcqa.experiment import data_digest
+from experiments.mcqa.options import NetworkOptions
+from experiments.mcqa.subject import load_subject, make_questions
+
+Report = Callable[[str], None]
+
+
+class Part(NamedTuple):
+    """What a task leaves in the unit of its seed."""
+
+    rows: list[Row]
+    details: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def run_seed(config: Discovery, seed: int, run: RunFolder, report: Report) -> Unit:
+    """Train, reduce and search the networks of one seed."""
+    whole = Part([], {"data": {}}, {})
+    for task in config.tasks:
+        # Both tasks name their checkpoints by seed alone.
+        folder = RunFolder(run.path / "networks" / task)
+        tell = lambda text, task=task: report(f"seed {seed}, {task}: {text}")
+        whole.details["data"][task] = _TASKS[task](config, seed, folder, tell, whole)
+    return Unit(f"seed-{seed}", *whole)
+
+
+def _equality(config: Discovery, seed: int, folder: RunFolder, report: Report, whole: Part) -> str:
+    """Add hierarchical equality to the unit of a seed; return the digest of its data."""
+    # The keys, and so the networks, of the experiment `heq`.
+    names = ("init", "order", *HEQ_METHODS)
+    keys: dict[str, Array] = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+    vectors, shape = equality.entities(seed), config.backbone
+    model = MLP(equality.ENTITY_WIDTH * 4, shape.width, shape.depth, equality.CLASSES)
+    tests = equality.paper_banks(seed, size=config.pairs.size, test_pool=config.pairs.test_pool).tests
+    sizes = {"fit": config.pairs.fit, "calibration": config.pairs.calibration, "both": config.pairs.both}
+    banks = equality.independent_banks(seed, **sizes, tests=tests)
+    trained = heq.train_network(HEQ(backbone=shape), seed, model, vectors, keys, folder, report)
+    whole.rows.extend(row._replace(experiment=NAME, split="heq") for row in trained[1])
+    mass, (reducing, searching) = None, jax.random.split(keys["das"])
+    for network in equality_networks(config, seed, model, trained[0], reducing):
+        report(f"{network.place}, {network.method}")
+        bench, (search, control) = equality_bench(network, vectors, banks), network.keys(searching)
+        outcomes = {"plot": transported(bench, config.plot), "das": rotated(bench, config.das, search, report)}
+        mass = _with_transferred(bench, network, outcomes, mass)
+        _keep(folder, network, bench, outcomes, seed)
+        _add(whole, network, study(config, network, bench, outcomes, seed, control))
+    return trained[2]["data"]
+
+
+def equality_bench(network: Studied, vectors: np.ndarray, banks: equality.Banks) -> Bench:
+    """Record all banks in one network."""
+    recorded = lambda bank: heq.record_equality(network.network, vectors, bank)
+    tests = {split: recorded(bank) for split, bank in banks.tests.items()}
+    sites = unit_sites(network.network.taps[TAP])
+    return Bench(network.network, sites, recorded(banks.fit), recorded(banks.calibration), tests)
+
+
+def transported(bench: Bench, options: PlotGrid) -> Outcome:
+    """Run PLOT, one coupling per layer."""
+    effects, measuring = bench.effects()
+    with stopwatch() as elapsed:
+        plans = Transport("depth", options.epsilons, iterations=options.iterations)(effects)
+        found = localize(bench.network, effects, plans, _menu(options, bench.tap.width), evidence=bench.evidence)
+    return Outcome(_local(found.choice), same_time(measuring + elapsed), coupling_details(plans), {})
+
+
+def rotated(bench: Bench, options: DasOptions, key: Array, report: Report) -> Outcome:
+    """Run DAS at every layer."""
+    tap, (start, order) = bench.tap, jax.random.split(key)
+    fitting = _fitting(options, tap.width)
+    candidates = candidate_grid(
+        start, tap, full_supports(tap, range(len(bench.variables))),
+        ranks=fitting.ranks, learning_rates=options.learning_rates, restarts=options.restarts,
+    )  # fmt: skip
+    progress = lambda epoch, running: report(f"DAS, epoch {epoch}, {running} searches running")
+    featurizer = Rotation(options.parametrization)
+    return run_search(bench, order, candidates, featurizer, options.training, options.strengths, progress)
+
+
+def _addition(config: Discovery, seed: int, folder: RunFolder, report: Report, whole: Part) -> str:
+    """Add binary addition to the unit of a seed; return the digest of its data."""
+    banks = addition.structured_banks(seed, bits=config.adder.bits, **dataclasses.asdict(config.adder_banks))
+    params, known, details = trained_adder(config.adder, seed, folder, report)
+    whole.rows.extend(Row(NAME, "backbone", "output", "addition", name, seed, value) for name, value in known.items())
+    # The network's own keys are the first two.
+    mass, (reducing, searching) = None, jax.random.split(jax.random.key(seed), 4)[2:]
+    for network in adder_networks(config, seed, gru(config.adder), params, banks, reducing):
+        report(f"{network.place}, {network.method}")
+        bench = make_bench(Problem(network.network, banks))
+        search, control = network.keys(searching)
+        outcomes = carries_found(bench, config, search, report)
+        mass = _with_transferred(bench, network, outcomes, mass)
+        _keep(folder, network, bench, outcomes, seed)
+        _add(whole, network, study(config, network, bench, outcomes, seed, control))
+    return details["data"]
+
+
+def carries_found(bench: Bench, config: Discovery, key: Array, report: Report) -> dict[str, Outcome]:
+    """Run PLOT coarse to fine on single units, and DAS at the steps that Stage A chose."""
+    options, tap = config.plot, bench.tap
+    rule = Transport("joint", options.epsilons, taus=(0.5,), iterations=options.iterations)
+    variant = Variant(rule, rule, _menu(options, tap.width))
+    with stopwatch() as first:
+        coarse = coarse_stage(bench.network, bench.fit, variant, bench.signature, evidence=bench.evidence)
+    depths = handle_depths(coarse.choice.handles)
+    with stopwatch() as second:
+        menus = {"1": unit_sites(tap)}
+        fine = fine_stage(bench.network, bench.fit, menus, depths, variant, bench.signature, evidence=bench.evidence)
+    plot = Outcome(_local(fine.choice), same_time(first + second), coupling_details(fine.plans), {})
+    places = zip(range(len(bench.variables)), depths.tolist(), strict=True)
+    supports = [support for v, depth in places for support in full_supports(tap, [v], [depth])]
+    das = subspace_search(bench, key, _fitting(config.adder_das, tap.width), supports, report)
+    times = {name: first + elapsed for name, elapsed in das.times.items()}
+    return {"plot": plot, "das": das._replace(times=times)}
+
+
+def _choice(config: Discovery, seed: int, folder: RunFolder, report: Report, whole: Part) -> str:
+    """Add multiple choice to the unit of a seed; return the digest of its data."""
+    subject = load_subject(NetworkOptions())
+    questions = make_questions(config.choice_banks, subject, seed)
+    dense, (reducing, searching) = None, jax.random.split(jax.random.key(seed))
+    prompts = choice_prompts(config, seed, subject, questions)
+    for network in choice_networks(config, seed, subject, prompts, reducing):
+        report(f"{network.place}, {network.method}")
+        bench = choice_bench(config, network, subject, questions)
+        search, control = network.keys(searching)
+        outcomes = choice_found(bench, config, search, report)
+        if dense is None:
+            dense = outcomes["das"].choice
+        else:
+            outcomes["transferred"] = carried(bench, dense)
+        _keep(folder, network, bench, outcomes, seed)
+        _add(whole, network, study(config, network, bench, outcomes, seed, control))
+    return data_digest(questions)
+
+
+_TASKS = {"heq": _equality, "addition": _addition, "mcqa": _choice}
+
+
+def _local(choice: Choice) -> Choice:
+    """Write handles of one depth as such: all methods of a width then share their programs."""
+    return dataclasses.replace(choice, handles=at_one_depth(choice.handles))
+
+
+def _menu(options: PlotGrid, width: int) -> CutMenu:
+    return CutMenu(tuple(size for size in options.subset_sizes if size <= width), options.strengths)
+
+
+def _fitting(options: DasOptions, width: int) -> DasOptions:
+    """Leave out ranks that a narrower state has not."""
+    return dataclasses.replace(options, ranks=tuple(rank for rank in options.ranks if rank <= width))
+
+
+def _with_transferred(
+    bench: Bench, network: Studied, outcomes: dict[str, Outcome], mass: Float[np.ndarray, "V L D"] | None
+) -> Float[np.ndarray, "V L D"]:
+    """Add the dense network's PLOT handle to the outcomes of a reduced one; return its weights."""
+    if mass is None:
+        return handle_mass(outcomes["plot"].choice.handles, len(network.kept))
+    outcomes["transferred"] = transferred(bench, mass, network.kept)
+    return mass
+
+
+def transferred(bench: Bench, mass: Float[np.ndarray, "V L D"], kept: Int[np.ndarray, "L K"]) -> Outcome:
+    """Restrict the weights of dense handles to the units that are kept; nothing is chosen anew."""
+    weight = np.take_along_axis(mass, kept[None], axis=2)
+    shares = (weight.sum(axis=(1, 2)) / np.maximum(mass.sum(axis=(1, 2)), 1e-30)).tolist()
+    choice = calibrate_candidates(
+        bench.network, bench.evidence, at_one_depth(Handle(TAP, weight)), np.arange(len(mass)),
+        [{"kept_share": share} for share in shares], cost=np.zeros(len(mass)),
+    )  # fmt: skip
+    return Outcome(choice, same_time(Time()), {"kept_share": shares}, {})
+
+
+def study(
+    config: Discovery, network: Studied, bench: Bench, outcomes: dict[str, Outcome], seed: int, key: Array
+) -> Part:
+    """Test what was found in one network, and give the verdict."""
+    place, name = network.place, network.method
+    rows = [
+        Row(NAME, name, "network", place + part, what, seed, value) for (part, what), value in network.known.items()
+    ]
+    part = Part(rows, {}, {})
+    for index, (kind, outcome) in enumerate(outcomes.items()):
+        label = f"{name}/{kind}"
+        tested = test_outcome(
+            bench, outcome, experiment=NAME, method=label, seed=seed, key=jax.random.fold_in(key, index),
+            draws=config.control_draws, shuffles=config.control_shuffles,
+        )  # fmt: skip
+        rows.extend(row._replace(split=_renamed(network, row)) for row in tested[0])
+        part.details[f"{place} {label}"] = tested[1]
+        part.arrays[f"{place}/{label}/mass"] = tested[2][f"{label}/mass"]
+        if shares := outcome.details.get("kept_share"):
+            named = zip((*bench.variables, "mean"), (*shares, float(np.mean(shares))), strict=True)
+            rows.extend(Row(NAME, label, variable, place, "kept_share", seed, share) for variable, share in named)
+    weakest = min(
+        row.value
+        for row in rows
+        if (row.method, row.metric) == (f"{name}/das", "iia")
+        and row.variable in bench.variables
+        and row.split in [f"{place}-{split}" for split in HARD[network.task]]
+    )
+    rows.append(Row(NAME, name, "network", place, "weakest", seed, weakest))
+    rows.append(Row(NAME, name, "network", place, "survives", seed, float(weakest >= SURVIVES)))
+    return part
+
+
+def _renamed(network: Studied, row: Row) -> str:
+    """Name a split after task and width; `test` is the sensitive pairs of equality, and both halves of addition."""
+    if row.metric.startswith("seconds"):
+        return network.place
+    if row.split == "test":
+        return network.place + ("-sensitive" if network.task == "heq" else "")
+    return f"{network.place}-{row.split.removeprefix('test-')}"
+
+
+def _keep(folder: RunFolder, network: Studied, bench: Bench, outcomes: dict[str, Outcome], seed: int) -> None:
+    """Write a network, and the handles that were found in it."""
+    name = f"{network.method}-{network.place}-seed-{seed}"
+    save(network.network, folder.path / "reduced" / f"{name}.safetensors")
+    for kind, outcome in outcomes.items():
+        keep_choice(folder.path, bench, outcome.choice, f"{kind}-{name}")
+
+
+def _add(whole: Part, network: Studied, part: Part) -> None:
+    whole.rows.extend(part.rows)
+    whole.details.update(part.details)
+    whole.arrays.update(part.arrays)
+    whole.arrays[f"{network.place}/{network.method}/kept"] = network.kept.astype(np.int32)
+
+
+def random_seeds(seed: int) -> dict[str, int]:
+    """List every seed that a run's seed stands for, beside those of `heq` and `addition`."""
+    own = {"calibration, uniform": 2701, "calibration, balanced": 2702, "evaluation, uniform": 2801}
+    own |= {"evaluation, balanced": 2802, "trials": 2803}
+    adder = {"addition jax key": seed, "addition order of the bases (random.Random)": seed}
+    equal = {f"heq {name}": value for name, value in heq.random_seeds(seed).items()}
+    choice = {"mcqa jax key": seed, "mcqa pairs": seed, "mcqa calibration prompts": seed + 2901}
+    choice |= {"mcqa evaluation prompts": seed + 2902, "mcqa trials": seed + 2903}
+    return equal | adder | choice | {f"heq {name}": seed + offset for name, offset in own.items()}
+
+
+EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check, quick)

@@ -1,0 +1,99 @@
+"""Run an experiment seed by seed into a run folder."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from experiments.equality.options import parse_seeds
+from experiments.harness.files import locked, remove_leftovers
+from experiments.harness.records import RunFolder, Unit, create_run
+
+
+class Experiment(NamedTuple):
+    """What the command line needs of an experiment.
+
+    Attributes:
+      name: its subcommand.
+      run_seed: `(config, seed, run folder, report) -> Unit`.
+      random_seeds: every seed that a run's seed stands for.
+      check: refuses options that cannot work.
+      quick: makes the small version of a configuration.
+    """
+
+    name: str
+    run_seed: Callable[[Any, int, RunFolder, Callable[[str], None]], Unit]
+    random_seeds: Callable[[int], dict[str, int]]
+    check: Callable[[Any], None]
+    quick: Callable[[Any], Any]
+
+
+def run_experiment(
+    experiment: Experiment, config: Any, writes_to: Callable[[Path], None] = lambda out: None
+) -> RunFolder:
+    """Check the options, make or continue the run folder, and run the seeds.
+
+    Args:
+      experiment: which.
+      config: its options.
+      writes_to: told the folder of the run before anything is computed.
+
+    Raises:
+      ValueError: an option cannot work, the folder does not fit it, or another process writes to it.
+    """
+    out = config.out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    config = experiment.quick(config) if config.quick else config
+    seeds = parse_seeds(config.seeds)
+    experiment.check(config)
+    if config.resume and config.out is None:
+        raise ValueError("got --resume without --out, expected the folder of the run to continue")
+    with writing(out):
+        run = create_run(out, config, resume=config.resume, ignore=("seeds", "out", "resume"))
+        remove_leftovers(out)
+        writes_to(out)
+        try:
+            changed = run.add_to_manifest(seeds=seeds, experiment=experiment.name)
+            if changed:
+                print(f"note: changed since this run was last continued: {'; '.join(changed)}", file=sys.stderr)
+            run_seeds(experiment, config, run, seeds)
+        except ValueError:
+            run.forget_if_empty()
+            raise
+    return run
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder; a folder that was made for it and stays empty is removed again.
+
+    Raises:
+      ValueError: it is a file, or another process writes to it.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"got {out}, which is a file; expected a folder")
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(out):
+            yield
+    finally:
+        if made and not any(out.iterdir()):
+            out.rmdir()
+
+
+def run_seeds(experiment: Experiment, config: Any, run: RunFolder, seeds: list[int]) -> None:
+    """Run the seeds that are not complete yet, writing each as soon as it is."""
+    done = set(run.unit_names())
+    missing = [seed for seed in seeds if f"seed-{seed}" not in done]
+    with tqdm(missing, unit="seed", disable=None, leave=False) as bar:
+        for seed in bar:
+            unit = experiment.run_seed(config, seed, run, bar.set_description_str)
+            run.note_in_manifest("data", unit.name, unit.details["data"])
+            run.note_in_manifest("random_seeds", unit.name, experiment.random_seeds(seed))
+            run.write_unit(unit)
+            run.write_metrics(run.units())
+    run.write_metrics(run.units())

@@ -1,0 +1,98 @@
+"""What is reported of frozen handles beyond their score: other scorers, other tokens, and the MIB track's JSON."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from abstraction.evaluation import tally_handles
+from abstraction.interventions import Handle
+from abstraction.interventions.handles import handle_depths
+from abstraction.interventions.patching import handle_outputs
+from abstraction.tasks import symbols
+from abstraction.tasks.mcqa import FAMILIES, LABELS
+from experiments.harness.files import write_atomically
+from experiments.harness.methods import Bench
+from experiments.harness.records import Row
+from experiments.mcqa.options import POSITIONS, Mcqa
+from experiments.mcqa.subject import TAP, Questions, Subject, record_banks, whole_vocabulary
+
+NAME = "mcqa"
+_MIB_NAMES = {"answer_pointer": "answer_pointer", "answer": "answer"}
+
+
+def scorer_rows(
+    bench: Bench, subject: Subject, questions: Questions, handles: Handle, method: str, seed: int
+) -> tuple[list[Row], np.ndarray]:
+    """Score the test pairs by every scorer of the paper's history, over all pairs alike.
+
+    Returns:
+      Rows with the metrics `pooled_<scorer>`, and the hits of the strict scorer, `[V, N]`.
+    """
+    bank = bench.tests["test"].bank
+    outputs = handle_outputs(whole_vocabulary(bench), bench.tests["test"].runs, handles)
+    classes, offered = symbols.symbol_classes(subject.tokenizer), np.stack([bank.base[name] for name in LABELS], axis=1)
+    rows, strict, pooled = [], [], {name: [] for name in symbols.SCORERS}
+    for variable, logits, labels in zip(bench.variables, outputs, bank.labels, strict=True):
+        hits = symbols.score(np.asarray(logits, np.float32), classes, subject.tokenizer, labels, offered)
+        strict.append(hits["strict"])
+        for name, values in hits.items():
+            pooled[name].append(float(values.mean()))
+            rows.append(Row(NAME, method, variable, "test", f"pooled_{name}", seed, float(values.mean())))
+    rows += [
+        Row(NAME, method, "mean", "test", f"pooled_{name}", seed, float(np.mean(each))) for name, each in pooled.items()
+    ]
+    return rows, np.stack(strict)
+
+
+def layer_sweep(subject: Subject, questions: Questions, config: Mcqa) -> tuple[np.ndarray, list[str]]:
+    """Swap the whole residual stream after every block, at every token that has a name, on the test pairs.
+
+    Returns:
+      Combined IIA, `[P, V, L]`, and the names of the tokens.
+    """
+    network, recorded = record_banks(subject, questions, config, POSITIONS, ("test",))
+    tap, variables = network.taps[TAP], len(questions.banks["test"].bank.variables)
+    depth = tap.depth
+    blocks = np.tile(np.arange(depth, dtype=np.int32), variables)
+    every = Handle(TAP, np.ones((len(blocks), tap.width), np.float32), None, blocks)
+    owner = np.repeat(np.arange(variables), depth)
+    found = []
+    for position in POSITIONS:
+        tally = tally_handles(network, recorded[position, "test"], every, owner)
+        found.append(tally.combined.reshape(variables, depth))
+    return np.stack(found).astype(np.float32), list(POSITIONS)
+
+
+def write_mib(
+    folder: Path,
+    subject: Subject,
+    questions: Questions,
+    chosen: Mapping[str, tuple[Handle, np.ndarray]],
+    seed: int,
+) -> None:
+    """Write each method's results in the form of the MIB causal-variable track, a file per method.
+
+    Scores are those of one chosen site per variable, by the strict scorer, on this run's test pairs; the track's own
+    ranking wants all layers and its private data.
+    """
+    test = questions.banks["test"]
+    for method, (handles, hits) in chosen.items():
+        depths = handle_depths(handles).tolist()
+        datasets = {}
+        for index, family in enumerate(FAMILIES):
+            units: dict[str, dict] = {}
+            for variable, depth, scored in zip(test.bank.variables, depths, hits, strict=True):
+                unit = f"[[AtomicModelUnit(id='ResidualStream(Layer-{depth},Token-last_token)')]]"
+                entry = units.setdefault(unit, {"metadata": {"layer": depth, "position": "last_token"}})
+                entry[_MIB_NAMES[variable]] = {"average_score": float(scored[np.asarray(test.family) == index].mean())}
+            datasets[f"{family}_test"] = {"model_unit": units}
+        content = {
+            "method_name": method,
+            "model_name": subject.name,
+            "task_name": "4_answer_MCQA",
+            "dataset": datasets,
+        }
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomically(folder / f"{method}-seed-{seed}.json", text.encode())
