@@ -10,7 +10,7 @@ from rich.table import Table
 from experiments.discovery.options import DENSE, HARD, SURVIVES
 from experiments.harness.metrics import Metrics, Rate
 from experiments.harness.records import Unit
-from experiments.harness.tables import beside_controls
+from experiments.harness.accuracy import beside_controls
 
 FINDERS = ("plot", "das", "transferred")
 TITLES = {

@@ -12,7 +12,7 @@ from experiments.harness.layouts import is_control_of_a_method
 from experiments.harness.metrics import Metrics
 from experiments.harness.paper import reference
 from experiments.harness.records import Unit
-from experiments.harness.tables import beside_controls, number, seconds, settings_lines, trouble
+from experiments.harness.accuracy import beside_controls, number, seconds, settings_lines, trouble
 from experiments.mcqa.options import POSITIONS
 
 EXPERIMENT = "mcqa"

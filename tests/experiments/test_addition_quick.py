@@ -17,7 +17,7 @@ from abstraction.tasks import addition
 from experiments.addition import experiment
 from experiments.addition.network import gru, trained_adder
 from experiments.addition.options import Addition
-from experiments.harness import tables
+from experiments.harness import accuracy as tables
 from experiments.harness.methods import handle_mass
 from experiments.harness.metrics import Metrics
 from experiments.harness.records import RunFolder, Unit, open_run

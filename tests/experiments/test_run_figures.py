@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 
 from experiments.harness import figures, reports
 from experiments.harness.records import RunFolder
-from experiments.harness.tables import Metrics
+from experiments.harness.accuracy import Metrics
 
 PNG = b"\x89PNG\r\n\x1a\n"
 NAMES = {"accuracy.png", "runtime.png", "plan-seed-1.png", "mass-seed-1.png"}

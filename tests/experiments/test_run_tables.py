@@ -11,7 +11,7 @@ from scipy import stats
 from experiments.harness import reports
 from experiments.harness.paper import reference
 from experiments.harness.records import Row, RunFolder
-from experiments.harness.tables import Metrics, beside_controls
+from experiments.harness.accuracy import Metrics, beside_controls
 
 TWO_SEEDS = {1: {"plot-ot": 0.98, "full-state": 0.5}, 2: {"plot-ot": 0.99, "full-state": 0.5}}
 
