@@ -1,49 +1,59 @@
-"""The commands: which there are, what they were probably meant to be, and how their options are read."""
+"""The commands: which there are, what they were probably meant to be, and how their options are read.
 
-import difflib
+An experiment's options start from a preset, then take those of `--config`, then the flags; flags win.
+"""
+
+import dataclasses
+import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from experiments.addition import experiment as addition
-from experiments.addition.options import Addition
-from experiments.certify import experiment as certify
-from experiments.certify.options import Certify
-from experiments.discovery import experiment as discovery
-from experiments.discovery.options import Discovery
-from experiments.equality import experiment as heq
-from experiments.equality.options import HEQ, Figures, Tables
-from experiments.harness import reports
+from experiments.addition.experiment import EXPERIMENT as ADDITION
+from experiments.certify.experiment import EXPERIMENT as CERTIFY
+from experiments.discovery.experiment import EXPERIMENT as DISCOVERY
+from experiments.equality.experiment import EXPERIMENT as EQUALITY
+from experiments.harness import report
 from experiments.harness.endings import COMMAND, WRONG, Continuation
 from experiments.harness.files import read_object
-from experiments.harness.programs import NO_CACHE, counted, keep_programs
-from experiments.harness.records import open_run
+from experiments.harness.options import Options
+from experiments.harness.programs import counted, keep_programs
+from experiments.harness.records import RunFolder, open_run
 from experiments.harness.running import Experiment, run_experiment
-from experiments.mcqa import experiment as mcqa
-from experiments.mcqa.options import Mcqa
-from experiments.reduction import experiment as reduction
-from experiments.reduction.options import Reduction
+from experiments.harness.tables import Format
+from experiments.harness.valid import nearest, require
+from experiments.mcqa.experiment import EXPERIMENT as MCQA
+from experiments.reduction.experiment import EXPERIMENT as REDUCTION
 
-_CONFIG = "--config"
+EXPERIMENTS = {each.name: each for each in (EQUALITY, ADDITION, MCQA, REDUCTION, CERTIFY, DISCOVERY)}
 _OF_ONE_RUN = ("out", "resume")
 """Options that a run's config.json does not hand on."""
+_PRESETS = {
+    "quick": "A small version of everything that finishes in seconds; other flags change it.",
+    "paper": "What the paper did, its methods alone; other flags change it.",
+}
 
 
-class Command(NamedTuple):
-    """A subcommand.
+@dataclass(frozen=True)
+class Tables:
+    """Print the tables of a run again, from its records alone."""
 
-    Attributes:
-      options: the dataclass of its options.
-      run: what it does with them.
-      is_experiment: it computes, and takes --config; the others read a run.
-    """
+    out: Annotated[Path, tyro.conf.arg(help="The run folder.")]
+    details: bool = False
+    """One row per variable, times, and the chosen settings of every seed."""
+    format: Format = "terminal"
+    """As wide as the screen, or for other programs; CSV with all digits."""
 
-    options: type
-    run: Callable[[Any, Continuation], None]
-    is_experiment: bool = True
+
+@dataclass(frozen=True)
+class Figures:
+    """Draw the figures of a run again, from its records alone."""
+
+    out: Annotated[Path, tyro.conf.arg(help="The run folder.")]
 
 
 def run_command(arguments: list[str], continuation: Continuation) -> None:
@@ -57,119 +67,153 @@ def run_command(arguments: list[str], continuation: Continuation) -> None:
         print(_usage(), file=sys.stdout if arguments else sys.stderr)
         raise SystemExit(0 if arguments else WRONG)
     name, rest = arguments[0], arguments[1:]
-    if name not in COMMANDS:
-        print(_unknown(name), file=sys.stderr)
+    if name in EXPERIMENTS:
+        _run(EXPERIMENTS[name], rest, continuation)
+    elif name in _READERS:
+        options, act = _READERS[name]
+        place = ["--out", *rest] if rest and not rest[0].startswith("-") else rest
+        act(tyro.cli(options, prog=f"{COMMAND} {name}", description=options.__doc__, args=place))
+    else:
+        known = [*EXPERIMENTS, *_READERS]
+        near = nearest([name], known).replace("did you mean ", f"did you mean {COMMAND} ")
+        print(f"error: got {name!r}, expected one of {', '.join(known)}{near}", file=sys.stderr)
         raise SystemExit(WRONG)
-    command = COMMANDS[name]
-    if not command.is_experiment and rest and not rest[0].startswith("-"):
-        rest = ["--out", *rest]
-    prog, doc = f"{COMMAND} {name}", command.options.__doc__ or ""
-    if command.is_experiment:
-        doc += (
-            f"\n\n{_CONFIG} PATH takes the options of a run (its folder, or config.json); flags after it win. Compiled "
-            f"programs are kept between runs, where the last line says; {NO_CACHE} makes them anew."
-        )
-        rest = with_config(rest, command.options)
-    kept = [argument for argument in rest if argument != NO_CACHE]
-    options = tyro.cli(command.options, prog=prog, description=doc, args=kept if command.is_experiment else rest)
-    if not command.is_experiment:
-        command.run(options, continuation)
+
+
+def _run(experiment: Experiment, arguments: list[str], continuation: Continuation) -> None:
+    page, options = parsed(experiment, arguments)
+    if experiment.instead(options):
         return
-    place = keep_programs() if len(kept) == len(rest) else None
+    place = None if page.no_cache else keep_programs()
     with counted() as programs:
-        command.run(options, continuation)
+        run = run_experiment(experiment, options, continuation.writes_to)
+        report.show(run, experiment.report)
+        _draw(run)
     print(f"programs {programs}, {'not kept' if place is None else f'kept in {place}'}")
 
 
-def _run(experiment: Experiment) -> Callable[[Any, Continuation], None]:
-    def run(config: Any, continuation: Continuation) -> None:
-        folder = run_experiment(experiment, config, continuation.writes_to)
-        reports.show(folder)
-        _draw(folder.path)
+def parsed(experiment: Experiment, arguments: list[str]) -> tuple[Any, Options]:
+    """Read the options of an experiment: the page of all flags, and the options alone.
 
-    return run
+    Raises:
+      ValueError: a config.json cannot be read, or holds other options than these.
+      SystemExit: a flag does not exist, or help was asked for.
+    """
+    kind, prog = experiment.options, f"{COMMAND} {experiment.name}"
+    asked = next((place for place, text in enumerate(arguments) if text in ("-h", "--help", "--help-all")), None)
+    if asked is not None:
+        topic = "" if arguments[asked] == "--help-all" else "".join(arguments[asked + 1 : asked + 2]) or "main"
+        tyro.cli(_page(kind, topic), prog=prog, description=_described(kind, topic), args=["--help"])
+    chosen = [name for name in kind.PRESETS if f"--{name}" in arguments]
+    require("presets", [f"--{name}" for name in chosen], len(chosen) < 2, "one of them")
+    stored, arguments = _stored(kind, arguments)
+    base = kind.preset(chosen[0]) if chosen else kind()
+    page = _page(kind, "")
+    default = page(**_fields(base))
+    read = tyro.cli(page, prog=prog, description=inspect.getdoc(kind), default=default, args=[*stored, *arguments])
+    return read, kind(**_fields(read, of=kind))
 
 
-def _mcqa(config: Mcqa, continuation: Continuation) -> None:
-    if config.retrain:
-        mcqa.retrain(config)
-    elif config.explain:
-        mcqa.explain(config)
-    else:
-        _run(mcqa.EXPERIMENT)(config, continuation)
+def _fields(options: Any, of: type | None = None) -> dict[str, Any]:
+    return {each.name: getattr(options, each.name) for each in dataclasses.fields(of or options)}
 
 
-def _show(config: Tables, continuation: Continuation) -> None:
-    reports.show(open_run(config.out), details=config.details)
+def _page(kind: type[Options], topic: str) -> type[Any]:
+    """Make the class that a command line is read into: an experiment's options, and what is beside them.
+
+    Args:
+      kind: the options.
+      topic: show all, the `main` ones, or those of one group.
+
+    Raises:
+      ValueError: there is no such group.
+    """
+    hints, groups = get_type_hints(kind, include_extras=True), _groups(kind)
+    if topic not in ("", "main") and topic not in groups:
+        near = nearest([topic], groups)
+        raise ValueError(f"got --help {topic}, expected nothing or one of {', '.join(groups)}{near}")
+    hidden = groups if topic == "main" else [name for name in hints if name != topic] if topic else []
+    flag = lambda text: Annotated[bool, tyro.conf.arg(help=text), tyro.conf.FlagCreatePairsOff]
+    beside: dict[str, Any] = {name: flag(text) for name, text in _PRESETS.items() if name in kind.PRESETS}
+    beside["no_cache"] = flag("Compile every program anew; otherwise they are kept between runs.")
+    text = "Take the options of a run, its folder or config.json; other flags change them."
+    beside["config"] = Annotated[Path | None, tyro.conf.arg(help=text)]
+    own = {each.name: each for each in dataclasses.fields(kind) if each.name in hidden}
+    space: dict[str, Any] = {"__doc__": kind.__doc__, "__annotations__": {}, "__module__": kind.__module__}
+    for name, each in own.items():
+        space["__annotations__"][name] = tyro.conf.Suppress[hints[name]]
+        space[name] = dataclasses.field(default=each.default, default_factory=each.default_factory)  # pyright: ignore
+    for name, hint in beside.items() if topic in ("", "main") else ():
+        space["__annotations__"][name], space[name] = hint, None if name == "config" else False
+    return dataclass(frozen=True)(type(kind.__name__, (kind,), space))
 
 
-def _draw(out: Path) -> None:
-    for path in reports.draw(open_run(out)):
+def _groups(kind: type[Options]) -> list[str]:
+    """Name the options that hold others."""
+    return [name for name, value in _fields(kind()).items() if dataclasses.is_dataclass(value)]
+
+
+def _described(kind: type[Options], topic: str) -> str:
+    more = f"\n\nMore: --help-all, or --help with a group: {', '.join(_groups(kind))}." if topic == "main" else ""
+    return (inspect.getdoc(kind) or "") + more
+
+
+def _stored(kind: type[Options], arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the flags that `--config PATH` stands for, and the other arguments."""
+    place = next((place for place, text in enumerate(arguments) if text.split("=")[0] == "--config"), None)
+    if place is None:
+        return [], arguments
+    _, joined, path = arguments[place].partition("=")
+    after = place + 1 if joined else place + 2
+    path = path if joined else "".join(arguments[place + 1 : after])
+    file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+    require("--config", path, bool(path) and file.exists(), "a config.json or the folder of a run")
+    stored = {name: value for name, value in read_object(file).items() if name not in _OF_ONE_RUN}
+    return list(_flags(kind, stored, file)), [*arguments[:place], *arguments[after:]]
+
+
+def _flags(kind: type, stored: Mapping[str, Any], file: Path, prefix: str = "") -> Iterable[str]:
+    """Write stored options as the flags that give them."""
+    types = get_type_hints(kind, include_extras=True)
+    for name, value in stored.items():
+        expected = f"options of {kind.__name__}: {', '.join(each.name for each in dataclasses.fields(kind))}"
+        require(f"{prefix}{name} in {file}", "", name in types, expected)
+        # tyro: a field may ask for a flag without the names of what it is in.
+        bare = any(getattr(extra, "prefix_name", None) is False for extra in getattr(types[name], "__metadata__", ()))
+        head, last = "" if bare else prefix, name.replace("_", "-")
+        if isinstance(value, dict):
+            yield from _flags(types[name], value, file, f"{head}{last}.")
+        elif isinstance(value, bool):
+            yield f"--{head}{last}" if value else f"--{head}no-{last}"
+        else:
+            yield from [f"--{head}{last}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def _experiment_of(run: RunFolder) -> Experiment:
+    name = report.complete_units(run)[0].rows[0].experiment
+    require(f"a run of {name}", run.path, name in EXPERIMENTS, f"one of {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+def _show(options: Tables) -> None:
+    run = open_run(options.out)
+    report.show(run, _experiment_of(run).report, details=options.details, style=options.format)
+
+
+def _draw(run: RunFolder) -> None:
+    for path in report.draw(run, _experiment_of(run).report):
         print(f"figure  {path}")
 
 
-COMMANDS = {
-    "heq": Command(HEQ, lambda config, continuation: _run(heq.EXPERIMENT)(config, continuation)),
-    "addition": Command(Addition, lambda config, continuation: _run(addition.EXPERIMENT)(config, continuation)),
-    "mcqa": Command(Mcqa, _mcqa),
-    "reduction": Command(Reduction, lambda config, continuation: _run(reduction.EXPERIMENT)(config, continuation)),
-    "certify": Command(Certify, lambda config, continuation: _run(certify.EXPERIMENT)(config, continuation)),
-    "discovery": Command(Discovery, lambda config, continuation: _run(discovery.EXPERIMENT)(config, continuation)),
-    "tables": Command(Tables, _show, is_experiment=False),
-    "figures": Command(Figures, lambda config, continuation: _draw(config.out), is_experiment=False),
+_READERS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "tables": (Tables, _show),
+    "figures": (Figures, lambda options: _draw(open_run(options.out))),
 }
 
 
 def _usage() -> str:
-    lines = [f"usage: {COMMAND} COMMAND [options]; {COMMAND} COMMAND --help explains every option", ""]
-    for name, command in COMMANDS.items():
-        lines.append(f"  {name:<10} {(command.options.__doc__ or '').splitlines()[0]}")
+    lines = [f"usage: {COMMAND} COMMAND [options]; {COMMAND} COMMAND --help explains the options", ""]
+    described = {name: each.options for name, each in EXPERIMENTS.items()}
+    described |= {name: options for name, (options, _) in _READERS.items()}
+    lines += [f"  {name:<10} {(inspect.getdoc(kind) or '').splitlines()[0]}" for name, kind in described.items()]
     return "\n".join(lines)
-
-
-def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-    guess = f"; did you mean {COMMAND} {close[0]}?" if close else ""
-    return f"error: got {name!r}, expected one of {', '.join(COMMANDS)}{guess}"
-
-
-def with_config(arguments: list[str], options: type) -> list[str]:
-    """Replace `--config PATH` by the flags it stands for, before all others, so that these win.
-
-    Raises:
-      ValueError: there is no such file, or it holds other options than these.
-    """
-    place = next((place for place, text in enumerate(arguments) if text.split("=")[0] == _CONFIG), None)
-    if place is None:
-        return arguments
-    _, joined, path = arguments[place].partition("=")
-    after = place + 1 if joined else place + 2
-    path = path if joined else "".join(arguments[place + 1 : after])
-    if not path:
-        raise ValueError(f"got {_CONFIG} without a path, expected a config.json or the folder of a run")
-    file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
-    if not file.exists():
-        raise ValueError(f"got {_CONFIG} {path}, expected a config.json or the folder of a run")
-    stored = {name: value for name, value in read_object(file).items() if name not in _OF_ONE_RUN}
-    return [*_flags(options, stored, file), *arguments[:place], *arguments[after:]]
-
-
-def _flags(options: type, stored: Mapping[str, Any], file: Path, prefix: str = "") -> list[str]:
-    """Write stored options as the flags that give them."""
-    types, flags = get_type_hints(options, include_extras=True), []
-    for name, value in stored.items():
-        if name not in types:
-            raise ValueError(
-                f"got {prefix}{name} in {file}, expected options of {options.__name__}: {', '.join(types)}"
-            )
-        # tyro: a field may ask for a flag without the names of what it is in.
-        bare = any(getattr(extra, "prefix_name", None) is False for extra in getattr(types[name], "__metadata__", ()))
-        flag = ("" if bare else prefix) + name.replace("_", "-")
-        if isinstance(value, dict):
-            flags += _flags(types[name], value, file, f"{flag}.")
-        elif isinstance(value, bool):
-            head, dot, last = flag.rpartition(".")
-            flags.append(f"--{flag}" if value else f"--{head}{dot}no-{last}")
-        else:
-            flags += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-    return flags

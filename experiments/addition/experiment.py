@@ -23,7 +23,7 @@ from jaxtyping import Array
 
 from abstraction.causal import PairBank
 from abstraction.causal.pairs import select_variables, shuffle_labels
-from abstraction.evaluation import record
+from abstraction.evaluation import Repeats, record
 from abstraction.evaluation.judging import judge_alone
 from abstraction.interventions import state_sites
 from abstraction.localization import Signature
@@ -31,22 +31,18 @@ from abstraction.localization.supports import coordinate_support
 from abstraction.models import Network
 from abstraction.randomness import host_generator
 from abstraction.tasks import addition
-from experiments.addition.network import BITS, gru, trained_adder
-from experiments.addition.options import ADDITION_METHODS, Addition, Honesty, quick
-from experiments.harness.checks import check_addition
-from experiments.harness.methods import (
-    Bench,
-    Outcome,
-    control_rows,
-    keep_choice,
-    split_halves,
-    tally_rows,
-    test_outcome,
-)
-from experiments.harness.progressive import Options, Report, Stages, run_method, subspace_search, weight_search
-from experiments.harness.records import Row, RunFolder, Unit
+from experiments.addition.network import BITS, load_adder, trained_adder
+from experiments.addition.options import METHODS as NAMES
+from experiments.addition.options import Addition, Honesty
+from experiments.addition.shown import REPORT
+from experiments.harness.methods import Bench, Tell, Tries, rotations, run_search
+from experiments.harness.progressive import METHODS, Stages, fitted_weights
+from experiments.harness.records import RunFolder, Unit
+from experiments.harness.results import Results, seed_keys, split_halves
 from experiments.harness.running import Experiment
+from experiments.harness.stages import CoarseToFine
 from experiments.harness.timing import stopwatch
+from experiments.harness.valid import parse_seeds
 
 NAME = "addition"
 TAP = "hidden"
@@ -59,39 +55,29 @@ class Problem(NamedTuple):
     banks: addition.Banks
 
 
-def run_seed(config: Addition, seed: int, run: RunFolder, report: Callable[[str], None]) -> Unit:
+def run_seed(config: Addition, seed: int, run: RunFolder, tell: Tell) -> Unit:
     """Train or read one network, run every method on it, and return the seed's unit."""
-    keys = dict(zip(ADDITION_METHODS, jax.random.split(jax.random.key(seed), len(ADDITION_METHODS)), strict=True))
-    report(f"seed {seed}: pair banks")
+    keys = seed_keys(seed, NAMES)
+    results = Results(NAME, seed, Repeats(config.control_draws, config.control_shuffles))
+    tell("pair banks")
     with stopwatch() as drawing:
         banks = addition.structured_banks(seed, bits=config.backbone.bits, **dataclasses.asdict(config.banks))
-    report(f"seed {seed}: backbone")
-    params, known, details = trained_adder(config.backbone, seed, run, report)
-    rows = [Row(NAME, "backbone", "output", "validation", name, seed, value) for name, value in known.items()]
-    details["backbone"] = known
-    problem = Problem(Network(gru(config.backbone), params), banks)
+    tell("backbone")
+    problem = Problem(trained_adder(config.backbone, results, run, tell), banks)
     with stopwatch() as recording:
         bench = make_bench(problem)
-    times = {"seconds": (drawing + recording).run, "seconds_compile": (drawing + recording).compile}
-    rows += [Row(NAME, "banks", "mean", "test", name, seed, value) for name, value in times.items()]
-    rows += control_rows(bench, NAME, seed)
-    stages, arrays = Stages(config, bench, known_values(config)), {}
-    for method in config.methods:
-        say = lambda text, method=method: report(f"seed {seed}: {method}, {text}")
+    results.took("banks", drawing + recording)
+    results.compare(bench)
+    stages = Stages(config, bench, known_values(config))
+    for name in config.methods:
+        say = lambda text, name=name: tell(f"{name}, {text}")
         say("running")
-        outcome = run_method(stages, method, keys[method], say)
-        tested = test_outcome(
-            bench, outcome, experiment=NAME, method=method, seed=seed, key=jax.random.fold_in(keys[method], 1),
-            draws=config.control_draws, shuffles=config.control_shuffles,
-        )  # fmt: skip
-        keep_choice(run.path, bench, outcome.choice, f"{method}-seed-{seed}")
-        rows += tested[0]
-        details[method] = tested[1]
-        arrays |= tested[2]
-    for method in config.honesty:
-        say = lambda text, method=method: report(f"seed {seed}: {method} where there is nothing to find, {text}")
-        rows += honesty_rows(stages, problem, method, jax.random.fold_in(keys[method], 2), seed, say)
-    return Unit(f"seed-{seed}", rows, details, arrays)
+        outcome = METHODS[name].run(stages, METHODS[name], keys[name], say)
+        results.take(run.path, bench, name, outcome, jax.random.fold_in(keys[name], 1))
+    for name in config.honesty:
+        say = lambda text, name=name: tell(f"{name} where there is nothing to find, {text}")
+        run_honesty(stages, problem, name, jax.random.fold_in(keys[name], 2), results, say)
+    return results.unit
 
 
 def known_values(config: Addition) -> Callable[[PairBank, str], tuple[np.ndarray, np.ndarray]]:
@@ -125,45 +111,39 @@ def make_bench(problem: Problem) -> Bench:
     return bench
 
 
-def honesty_rows(stages: Stages, problem: Problem, method: Honesty, key: Array, seed: int, report: Report) -> list[Row]:
+def run_honesty(stages: Stages, problem: Problem, method: Honesty, key: Array, results: Results, tell: Tell) -> None:
     """Run a search where it must fail; what it reaches on test pairs is what its freedom alone is worth."""
-    depths, (network, banks) = stages.depths("ours"), problem
+    for name, (case, depths) in _nothing_to_find(problem, stages.depths("ours"), key).items():
+        bench = make_bench(case)
+        tap = bench.tap
+        supports = [coordinate_support(tap, v, int(depth), range(tap.width), "full") for v, depth in enumerate(depths)]
+        outcome = run_search(bench, key, supports, _tries(stages.config, method), tell)
+        tallies = split_halves(bench, judge_alone(case.network, outcome.choice.handles, bench.tests))
+        results.tallied(bench, f"control-{name}-{method}", tallies)
+
+
+def _nothing_to_find(problem: Problem, depths: np.ndarray, key: Array) -> dict[str, tuple[Problem, np.ndarray]]:
+    """Make problems without an answer: labels of other pairs, no training, a step before there is a carry."""
+    network, banks = problem
     generator = host_generator(jax.random.fold_in(key, 0))
     shuffled = banks._replace(
         fit=shuffle_labels(generator, banks.fit), calibration=shuffle_labels(generator, banks.calibration)
     )
     untrained = Network(network.model, network.model.init(jax.random.fold_in(key, 1)))
-    later = np.flatnonzero(depths > 0).tolist()
     cases = {
         "shuffled-labels": (Problem(network, shuffled), depths),
         "untrained": (Problem(untrained, banks), depths),
     }
-    if len(later):
-        fewer = banks._replace(
-            fit=select_variables(banks.fit, later),
-            calibration=select_variables(banks.calibration, later),
-            test=select_variables(banks.test, later),
-        )
-        cases["earlier"] = Problem(network, fewer), depths[later] - 1
-    rows = []
-    for name, (case, places) in cases.items():
-        bench = make_bench(case)
-        outcome = _search_at(stages.config, bench, method, places, key, report)
-        tallies = split_halves(bench, judge_alone(case.network, outcome.choice.handles, bench.tests))
-        for split, tally in tallies.items():
-            rows += tally_rows(bench, tally, NAME, f"control-{name}-{method}", split, seed)
-    return rows
+    if later := np.flatnonzero(depths > 0).tolist():
+        fewer = {role: select_variables(getattr(banks, role), later) for role in ("fit", "calibration", "test")}
+        cases["earlier"] = Problem(network, banks._replace(**fewer)), depths[later] - 1
+    return cases
 
 
-def _search_at(
-    config: Options, bench: Bench, method: Honesty, depths: np.ndarray, key: Array, report: Report
-) -> Outcome:
-    tap = bench.tap
-    supports = [coordinate_support(tap, v, int(depth), range(tap.width), "full") for v, depth in enumerate(depths)]
+def _tries(config: Addition | CoarseToFine, method: Honesty) -> Tries:
     if method == "plot-native-fitted":
-        return weight_search(config, bench, key, supports, report)
-    options = config.oblique if method == "plot-oblique-das" else config.das
-    return subspace_search(bench, key, options, supports, report)
+        return fitted_weights(config.weights)
+    return rotations(config.oblique if method == "plot-oblique-das" else config.das)
 
 
 def random_seeds(seed: int) -> dict[str, int]:
@@ -171,4 +151,11 @@ def random_seeds(seed: int) -> dict[str, int]:
     return {"jax key": seed, "order of the bases (random.Random)": seed}
 
 
-EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check_addition, quick)
+def check(config: Addition) -> None:
+    """Refuse checkpoints that are not there, before anything is computed."""
+    if config.backbone.checkpoints is not None:
+        for seed in parse_seeds(config.seeds):
+            load_adder(config.backbone, seed)
+
+
+EXPERIMENT = Experiment(NAME, Addition, run_seed, random_seeds, REPORT, check)

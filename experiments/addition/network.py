@@ -1,9 +1,7 @@
 """The network of the binary addition experiment: trained here, or read from a PyTorch checkpoint."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +15,9 @@ from abstraction.tasks import addition
 from abstraction.training import Schedule, Stop, Watch, fit
 from abstraction.typing import Params
 from experiments.addition.options import AdderBackbone
+from experiments.harness.methods import Tell
 from experiments.harness.records import RunFolder, digest
+from experiments.harness.results import Results
 from experiments.harness.trainings import Training, require_finite
 
 BITS = Bits()
@@ -78,32 +78,32 @@ def exactness(model: GRU, params: Params, data: dict[str, np.ndarray]) -> float:
     return accuracy(np.asarray(BITS.decode(outputs)), data["labels"])
 
 
-def trained_adder(
-    options: AdderBackbone, seed: int, run: RunFolder, report: Callable[[str], None]
-) -> tuple[Params, dict[str, float], dict[str, Any]]:
-    """Train or load one network.
-
-    Returns:
-      Its parameters, what is known of it (the seconds of all legs too), and the digest of what it was made from.
-    """
+def trained_adder(options: AdderBackbone, results: Results, run: RunFolder, tell: Tell) -> Network:
+    """Train or load a seed's network; what is known of it, the seconds of all legs too, goes to the results."""
+    model, data, seed = gru(options), factual_data(results.seed, options.bits), results.seed
     watch = Training(
         run.path / "checkpoints" / f"seed-{seed}",
-        lambda epoch, metrics: report(f"seed {seed}: backbone, epoch {epoch}, {metrics['accuracy']:.4f} of sums exact"),
+        lambda epoch, metrics: tell(f"backbone, epoch {epoch}, {metrics['accuracy']:.4f} of sums exact"),
     )
     with watch.timed() as elapsed:
-        params, known, details = _trained_or_read(options, seed, watch)
+        if options.checkpoints is None:
+            params, epochs = _trained(options, model, data, seed, watch)
+            made_from = digest(data)
+        else:
+            params, epochs = load_adder(options, seed), 0
+            leaves = jax.tree_util.tree_leaves_with_path(params)
+            made_from = digest({jax.tree_util.keystr(path): leaf for path, leaf in leaves})
+        known = {"accuracy": exactness(model, params, data), "epochs": float(epochs)}
     require_finite(params)
-    return params, {**known, "seconds": elapsed.run, "seconds_compile": elapsed.compile}, details
+    known |= {"seconds": elapsed.run, "seconds_compile": elapsed.compile}
+    results.add("backbone", "output", "validation", **known)
+    results.details.update(data=made_from, backbone=known)
+    return Network(model, params)
 
 
-def _trained_or_read(
-    options: AdderBackbone, seed: int, watch: Training
-) -> tuple[Params, dict[str, float], dict[str, Any]]:
-    model, data = gru(options), factual_data(seed, options.bits)
-    if options.checkpoints is not None:
-        params = load_adder(options, seed)
-        arrays = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-        return params, {"accuracy": exactness(model, params, data), "epochs": 0.0}, {"data": digest(arrays)}
+def _trained(
+    options: AdderBackbone, model: GRU, data: dict[str, np.ndarray], seed: int, watch: Training
+) -> tuple[Params, int]:
     init_key, order_key = jax.random.split(jax.random.key(seed))
     trained = fit(
         order_key,
@@ -115,8 +115,7 @@ def _trained_or_read(
         Watch(lambda params: {"accuracy": exactness(model, params, data)}, watch.checkpoints, watch),
         context=(),
     )
-    known = {"accuracy": exactness(model, trained.params, data), "epochs": float(trained.epochs)}
-    return trained.params, known, {"data": digest(data)}
+    return trained.params, trained.epochs
 
 
 @cache

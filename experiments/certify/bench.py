@@ -38,8 +38,10 @@ from abstraction.reduction import METHODS, Calibration
 from abstraction.reduction.pipeline import replace_units
 from abstraction.reduction.ranking import Ranking, rank_units, reader_weights
 from abstraction.typing import Params
-from experiments.certify.options import Certify, kept_units
+from experiments.certify.options import Certify
+from experiments.harness.methods import Tell
 from experiments.harness.records import Row
+from experiments.reduction.options import kept_units
 
 NAME = "certify"
 TAP = "hidden2"
@@ -106,14 +108,14 @@ class Bench:
       networks: dense and reduced.
       inputs: evaluation inputs.
       seed: the run's.
-      report: told what is being done.
+      tell: told what is being done.
     """
 
     config: Certify
     networks: Networks
     inputs: np.ndarray
     seed: int
-    report: Callable[[str], None]
+    tell: Tell
 
     def units(self, keep: float) -> int:
         """Count the units that an option keeps."""

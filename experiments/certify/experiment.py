@@ -15,7 +15,7 @@ Two minutes per seed on two cores. Nothing is chosen by what is measured here, s
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -28,17 +28,13 @@ from abstraction.evaluation.sequences import LIMIT, confidence_sequence, hoeffdi
 from abstraction.randomness import host_generator
 from abstraction.reduction import METHODS, Calibration
 from abstraction.tasks.mnist import calibration_rows
+from experiments.certify import figures, tables
 from experiments.certify.bench import NAME, Bench, Networks
-from experiments.certify.options import (
-    ADAPTIVE_CASES,
-    STUDIES,
-    Certify,
-    calibration_count,
-    check,
-    quick,
-    split_name,
-)
+from experiments.certify.cases import ADAPTIVE_CASES
+from experiments.certify.options import STUDIES, Certify, split_name
+from experiments.harness.methods import Tell
 from experiments.harness.records import Row, RunFolder, Unit
+from experiments.harness.report import Report
 from experiments.harness.running import Experiment
 from experiments.harness.timing import stopwatch
 from experiments.reduction.digits import loaded_digits, network, trained_network
@@ -55,23 +51,23 @@ _TRACED = 400
 Result = tuple[list[Row], dict[str, np.ndarray]]
 
 
-def run_seed(config: Certify, seed: int, run: RunFolder, report: Callable[[str], None]) -> Unit:
+def run_seed(config: Certify, seed: int, run: RunFolder, tell: Tell) -> Unit:
     """Train or load one network, run every study on it, and return the seed's unit."""
-    data = loaded_digits(config.data, report)
+    data = loaded_digits(config.data, tell)
     digits = data.digits
-    count = calibration_count(config, data.name)
+    count = config.calibration_images
     chosen = calibration_rows(len(digits.train_images), count, seed=seed)
-    params, known, made_from = trained_network(config.network, data, seed, run, report)
+    params, known, made_from = trained_network(config.network, data, seed, run, tell)
     # The training has the first two keys of this seed: a longer split begins with those of a shorter one.
     reducing, *study_keys = jax.random.split(jax.random.key(seed), 3 + len(STUDIES))[2:]
     keys = dict(zip(STUDIES, study_keys, strict=True))
     calibration = Calibration(digits.train_images[chosen], digits.train_labels[chosen])
     networks = Networks(network(config.network, data), params, calibration, reducing)
-    bench = Bench(config, networks, digits.test_images, seed, report)
+    bench = Bench(config, networks, digits.test_images, seed, tell)
     rows = bench.rows("output", "network", "test", **known)
     arrays: dict[str, np.ndarray] = {}
     for study in config.studies:
-        told = dataclasses.replace(bench, report=lambda text, study=study: report(f"seed {seed}: {study}, {text}"))
+        told = dataclasses.replace(bench, tell=lambda text, study=study: tell(f"{study}, {text}"))
         with stopwatch() as elapsed:
             found, traces = _STUDIES[study](told, keys[study])
         rows += found + bench.rows("output", study, "test", seconds=elapsed.run, seconds_compile=elapsed.compile)
@@ -101,7 +97,7 @@ def _certification(bench: Bench, key: Array) -> Result:
     shown = (bench.units(config.paired.keep), config.probabilities[0])
     traced: dict[str, np.ndarray] = {}
     for method, keep in itertools.product(config.methods, [bench.units(keep) for keep in config.keeps]):
-        bench.report(f"{method}, {keep} units")
+        bench.tell(f"{method}, {keep} units")
         pair, count = bench.networks.pair(method, keep), config.trials
         generators = {p: _generator(key, method, keep, p) for p in config.probabilities}
         independent = [bench.trials(generator, keep, p, count) for p, generator in generators.items()]
@@ -170,7 +166,7 @@ def _paired(bench: Bench, key: Array) -> Result:
     split = split_name(keep, options.probability)
     losses = {}
     for method in config.methods:
-        bench.report(method)
+        bench.tell(method)
         losses[method] = bench.losses(bench.networks.pair(method, keep), trials)["zero_one"]
         rows += bench.rows("paired", method, split, risk=losses[method].mean())
     pairs = list(itertools.combinations(config.methods, 2))
@@ -196,7 +192,7 @@ def _sensitivity(bench: Bench, key: Array) -> Result:
     keep, rows = bench.units(options.keep), []
     radius = float(hoeffding_radii(config.trials, config.delta))
     for method, probability in itertools.product(options.methods, options.probabilities):
-        bench.report(f"{method}, p = {probability:g}")
+        bench.tell(f"{method}, p = {probability:g}")
         generator = _generator(key, method, keep, probability)
         trials = bench.trials(generator, keep, probability, config.trials)
         losses = bench.losses(bench.networks.pair(method, keep), trials)
@@ -221,7 +217,7 @@ def _coverage(bench: Bench, key: Array) -> Result:
     pair, generator = bench.networks.pair(options.method, keep), host_generator(key)
     split, rows = split_name(keep, options.probability), []
     for sampling, draw in (("iid", bench.independent), ("adaptive", bench.static)):
-        bench.report(f"{options.pool} trials, {sampling}")
+        bench.tell(f"{options.pool} trials, {sampling}")
         pool = draw(generator, pair, options.probability, options.pool)
         largest = 1.0 if sampling == "iid" else largest_weight(bench.config.alpha)
         rows += bench.rows("coverage", options.method, f"{split}-{sampling}", risk=pool.mean() * largest)
@@ -262,7 +258,7 @@ def _adaptive(bench: Bench, key: Array) -> Result:
         keep = bench.units(case.keep)
         pair = bench.networks.pair(case.method, keep)
         generator = _generator(key, case.method, keep, case.probability)
-        bench.report(f"{case.method}, {keep} units")
+        bench.tell(f"{case.method}, {keep} units")
         shape = (options.repetitions, options.trials)
         drawn = [
             draw(generator, pair, case.probability, shape[0] * shape[1]) for draw in (bench.independent, bench.static)
@@ -282,7 +278,7 @@ def _margins(bench: Bench, key: Array) -> Result:
     config, method, rows = bench.config, bench.config.margins.method, []
     keeps = [bench.units(keep) for keep in config.keeps]
     for keep, probability in itertools.product(keeps, config.margins.probabilities):
-        bench.report(f"{method}, {keep} units, p = {probability:g}")
+        bench.tell(f"{method}, {keep} units, p = {probability:g}")
         trials = bench.trials(_generator(key, method, keep, probability), keep, probability, config.trials)
         outputs = bench.outputs(bench.networks.pair(method, keep), trials)
         bounds, certified = margin_bounds(*outputs), certified_margins(*outputs, config.delta)
@@ -316,4 +312,4 @@ _STUDIES = {
     "adaptive": _adaptive,
     "margins": _margins,
 }
-EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check, quick)
+EXPERIMENT = Experiment(NAME, Certify, run_seed, random_seeds, Report(tables.tables, figures.draw))

@@ -4,7 +4,7 @@ The residual stream keeps its width, so the search is that of the experiment `mc
 fits every reduced one as it is. Pairs are those whose prompts the dense network answers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -18,15 +18,17 @@ from abstraction.localization import Choice
 from abstraction.localization.calibration import calibrate_candidates
 from abstraction.models import Decoder, Network, UnrolledDecoder
 from abstraction.models.decoder_unrolled import stacked_decoder, unrolled_decoder
-from abstraction.reduction import METHODS, bill, reduce_network
+from abstraction.reduction import METHODS as PRESETS
+from abstraction.reduction import bill, reduce_network
 from abstraction.tasks import mcqa
 from abstraction.typing import Params, Setting
 from experiments.discovery.networks import Known, Studied, Views, fidelities
 from experiments.discovery.options import DENSE, Discovery
-from experiments.harness.methods import Bench, Outcome, same_time
-from experiments.harness.progressive import Stages, run_method
+from experiments.harness.methods import Bench, Outcome, Tell, same_time
+from experiments.harness.progressive import METHODS, Stages
 from experiments.harness.timing import Time
-from experiments.mcqa.options import VARIANTS, Mcqa
+from experiments.mcqa.grids import VARIANTS
+from experiments.mcqa.options import Mcqa
 from experiments.mcqa.subject import Questions, Subject, make_bench
 
 UNITS = "mlp_product"
@@ -81,7 +83,7 @@ def reduced_decoder(
     """Reduce the MLPs of all blocks to one width, each on the network reduced so far."""
     dense = Network(*unrolled_decoder(subject.decoder, subject.network.params))
     taps = [f"{UNITS}{block}" for block in range(subject.decoder.config.depth)]
-    found = reduce_network(dense, samples.calibration, dict.fromkeys(taps, keep), METHODS[method], key=key)
+    found = reduce_network(dense, samples.calibration, dict.fromkeys(taps, keep), PRESETS[method], key=key)
     kept = np.stack([np.asarray(fold.kept) for fold in found.plan.folds])
     everything = np.arange(subject.decoder.config.hidden)
     views = {tap: (view(dense, tap, everything), found.view(tap), units) for tap, units in zip(taps, kept, strict=True)}
@@ -97,13 +99,13 @@ def choice_bench(config: Discovery, network: Studied, subject: Subject, question
     return make_bench(_as(subject, network.model, network.params), questions, _options(config))
 
 
-def choice_found(bench: Bench, config: Discovery, key: Array, report: Callable[[str], None]) -> dict[str, Outcome]:
+def choice_found(bench: Bench, config: Discovery, key: Array, tell: Tell) -> dict[str, Outcome]:
     """Run PLOT coarse to fine on coordinates, and DAS at the blocks that Stage A chose."""
     stages = Stages(_options(config), bench, protocols=VARIANTS)
-    return {
-        "plot": run_method(stages, "plot-native", key, report),
-        "das": run_method(stages, "plot-das", key, lambda text: report(f"DAS, {text}")),
-    }
+    found = {}
+    for kind, name in (("plot", "plot-native"), ("das", "plot-das")):
+        found[kind] = METHODS[name].run(stages, METHODS[name], key, lambda text, kind=kind: tell(f"{kind}, {text}"))
+    return found
 
 
 def carried(bench: Bench, dense: Choice) -> Outcome:

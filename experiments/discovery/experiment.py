@@ -14,100 +14,85 @@ A GRU starts at a zero state, so only linear maps through the origin can be fold
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from abstraction.artifacts import save
+from abstraction.evaluation import Repeats
 from abstraction.interventions import Handle, unit_sites
 from abstraction.interventions.handles import at_one_depth, handle_depths
 from abstraction.localization import (
     Choice,
     CutMenu,
-    Rotation,
     Transport,
     Variant,
-    candidate_grid,
     coarse_stage,
     fine_stage,
     full_supports,
     localize,
 )
 from abstraction.localization.calibration import calibrate_candidates
-from abstraction.models import MLP
 from abstraction.tasks import addition, equality
 from experiments.addition.experiment import Problem, make_bench
-from experiments.addition.network import gru, trained_adder
+from experiments.addition.network import trained_adder
 from experiments.discovery.choice import carried, choice_bench, choice_found, choice_networks, choice_prompts
+from experiments.discovery.figures import draw
 from experiments.discovery.networks import TAP, Studied, adder_networks, equality_networks
-from experiments.discovery.options import HARD, NAME, SURVIVES, Discovery, PlotGrid, check, quick
+from experiments.discovery.options import HARD, NAME, SURVIVES, Discovery
+from experiments.discovery.tables import tables
 from experiments.equality import experiment as heq
-from experiments.equality.options import HEQ, DasOptions
-from experiments.equality.options import METHODS as HEQ_METHODS
-from experiments.harness.methods import (
-    Bench,
-    Outcome,
-    coupling_details,
-    handle_mass,
-    keep_choice,
-    run_search,
-    same_time,
-    test_outcome,
-)
-from experiments.harness.progressive import subspace_search
+from experiments.equality.options import PlotGrid
+from experiments.harness.methods import Bench, Outcome, Tell, coupling_details, rotations, run_search, same_time
 from experiments.harness.records import Row, RunFolder, Unit
+from experiments.harness.report import Report
+from experiments.harness.results import Results, handle_mass, keep_choice, seed_keys
 from experiments.harness.running import Experiment
 from experiments.harness.timing import Time, stopwatch
 from experiments.mcqa.experiment import data_digest
 from experiments.mcqa.options import NetworkOptions
 from experiments.mcqa.subject import load_subject, make_questions
 
-Report = Callable[[str], None]
 
-
-class Part(NamedTuple):
-    """What a task leaves in the unit of its seed."""
-
-    rows: list[Row]
-    details: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-
-
-def run_seed(config: Discovery, seed: int, run: RunFolder, report: Report) -> Unit:
+def run_seed(config: Discovery, seed: int, run: RunFolder, tell: Tell) -> Unit:
     """Train, reduce and search the networks of one seed."""
-    whole = Part([], {"data": {}}, {})
+    whole = Results(NAME, seed, Repeats(config.control_draws, config.control_shuffles), details={"data": {}})
     for task in config.tasks:
         # Both tasks name their checkpoints by seed alone.
-        folder = RunFolder(run.path / "networks" / task)
-        tell = lambda text, task=task: report(f"seed {seed}, {task}: {text}")
-        whole.details["data"][task] = _TASKS[task](config, seed, folder, tell, whole)
-    return Unit(f"seed-{seed}", *whole)
+        folder, own = RunFolder(run.path / "networks" / task), Results(NAME, seed, whole.repeats)
+        say = lambda text, task=task: tell(f"{task}: {text}")
+        for network, bench, outcomes, control in _TASKS[task](config, own, folder, say):
+            _keep(folder, network, bench, outcomes, seed)
+            study(whole, network, bench, outcomes, control)
+        whole.rows.extend(row._replace(split=task) for row in own.rows)
+        whole.details["data"][task] = own.details["data"]
+    return whole.unit
 
 
-def _equality(config: Discovery, seed: int, folder: RunFolder, report: Report, whole: Part) -> str:
-    """Add hierarchical equality to the unit of a seed; return the digest of its data."""
+Searched = Iterator[tuple[Studied, Bench, dict[str, Outcome], Array]]
+"""Every network of a task, its recorded banks, what was found in it, and the key of the controls."""
+
+
+def _equality(config: Discovery, own: Results, folder: RunFolder, tell: Tell) -> Searched:
+    """Search the networks of hierarchical equality; what is known of the dense one goes to its own results."""
     # The keys, and so the networks, of the experiment `heq`.
-    names = ("init", "order", *HEQ_METHODS)
-    keys: dict[str, Array] = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
-    vectors, shape = equality.entities(seed), config.backbone
-    model = MLP(equality.ENTITY_WIDTH * 4, shape.width, shape.depth, equality.CLASSES)
+    keys, seed = seed_keys(own.seed, ("init", "order", *heq.METHODS)), own.seed
+    vectors = equality.entities(seed)
     tests = equality.paper_banks(seed, size=config.pairs.size, test_pool=config.pairs.test_pool).tests
     sizes = {"fit": config.pairs.fit, "calibration": config.pairs.calibration, "both": config.pairs.both}
     banks = equality.independent_banks(seed, **sizes, tests=tests)
-    trained = heq.train_network(HEQ(backbone=shape), seed, model, vectors, keys, folder, report)
-    whole.rows.extend(row._replace(experiment=NAME, split="heq") for row in trained[1])
+    trained = heq.train_network(config.backbone, own, keys, folder, tell)
     mass, (reducing, searching) = None, jax.random.split(keys["das"])
-    for network in equality_networks(config, seed, model, trained[0], reducing):
-        report(f"{network.place}, {network.method}")
+    for network in equality_networks(config, seed, trained, reducing):
+        tell(f"{network.place}, {network.method}")
         bench, (search, control) = equality_bench(network, vectors, banks), network.keys(searching)
-        outcomes = {"plot": transported(bench, config.plot), "das": rotated(bench, config.das, search, report)}
+        supports = full_supports(bench.tap, range(len(bench.variables)))
+        das = run_search(bench, search, supports, rotations(config.das), tell)
+        outcomes = {"plot": transported(bench, config.plot), "das": das}
         mass = _with_transferred(bench, network, outcomes, mass)
-        _keep(folder, network, bench, outcomes, seed)
-        _add(whole, network, study(config, network, bench, outcomes, seed, control))
-    return trained[2]["data"]
+        yield network, bench, outcomes, control
 
 
 def equality_bench(network: Studied, vectors: np.ndarray, banks: equality.Banks) -> Bench:
@@ -127,38 +112,23 @@ def transported(bench: Bench, options: PlotGrid) -> Outcome:
     return Outcome(_local(found.choice), same_time(measuring + elapsed), coupling_details(plans), {})
 
 
-def rotated(bench: Bench, options: DasOptions, key: Array, report: Report) -> Outcome:
-    """Run DAS at every layer."""
-    tap, (start, order) = bench.tap, jax.random.split(key)
-    fitting = _fitting(options, tap.width)
-    candidates = candidate_grid(
-        start, tap, full_supports(tap, range(len(bench.variables))),
-        ranks=fitting.ranks, learning_rates=options.learning_rates, restarts=options.restarts,
-    )  # fmt: skip
-    progress = lambda epoch, running: report(f"DAS, epoch {epoch}, {running} searches running")
-    featurizer = Rotation(options.parametrization)
-    return run_search(bench, order, candidates, featurizer, options.training, options.strengths, progress)
-
-
-def _addition(config: Discovery, seed: int, folder: RunFolder, report: Report, whole: Part) -> str:
-    """Add binary addition to the unit of a seed; return the digest of its data."""
+def _addition(config: Discovery, own: Results, folder: RunFolder, tell: Tell) -> Searched:
+    """Search the networks of binary addition."""
+    seed = own.seed
     banks = addition.structured_banks(seed, bits=config.adder.bits, **dataclasses.asdict(config.adder_banks))
-    params, known, details = trained_adder(config.adder, seed, folder, report)
-    whole.rows.extend(Row(NAME, "backbone", "output", "addition", name, seed, value) for name, value in known.items())
+    trained = trained_adder(config.adder, own, folder, tell)
     # The network's own keys are the first two.
     mass, (reducing, searching) = None, jax.random.split(jax.random.key(seed), 4)[2:]
-    for network in adder_networks(config, seed, gru(config.adder), params, banks, reducing):
-        report(f"{network.place}, {network.method}")
+    for network in adder_networks(config, seed, trained, banks, reducing):
+        tell(f"{network.place}, {network.method}")
         bench = make_bench(Problem(network.network, banks))
         search, control = network.keys(searching)
-        outcomes = carries_found(bench, config, search, report)
+        outcomes = carries_found(bench, config, search, tell)
         mass = _with_transferred(bench, network, outcomes, mass)
-        _keep(folder, network, bench, outcomes, seed)
-        _add(whole, network, study(config, network, bench, outcomes, seed, control))
-    return details["data"]
+        yield network, bench, outcomes, control
 
 
-def carries_found(bench: Bench, config: Discovery, key: Array, report: Report) -> dict[str, Outcome]:
+def carries_found(bench: Bench, config: Discovery, key: Array, tell: Tell) -> dict[str, Outcome]:
     """Run PLOT coarse to fine on single units, and DAS at the steps that Stage A chose."""
     options, tap = config.plot, bench.tap
     rule = Transport("joint", options.epsilons, taus=(0.5,), iterations=options.iterations)
@@ -172,29 +142,27 @@ def carries_found(bench: Bench, config: Discovery, key: Array, report: Report) -
     plot = Outcome(_local(fine.choice), same_time(first + second), coupling_details(fine.plans), {})
     places = zip(range(len(bench.variables)), depths.tolist(), strict=True)
     supports = [support for v, depth in places for support in full_supports(tap, [v], [depth])]
-    das = subspace_search(bench, key, _fitting(config.adder_das, tap.width), supports, report)
+    das = run_search(bench, key, supports, rotations(config.adder_das), tell)
     times = {name: first + elapsed for name, elapsed in das.times.items()}
     return {"plot": plot, "das": das._replace(times=times)}
 
 
-def _choice(config: Discovery, seed: int, folder: RunFolder, report: Report, whole: Part) -> str:
-    """Add multiple choice to the unit of a seed; return the digest of its data."""
-    subject = load_subject(NetworkOptions())
+def _choice(config: Discovery, own: Results, folder: RunFolder, tell: Tell) -> Searched:
+    """Search the networks of multiple choice."""
+    subject, seed = load_subject(NetworkOptions()), own.seed
     questions = make_questions(config.choice_banks, subject, seed)
+    own.details["data"] = data_digest(questions)
     dense, (reducing, searching) = None, jax.random.split(jax.random.key(seed))
-    prompts = choice_prompts(config, seed, subject, questions)
-    for network in choice_networks(config, seed, subject, prompts, reducing):
-        report(f"{network.place}, {network.method}")
+    for network in choice_networks(config, seed, subject, choice_prompts(config, seed, subject, questions), reducing):
+        tell(f"{network.place}, {network.method}")
         bench = choice_bench(config, network, subject, questions)
         search, control = network.keys(searching)
-        outcomes = choice_found(bench, config, search, report)
+        outcomes = choice_found(bench, config, search, tell)
         if dense is None:
             dense = outcomes["das"].choice
         else:
             outcomes["transferred"] = carried(bench, dense)
-        _keep(folder, network, bench, outcomes, seed)
-        _add(whole, network, study(config, network, bench, outcomes, seed, control))
-    return data_digest(questions)
+        yield network, bench, outcomes, control
 
 
 _TASKS = {"heq": _equality, "addition": _addition, "mcqa": _choice}
@@ -207,11 +175,6 @@ def _local(choice: Choice) -> Choice:
 
 def _menu(options: PlotGrid, width: int) -> CutMenu:
     return CutMenu(tuple(size for size in options.subset_sizes if size <= width), options.strengths)
-
-
-def _fitting(options: DasOptions, width: int) -> DasOptions:
-    """Leave out ranks that a narrower state has not."""
-    return dataclasses.replace(options, ranks=tuple(rank for rank in options.ranks if rank <= width))
 
 
 def _with_transferred(
@@ -235,37 +198,28 @@ def transferred(bench: Bench, mass: Float[np.ndarray, "V L D"], kept: Int[np.nda
     return Outcome(choice, same_time(Time()), {"kept_share": shares}, {})
 
 
-def study(
-    config: Discovery, network: Studied, bench: Bench, outcomes: dict[str, Outcome], seed: int, key: Array
-) -> Part:
+def study(whole: Results, network: Studied, bench: Bench, outcomes: dict[str, Outcome], key: Array) -> None:
     """Test what was found in one network, and give the verdict."""
     place, name = network.place, network.method
-    rows = [
-        Row(NAME, name, "network", place + part, what, seed, value) for (part, what), value in network.known.items()
-    ]
-    part = Part(rows, {}, {})
+    for (part, what), value in network.known.items():
+        whole.add(name, "network", place + part, **{what: value})
     for index, (kind, outcome) in enumerate(outcomes.items()):
-        label = f"{name}/{kind}"
-        tested = test_outcome(
-            bench, outcome, experiment=NAME, method=label, seed=seed, key=jax.random.fold_in(key, index),
-            draws=config.control_draws, shuffles=config.control_shuffles,
-        )  # fmt: skip
-        rows.extend(row._replace(split=_renamed(network, row)) for row in tested[0])
-        part.details[f"{place} {label}"] = tested[1]
-        part.arrays[f"{place}/{label}/mass"] = tested[2][f"{label}/mass"]
+        label, tested = f"{name}/{kind}", Results(NAME, whole.seed, whole.repeats)
+        tested.judge(bench, label, outcome, jax.random.fold_in(key, index))
+        whole.rows.extend(row._replace(split=_renamed(network, row)) for row in tested.rows)
+        whole.details[f"{place} {label}"] = tested.details[label]
+        whole.arrays[f"{place}/{label}/mass"] = tested.arrays[f"{label}/mass"]
         if shares := outcome.details.get("kept_share"):
-            named = zip((*bench.variables, "mean"), (*shares, float(np.mean(shares))), strict=True)
-            rows.extend(Row(NAME, label, variable, place, "kept_share", seed, share) for variable, share in named)
+            for variable, share in zip((*bench.variables, "mean"), (*shares, float(np.mean(shares))), strict=True):
+                whole.add(label, variable, place, kept_share=share)
+    hard = [f"{place}-{split}" for split in HARD[network.task]]
     weakest = min(
         row.value
-        for row in rows
-        if (row.method, row.metric) == (f"{name}/das", "iia")
-        and row.variable in bench.variables
-        and row.split in [f"{place}-{split}" for split in HARD[network.task]]
+        for row in whole.rows
+        if (row.method, row.metric) == (f"{name}/das", "iia") and row.variable in bench.variables and row.split in hard
     )
-    rows.append(Row(NAME, name, "network", place, "weakest", seed, weakest))
-    rows.append(Row(NAME, name, "network", place, "survives", seed, float(weakest >= SURVIVES)))
-    return part
+    whole.add(name, "network", place, weakest=weakest, survives=float(weakest >= SURVIVES))
+    whole.arrays[f"{place}/{name}/kept"] = network.kept.astype(np.int32)
 
 
 def _renamed(network: Studied, row: Row) -> str:
@@ -285,13 +239,6 @@ def _keep(folder: RunFolder, network: Studied, bench: Bench, outcomes: dict[str,
         keep_choice(folder.path, bench, outcome.choice, f"{kind}-{name}")
 
 
-def _add(whole: Part, network: Studied, part: Part) -> None:
-    whole.rows.extend(part.rows)
-    whole.details.update(part.details)
-    whole.arrays.update(part.arrays)
-    whole.arrays[f"{network.place}/{network.method}/kept"] = network.kept.astype(np.int32)
-
-
 def random_seeds(seed: int) -> dict[str, int]:
     """List every seed that a run's seed stands for, beside those of `heq` and `addition`."""
     own = {"calibration, uniform": 2701, "calibration, balanced": 2702, "evaluation, uniform": 2801}
@@ -303,4 +250,4 @@ def random_seeds(seed: int) -> dict[str, int]:
     return equal | adder | choice | {f"heq {name}": seed + offset for name, offset in own.items()}
 
 
-EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check, quick)
+EXPERIMENT = Experiment(NAME, Discovery, run_seed, random_seeds, Report(tables, draw))

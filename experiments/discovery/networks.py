@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from abstraction.evaluation import CLASSES, Readout, accuracy, binomial_interval
+from abstraction.evaluation import CLASSES, Readout, binomial_interval
 from abstraction.evaluation.interchange import View, bernoulli_trials, interchanged_outputs, view
 from abstraction.evaluation.readouts import MISS
 from abstraction.interventions import factual_outputs
@@ -27,6 +27,7 @@ from abstraction.tasks import addition, equality
 from abstraction.typing import AnyArray, Params
 from experiments.addition.network import BITS, exactness, factual_data
 from experiments.discovery.options import DENSE, Discovery, Reducer
+from experiments.equality.experiment import answers
 
 TAP = "hidden"
 PRESETS = {"obs-affine": "obs-affine", "random-affine": "obs-affine", "vbp-zero": "vbp-zero"}
@@ -73,23 +74,22 @@ class Studied(NamedTuple):
         return jax.random.split(jax.random.fold_in(key, self.kept.shape[1]))
 
 
-def equality_networks(config: Discovery, seed: int, model: MLP, params: Params, key: Array) -> Iterator[Studied]:
+def equality_networks(config: Discovery, seed: int, network: Network, key: Array) -> Iterator[Studied]:
     """Yield the dense MLP, then every reduced one."""
+    model, params = cast(MLP, network.model), network.params
     everything = np.tile(np.arange(model.width), (model.depth, 1))
     yield Studied("heq", DENSE, model, params, everything, equality_behaviour(config, seed, model, params, {}))
     for keep in [keep for keep in config.equality.keeps if keep < model.width]:
         for method in config.equality.methods:
-            yield reduced_mlp(config, seed, model, params, method, keep, jax.random.fold_in(key, keep))
+            yield reduced_mlp(config, seed, Network(model, params), method, keep, jax.random.fold_in(key, keep))
 
 
-def reduced_mlp(
-    config: Discovery, seed: int, model: MLP, params: Params, method: Reducer, keep: int, key: Array
-) -> Studied:
+def reduced_mlp(config: Discovery, seed: int, network: Network, method: Reducer, keep: int, key: Array) -> Studied:
     """Reduce all hidden layers of an MLP to one width, each on the network reduced so far."""
-    half, vectors = config.equality.calibration_rows // 2, equality.entities(seed)
+    model, half, vectors = cast(MLP, network.model), config.equality.calibration_rows // 2, equality.entities(seed)
     sample = [equality.factual_data(seed + 2701, half)["rows"], equality.balanced_data(seed + 2702, half)["rows"]]
     inputs = equality.encode(vectors, np.concatenate(sample))
-    taps, dense = [f"hidden{depth}" for depth in range(model.depth)], Network(*unrolled(model, params))
+    taps, dense = [f"hidden{depth}" for depth in range(model.depth)], Network(*unrolled(model, network.params))
     found = reduce_network(dense, inputs, dict.fromkeys(taps, keep), METHODS[method], key=key)
     kept = np.stack([np.asarray(fold.kept) for fold in found.plan.folds])
     views = {
@@ -106,11 +106,8 @@ def equality_behaviour(config: Discovery, seed: int, model: MLP, params: Params,
     uniform, cells = equality.factual_data(seed + 2801, count), equality.balanced_data(seed + 2802, count)
     inputs = equality.encode(vectors, np.concatenate([uniform["rows"], cells["rows"]]))
     predicted, balanced = np.split(np.asarray(factual_outputs(Network(model, params), inputs)).argmax(axis=-1), [count])
-    right = balanced == cells["labels"]
-    known = {
-        ("", "accuracy"): accuracy(predicted, uniform["labels"]),
-        ("", "worst_cell"): min(float(right[cells["cells"] == cell].mean()) for cell in range(4)),
-    }
+    scores = answers(predicted, balanced, uniform, cells)
+    known: Known = {("", name): scores[name] for name in ("accuracy", "worst_cell")}
     return known | fidelities(views, inputs[count:], CLASSES, seed + 2803, config.trials)
 
 
@@ -141,12 +138,13 @@ def fidelities(views: Views, inputs: AnyArray, readout: Readout, seed: int, tria
 
 
 def adder_networks(
-    config: Discovery, seed: int, model: GRU, params: Params, banks: addition.Banks, key: Array
+    config: Discovery, seed: int, dense: Network, banks: addition.Banks, key: Array
 ) -> Iterator[Studied]:
     """Yield the dense GRU, then every reduced one; a reduction sees the bases of the fit pairs."""
+    model, params = cast(GRU, dense.model), dense.params
     data, everything = factual_data(seed, config.adder.bits), np.tile(np.arange(model.width), (model.depth, 1))
     seen = {name: np.asarray(values)[:: len(banks.families)] for name, values in banks.fit.base.items()}
-    dense, inputs = Network(model, params), addition.encode(seen, model.depth)
+    inputs = addition.encode(seen, model.depth)
     rankings = {name: rank_units(dense, inputs, TAP, METHODS[preset]) for name, preset in PRESETS.items()}
     yield Studied("addition", DENSE, model, params, everything, {("", "accuracy"): exactness(model, params, data)})
     for keep in [keep for keep in config.carries.keeps if keep < model.width]:

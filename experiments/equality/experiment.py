@@ -13,18 +13,16 @@ paper's, and `test-specific`, pairs that must not change because only the other 
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import jax
 import numpy as np
 import optax
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import CLASSES, Recorded, accuracy, full_state_handles, record
+from abstraction.evaluation import CLASSES, Recorded, Repeats, accuracy, record
 from abstraction.evaluation.metrics import balanced_accuracy
-from abstraction.interventions import Handle, factual_outputs, unit_sites
+from abstraction.interventions import factual_outputs, unit_sites
 from abstraction.localization import (
     BruteForce,
     Cosine,
@@ -32,32 +30,21 @@ from abstraction.localization import (
     GromovWasserstein,
     Nearest,
     ReferenceTransport,
-    Rotation,
     Selection,
     Signature,
     Transport,
-    candidate_grid,
     full_supports,
 )
-from abstraction.localization.calibration import calibrate_candidates
 from abstraction.localization.rules import single_site_scores
 from abstraction.models import MLP, Network
 from abstraction.tasks import equality
 from abstraction.training import Schedule, Stop, Watch, fit
 from abstraction.typing import Params
-from experiments.equality.options import HEQ, METHODS, DasOptions, EqualityBanks, Method, quick
-from experiments.harness.checks import check
-from experiments.harness.methods import (
-    Bench,
-    Outcome,
-    control_rows,
-    keep_choice,
-    run_localization,
-    run_search,
-    same_time,
-    test_outcome,
-)
-from experiments.harness.records import Row, RunFolder, Unit, digest
+from experiments.equality.options import METHODS, PAPER_METHODS, Backbone, Equality, EqualityBanks
+from experiments.equality.shown import REPORT
+from experiments.harness.methods import Bench, Outcome, Tell, full_state, rotations, run_localization, run_search
+from experiments.harness.records import RunFolder, Unit, digest
+from experiments.harness.results import Results, seed_keys
 from experiments.harness.running import Experiment
 from experiments.harness.timing import stopwatch
 from experiments.harness.trainings import Training, require_finite
@@ -77,75 +64,39 @@ class EqualityLoss:
         return CLASSES.loss(outputs, batch["labels"]).mean()
 
 
-def run_seed(config: HEQ, seed: int, run: RunFolder, report: Callable[[str], None]) -> Unit:
+def run_seed(config: Equality, seed: int, run: RunFolder, tell: Tell) -> Unit:
     """Train one network, run every method on it, and return the seed's unit."""
-    names = ("init", "order", *METHODS)
-    keys: dict[str, jax.Array] = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
-    vectors = equality.entities(seed)
-    model = MLP(equality.ENTITY_WIDTH * 4, config.backbone.width, config.backbone.depth, equality.CLASSES)
-    report(f"seed {seed}: pair banks")
+    keys = seed_keys(seed, ("init", "order", *METHODS))
+    results = Results(NAME, seed, Repeats(config.control_draws, config.control_shuffles))
+    tell("pair banks")
     with stopwatch() as drawing:
         banks = _draw_banks(config.banks, seed)
-    report(f"seed {seed}: backbone")
-    params, rows, details = train_network(config, seed, model, vectors, keys, run, report)
+    tell("backbone")
+    network = train_network(config.backbone, results, keys, run, tell)
     with stopwatch() as recording:
-        paper, ours = _benches(config, Network(model, params), vectors, *banks)
-    preparing = drawing + recording
-    rows.append(Row(NAME, "banks", "mean", "test", "seconds", seed, preparing.run))
-    rows.append(Row(NAME, "banks", "mean", "test", "seconds_compile", seed, preparing.compile))
-    rows += control_rows(ours, NAME, seed)
-    arrays: dict[str, np.ndarray] = {}
+        paper, ours = _benches(config, network, *banks, equality.entities(seed))
+    results.took("banks", drawing + recording)
+    results.compare(ours)
     for method in config.methods:
-        report(f"seed {seed}: {method}")
-        bench = paper if method.endswith("-paper") else ours
-        outcome = _run_method(config, method, bench, keys[method], report)
-        tested = test_outcome(
-            bench,
-            outcome,
-            experiment=NAME,
-            method=method,
-            seed=seed,
-            key=jax.random.fold_in(keys[method], 1),
-            draws=config.control_draws,
-            shuffles=config.control_shuffles,
-        )
-        keep_choice(run.path, bench, outcome.choice, f"{method}-seed-{seed}")
-        rows += tested[0]
-        details[method] = tested[1]
-        arrays |= tested[2]
-    return Unit(f"seed-{seed}", rows, details, arrays)
+        tell(method)
+        bench, say = paper if method in PAPER_METHODS else ours, lambda text, method=method: tell(f"{method}, {text}")
+        outcome = _run_method(config, method, bench, keys[method], say)
+        results.take(run.path, bench, method, outcome, jax.random.fold_in(keys[method], 1))
+    return results.unit
 
 
 def train_network(
-    config: HEQ,
-    seed: int,
-    model: MLP,
-    vectors: np.ndarray,
-    keys: dict[str, jax.Array],
-    run: RunFolder,
-    report: Callable[[str], None],
-) -> tuple[Params, list[Row], dict[str, Any]]:
-    """Train a seed's network, or continue, and return its parameters, their rows, and the digest of the data."""
-    options = config.backbone
-    data = equality.factual_data(seed + 1, options.rows)
-    uniform = equality.factual_data(seed + 2, options.validation_rows)
-    cells = equality.balanced_data(seed + 3, options.validation_rows)
-    inputs = equality.encode(vectors, np.concatenate([uniform["rows"], cells["rows"]]))
-
-    def validate(params: Params) -> dict[str, float]:
-        predictions = np.asarray(factual_outputs(Network(model, params), inputs)).argmax(axis=-1)
-        predicted, balanced = np.split(predictions, [options.validation_rows])
-        right = balanced == cells["labels"]
-        return {
-            "accuracy": accuracy(predicted, uniform["labels"]),
-            "balanced_accuracy": balanced_accuracy(predicted, uniform["labels"]),
-            "worst_cell": min(float(right[cells["cells"] == cell].mean()) for cell in range(4)),
-        }
-
+    options: Backbone, results: Results, keys: dict[str, jax.Array], run: RunFolder, tell: Tell
+) -> Network:
+    """Train a seed's network, or continue; what is known of it goes to the results."""
+    seed, vectors = results.seed, equality.entities(results.seed)
+    model = MLP(equality.ENTITY_WIDTH * 4, options.width, options.depth, equality.CLASSES)
+    data, validate = equality.factual_data(seed + 1, options.rows), _Validation(model, options.validation_rows, seed)
     watch = Training(
         run.path / "checkpoints" / f"seed-{seed}",
-        lambda epoch, metrics: report(f"seed {seed}: backbone, epoch {epoch}, worst cell {metrics['worst_cell']:.4f}"),
+        lambda epoch, metrics: tell(f"backbone, epoch {epoch}, worst cell {metrics['worst_cell']:.4f}"),
     )
+    stop = Stop(options.stop_metric, options.stop_target, options.stop_epochs)
     with watch.timed() as training:
         trained = fit(
             keys["order"],
@@ -153,20 +104,44 @@ def train_network(
             model.init(keys["init"]),
             _adam(options.learning_rate),
             data,
-            Schedule(
-                options.batch_size,
-                options.epochs,
-                Stop(options.stop_metric, options.stop_target, options.stop_epochs),
-            ),
+            Schedule(options.batch_size, options.epochs, stop),
             Watch(validate, watch.checkpoints, watch),
             context=vectors,
         )
         metrics = validate(trained.params)
     require_finite(trained.params)
-    values = {**metrics, "epochs": trained.epochs, "seconds": training.run, "seconds_compile": training.compile}
-    rows = [Row(NAME, "backbone", "output", "validation", name, seed, float(v)) for name, v in values.items()]
-    details = {"data": digest({**data, "entities": vectors}), "backbone": {**metrics, "epochs": trained.epochs}}
-    return trained.params, rows, details
+    known = {**metrics, "epochs": trained.epochs}
+    times = {"seconds": training.run, "seconds_compile": training.compile}
+    results.add("backbone", "output", "validation", **known, **times)
+    results.details.update(data=digest({**data, "entities": vectors}), backbone=known)
+    return Network(model, trained.params)
+
+
+class _Validation:
+    """What is measured of a network while it is trained: on uniform rows, and on balanced ones by combination."""
+
+    def __init__(self, model: MLP, rows: int, seed: int):
+        self._model, self._rows = model, rows
+        self._uniform, self._cells = equality.factual_data(seed + 2, rows), equality.balanced_data(seed + 3, rows)
+        both = np.concatenate([self._uniform["rows"], self._cells["rows"]])
+        self._inputs = equality.encode(equality.entities(seed), both)
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        classes = np.asarray(factual_outputs(Network(self._model, params), self._inputs)).argmax(axis=-1)
+        uniform, balanced = np.split(classes, [self._rows])
+        return answers(uniform, balanced, self._uniform, self._cells)
+
+
+def answers(
+    uniform: np.ndarray, balanced: np.ndarray, rows: dict[str, np.ndarray], cells: dict[str, np.ndarray]
+) -> dict[str, float]:
+    """Score answers to uniform rows and to balanced ones, these by combination of the causal variables."""
+    right = balanced == cells["labels"]
+    return {
+        "accuracy": accuracy(uniform, rows["labels"]),
+        "balanced_accuracy": balanced_accuracy(uniform, rows["labels"]),
+        "worst_cell": min(float(right[cells["cells"] == cell].mean()) for cell in range(4)),
+    }
 
 
 def random_seeds(seed: int) -> dict[str, int]:
@@ -189,35 +164,28 @@ def _adam(learning_rate: float) -> optax.GradientTransformation:
 
 def _draw_banks(options: EqualityBanks, seed: int) -> tuple[equality.Banks, equality.Banks]:
     """Draw the paper's banks and ours. They need no network, so an impossible policy fails before one is trained."""
-    paper = equality.paper_banks(
-        seed,
-        size=options.size,
-        fit_pool=options.fit_pool,
-        calibration_pool=options.calibration_pool,
-        test_pool=options.test_pool,
-        calibration=options.calibration_policy,
-    )
+    pools = {name: getattr(options, name) for name in ("size", "fit_pool", "calibration_pool", "test_pool")}
+    paper = equality.paper_banks(seed, **pools, calibration=options.calibration_policy)
     if options.policy == "paper":
         return paper, paper
-    return paper, equality.independent_banks(
-        seed, fit=options.fit, calibration=options.calibration, both=options.both, tests=paper.tests
-    )
+    sizes = {name: getattr(options, name) for name in ("fit", "calibration", "both")}
+    return paper, equality.independent_banks(seed, **sizes, tests=paper.tests)
 
 
 def _benches(
-    config: HEQ, network: Network, vectors: np.ndarray, paper: equality.Banks, ours: equality.Banks
+    config: Equality, network: Network, paper: equality.Banks, ours: equality.Banks, vectors: np.ndarray
 ) -> tuple[Bench, Bench]:
     """Record the paper's banks and ours; both benches share the tests."""
     recorded = lambda bank: record_equality(network, vectors, bank)
     tests = {split: recorded(bank) for split, bank in paper.tests.items()}
     signature = Signature(config.plot.signature, config.plot.cost, config.plot.unit)
     sites = unit_sites(network.taps[TAP])
-    benches = [
+    first, second = (
         Bench(network, sites, recorded(banks.fit), recorded(banks.calibration), tests, measured_by)
         for banks, measured_by in ((paper, Signature()), (ours, signature))
-    ]
-    jax.block_until_ready([bench.fit.runs.outputs for bench in benches])
-    return benches[0], benches[1]
+    )
+    jax.block_until_ready([first.fit.runs.outputs, second.fit.runs.outputs])
+    return first, second
 
 
 def record_equality(network: Network, vectors: np.ndarray, bank: PairBank) -> Recorded:
@@ -225,8 +193,8 @@ def record_equality(network: Network, vectors: np.ndarray, bank: PairBank) -> Re
     return record(network, lambda setting: equality.encode(vectors, equality.rows_of(setting)), bank, tap=TAP)
 
 
-def _run_method(config: HEQ, method: Method, bench: Bench, key: jax.Array, report: Callable[[str], None]) -> Outcome:
-    plot, paper = config.plot, config.paper
+def _run_method(config: Equality, method: str, bench: Bench, key: jax.Array, tell: Tell) -> Outcome:
+    plot, paper = config.plot, config.published
     menu = CutMenu(plot.subset_sizes, plot.strengths)
     transport = Transport(plot.scope, plot.epsilons, iterations=plot.iterations)
     paper_menu = CutMenu(
@@ -253,50 +221,18 @@ def _run_method(config: HEQ, method: Method, bench: Bench, key: jax.Array, repor
             scores = single_site_scores(bench.network, bench.fit, bench.sites)
             return run_localization(bench, BruteForce(scores, scope=plot.scope), menu)
         case "row-argmin":
-            single = CutMenu((1,), paper_menu.strengths)
-            return run_localization(bench, Nearest(), single)
+            return run_localization(bench, Nearest(), CutMenu((1,), paper_menu.strengths))
         case "gw" | "fgw":
             alpha = 1.0 if method == "gw" else plot.fused_alpha
             # Geometry alone cannot tell two variables apart; its equal sites stay in site order: no cost leaks in.
             ties = "order" if method == "gw" else "cost"
             rule = GromovWasserstein(plot.gw_epsilons, alpha, plot.scope)
             return run_localization(bench, rule, dataclasses.replace(menu, break_ties=ties))
-        case "das" | "das-paper":
-            return _run_das(config.das if method == "das" else config.paper.das, bench, key, report)
         case "full-state":
-            return _run_full_state(bench)
+            return full_state(bench)
+        case _:
+            searched = rotations(paper.das if method == "das-paper" else config.das)
+            return run_search(bench, key, full_supports(bench.tap, range(len(bench.variables))), searched, tell)
 
 
-def _run_das(options: DasOptions, bench: Bench, key: jax.Array, report: Callable[[str], None]) -> Outcome:
-    tap, (start_key, order_key) = bench.tap, jax.random.split(key)
-    candidates = candidate_grid(
-        start_key,
-        tap,
-        full_supports(tap, range(len(bench.variables))),
-        ranks=options.ranks,
-        learning_rates=options.learning_rates,
-        restarts=options.restarts,
-    )
-    progress = lambda epoch, running: report(f"DAS: epoch {epoch}, {running} searches running")
-    featurizer = Rotation(options.parametrization)
-    return run_search(bench, order_key, candidates, featurizer, options.training, options.strengths, progress)
-
-
-def _run_full_state(bench: Bench) -> Outcome:
-    """Swap everything at one depth: what no localisation at all achieves."""
-    every = full_state_handles(bench.tap)
-    depths, variables = len(every.weight), len(bench.variables)
-    handles = Handle(TAP, np.tile(every.weight, (variables, 1, 1)))
-    with stopwatch() as elapsed:
-        choice = calibrate_candidates(
-            bench.network,
-            bench.evidence,
-            handles,
-            np.repeat(np.arange(variables), depths),
-            [{"depth": depth} for depth in range(depths)] * variables,
-            cost=np.tile(np.arange(depths, dtype=float), variables),
-        )
-    return Outcome(choice, same_time(elapsed), {}, {})
-
-
-EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check, quick)
+EXPERIMENT = Experiment(NAME, Equality, run_seed, random_seeds, REPORT)

@@ -18,7 +18,6 @@ import jax
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
-NO_CACHE = "--no-cache"
 _MOST = 2**30
 """Bytes of programs kept; those not used for longest go first."""
 _COMPILED = "/jax/core/compile/backend_compile_duration"

@@ -4,19 +4,17 @@ Stage results are computed once and shared; every method is charged for the stag
 """
 
 import dataclasses
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import full_state_handles
-from abstraction.interventions import Basis, Handle, SiteBank, group_sites
+from abstraction.interventions import Basis, SiteBank, group_sites
 from abstraction.interventions.bases import pca_bases
-from abstraction.interventions.handles import at_one_depth, handle_depths
+from abstraction.interventions.handles import handle_depths
 from abstraction.interventions.sites import band_sites, basis_at, feature_ranks, prefix_sites
 from abstraction.localization import (
     VARIANTS,
@@ -26,13 +24,10 @@ from abstraction.localization import (
     Localization,
     Mask,
     Nearest,
-    Rotation,
     Rule,
-    SearchConfig,
     Selection,
     Variant,
     Weights,
-    candidate_grid,
     coarse_stage,
     fine_stage,
     full_supports,
@@ -41,41 +36,22 @@ from abstraction.localization.calibration import calibrate_candidates
 from abstraction.localization.progressive import Refinement, chosen_rows, evidence_support
 from abstraction.localization.readwrite import ReadWrite, readwrite_handles, readwrite_start, stack_candidates
 from abstraction.localization.rules import single_site_scores
-from abstraction.localization.searching import Featurizer
 from abstraction.localization.supports import Support, coordinate_support, feature_support
-from experiments.addition.options import BoundlessOptions, MaskOptions, StageOptions, WeightOptions
-from experiments.equality.options import DasOptions
 from experiments.harness.methods import (
     Bench,
     Outcome,
+    Tell,
+    Tries,
     coupling_details,
+    full_state,
     localization_arrays,
     localization_times,
+    rotations,
     run_search,
     same_time,
 )
+from experiments.harness.stages import CoarseToFine, WeightOptions
 from experiments.harness.timing import Time, stopwatch
-
-Report = Callable[[str], None]
-
-
-class Options(typing.Protocol):
-    """What methods read of an experiment's options."""
-
-    @property
-    def stages(self) -> StageOptions: ...
-    @property
-    def das(self) -> DasOptions: ...
-    @property
-    def das_v1(self) -> DasOptions: ...
-    @property
-    def oblique(self) -> DasOptions: ...
-    @property
-    def masks(self) -> MaskOptions: ...
-    @property
-    def boundless(self) -> BoundlessOptions: ...
-    @property
-    def weights(self) -> WeightOptions: ...
 
 
 @dataclasses.dataclass
@@ -89,7 +65,7 @@ class Stages:
       protocols: by name.
     """
 
-    config: Options
+    config: CoarseToFine
     bench: Bench
     known: Callable[[PairBank, str], tuple[np.ndarray, np.ndarray]] | None = None
     protocols: Mapping[str, Variant] = dataclasses.field(default_factory=lambda: VARIANTS)
@@ -141,97 +117,97 @@ class Stages:
         return {str(size): spans(tap, self.basis, size) for size in options.resolutions if size <= most}
 
 
-def run_method(stages: Stages, method: str, key: Array, report: Report) -> Outcome:
-    """Run one method; test pairs are not in reach."""
-    config, bench = stages.config, stages.bench
-    protocol = method.rsplit("-", 1)[-1] if method.endswith(("-v1", "-v4")) else "ours"
-    name = method.removesuffix(f"-{protocol}")
-    match name:
-        case "plot-stage-a":
-            return _coarse_outcome(stages, protocol)
-        case "plot-native" | "plot-pca":
-            selection = stages.protocols[protocol].selection
-            return _fine_outcome(bench, *stages.fine(protocol, name.removeprefix("plot-")), selection)
-        case "cosine" | "brute-force" | "row-argmin":
-            return _fine_outcome(bench, *stages.fine("ours", "native", _other_rule(bench, stages, name)), Selection())
-        case "plot-native-fitted" | "plot-pca-fitted":
-            kind = name.split("-")[1]
-            supports = evidence_supports(stages, "ours", kind, config.stages.fitted_shares)
-            return _charged(weight_search(config, bench, key, supports, report), stages.fine("ours", kind)[1])
-        case "readwrite":
-            return _charged(_read_write(stages), stages.coarse("ours")[1])
-        case "dbm" | "dbm-pca":
-            return _masks(stages, key, name == "dbm-pca", report)
-        case "boundless-das":
-            return _boundless(stages, key, report)
-        case "full-state":
-            return _full_state(bench)
-        case _:
-            options = config.oblique if "oblique" in name else config.das_v1 if protocol == "v1" else config.das
-            supports, before = search_supports(stages, name, protocol)
-            return _charged(subspace_search(bench, key, options, supports, report), before)
+class Method(NamedTuple):
+    """A method of the coarse-to-fine experiments.
+
+    Attributes:
+      run: `(stages, method, key, tell) -> Outcome`; test pairs are not in reach.
+      protocol: `ours`, or the version of the paper whose variant this is.
+      kind: of the sites of Stage B, where it matters.
+    """
+
+    run: "Callable[[Stages, Method, Array, Tell], Outcome]"
+    protocol: str = "ours"
+    kind: str = "native"
 
 
-def search_supports(stages: Stages, name: str, protocol: str) -> tuple[list[Support], Time]:
-    """Return where a guided or full search looks, and the time of finding that out."""
-    tap = stages.bench.tap
-    variables = range(len(stages.bench.variables))
-    if name in ("full-das", "oblique-das"):
-        return full_supports(tap, variables), Time()
-    full = [
-        coordinate_support(tap, v, depth, range(tap.width), "full")
-        for v, depth in enumerate(stages.depths(protocol).tolist())
-    ]
-    if name == "plot-das":
-        return full, stages.coarse(protocol)[1]
-    if name == "plot-oblique-das":
-        found = fitted_directions(stages) if stages.known is not None else []
-        starts = [readwrite_start(tap, v, directions) for v, directions in enumerate(found)]
-        return [*full, *starts], stages.coarse(protocol)[1]
-    kind = name.split("-")[1]
-    selected = _selected_supports(stages, protocol, kind)
-    if kind == "native":
-        parts = evidence_supports(stages, protocol, kind, stages.config.stages.shares)
+def _coarse(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
+    """Take what Stage A chose."""
+    (found, elapsed), selection = stages.coarse(method.protocol), stages.protocols[method.protocol].selection
+    times = localization_times(stages.bench, found.grid, found.choice, (elapsed, Time()), selection)
+    arrays = localization_arrays(found.effects, found.plans, found.choice)
+    return Outcome(found.choice, times, coupling_details(found.plans), arrays)
+
+
+def _fine(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
+    """Take what Stage B chose."""
+    selection = stages.protocols[method.protocol].selection
+    return _fine_outcome(stages.bench, *stages.fine(method.protocol, method.kind), selection)
+
+
+def _by_rule(rule: Callable[[Stages], Rule]) -> Callable[[Stages, Method, Array, Tell], Outcome]:
+    """Run Stage B with another rule than transport."""
+    return lambda stages, method, key, tell: _fine_outcome(
+        stages.bench, *stages.fine(method.protocol, method.kind, rule(stages)), Selection()
+    )
+
+
+def _brute_force(stages: Stages) -> Rule:
+    sites = stages.fine("ours", "native")[0].effects.sites
+    return BruteForce(single_site_scores(stages.bench.network, stages.bench.fit, sites))
+
+
+def _fitted(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
+    """Fit weights on supports that hold much of the evidence."""
+    shares = stages.config.stages.fitted_shares
+    supports = evidence_supports(stages, method.protocol, method.kind, shares)
+    found = run_search(stages.bench, key, supports, fitted_weights(stages.config.weights), tell)
+    return _charged(found, stages.fine(method.protocol, method.kind)[1])
+
+
+def _full_search(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
+    """Search every place."""
+    supports = full_supports(stages.bench.tap, range(len(stages.bench.variables)))
+    return run_search(stages.bench, key, supports, _das(stages, method), tell)
+
+
+def _guided_search(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
+    """Search the whole state where Stage A puts each variable; invertible maps also start at read/write directions."""
+    supports = full_at(stages, method.protocol)
+    if method.kind == "oblique" and stages.known is not None:
+        found, tap = fitted_directions(stages), stages.bench.tap
+        supports += [readwrite_start(tap, v, directions) for v, directions in enumerate(found)]
+    before = stages.coarse(method.protocol)[1]
+    return _charged(run_search(stages.bench, key, supports, _das(stages, method), tell), before)
+
+
+def _refined_search(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
+    """Search what Stage B chose, parts of its evidence, and the whole state."""
+    selected = _selected_supports(stages, method.protocol, method.kind)
+    if method.kind == "native":
+        parts = evidence_supports(stages, method.protocol, method.kind, stages.config.stages.shares)
     else:
-        parts = _prefix_supports(stages, protocol)
-    return _distinct([*selected, *parts, *full]), stages.fine(protocol, kind)[1]
+        parts = _prefix_supports(stages, method.protocol)
+    supports = _distinct([*selected, *parts, *full_at(stages, method.protocol)])
+    before = stages.fine(method.protocol, method.kind)[1]
+    return _charged(run_search(stages.bench, key, supports, _das(stages, method), tell), before)
 
 
-def subspace_search(
-    bench: Bench, key: Array, options: DasOptions, supports: Sequence[Support], report: Report
-) -> Outcome:
-    """Train rotations, or invertible maps, of every support at every rank."""
-    featurizer = Rotation(options.parametrization)
-    return _search(
-        bench, key, supports, featurizer, options.training, report, options.strengths,
-        ranks=options.ranks, learning_rates=options.learning_rates, restarts=options.restarts,
-    )  # fmt: skip
+def _das(stages: Stages, method: Method) -> Tries:
+    if method.kind == "oblique":
+        return rotations(stages.config.oblique)
+    return rotations(stages.config.das_v1 if method.protocol == "v1" else stages.config.das)
 
 
-def weight_search(config: Options, bench: Bench, key: Array, supports: Sequence[Support], report: Report) -> Outcome:
-    """Fit a weight per feature of every support."""
-    options = config.weights
-    rates = {"learning_rates": options.learning_rates}
-    return _search(bench, key, supports, Weights(), options.training, report, (1.0,), ranks=(1,), **rates)
+def full_at(stages: Stages, protocol: str) -> list[Support]:
+    """Return the whole state where Stage A puts each variable."""
+    tap, depths = stages.bench.tap, stages.depths(protocol).tolist()
+    return [coordinate_support(tap, v, depth, range(tap.width), "full") for v, depth in enumerate(depths)]
 
 
-def _search(
-    bench: Bench,
-    key: Array,
-    supports: Sequence[Support],
-    featurizer: Featurizer,
-    training: SearchConfig,
-    report: Report,
-    strengths: Sequence[float],
-    **grid: Sequence[float] | int,
-) -> Outcome:
-    tap, (start_key, order_key) = bench.tap, jax.random.split(key)
-    candidates = candidate_grid(start_key, tap, supports, **grid)  # pyright: ignore[reportArgumentType]
-    progress = lambda epoch, running: report(f"search: epoch {epoch}, {running} running")
-    outcome = run_search(bench, order_key, candidates, featurizer, training, strengths, progress)
-    for setting in outcome.choice.settings:
-        setting["support"] = supports[setting["support"]].name
-    return outcome
+def fitted_weights(options: WeightOptions) -> Tries:
+    """Try a weight per feature."""
+    return Tries(Weights(), options.training, learning_rates=options.learning_rates)
 
 
 def evidence_supports(stages: Stages, protocol: str, kind: str, shares: Sequence[float]) -> list[Support]:
@@ -262,72 +238,36 @@ def fitted_directions(stages: Stages) -> list[ReadWrite]:
     ]
 
 
-def _read_write(stages: Stages) -> Outcome:
+def _read_write(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
     bench = stages.bench
     with stopwatch() as elapsed:
         handles, owner, settings = stack_candidates(fitted_directions(stages))
         choice = calibrate_candidates(
             bench.network, bench.evidence, handles, owner, settings, cost=np.zeros(len(owner))
         )
-    return Outcome(choice, same_time(elapsed), {"finite": True}, {})
+    return _charged(Outcome(choice, same_time(elapsed), {"finite": True}, {}), stages.coarse("ours")[1])
 
 
-def _masks(stages: Stages, key: Array, components: bool, report: Report) -> Outcome:
+def _masks(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
     options, tap = stages.config.masks, stages.bench.tap
     variables = range(len(stages.bench.variables))
     supports = full_supports(tap, variables)
-    if components:
+    if method.kind == "pca":
         ranks = feature_ranks(stages.basis)
         supports = [
             _support(stages, "pca", v, depth, range(rank), "all") for v in variables for depth, rank in enumerate(ranks)
         ]
     given = [support._replace(turn=False) for support in supports]
-    return _search(
-        stages.bench, key, given, Mask(), options.training, report, (1.0,),
-        ranks=(1,), learning_rates=(options.learning_rate,), sparsities=options.sparsities,
-    )  # fmt: skip
+    tries = Tries(Mask(), options.training, learning_rates=(options.learning_rate,), sparsities=options.sparsities)
+    return run_search(stages.bench, key, given, tries, tell)
 
 
-def _boundless(stages: Stages, key: Array, report: Report) -> Outcome:
+def _boundless(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
     options, tap = stages.config.boundless, stages.bench.tap
     supports = full_supports(tap, range(len(stages.bench.variables)))
     featurizer = Boundless(boundary_rate=options.boundary_rate, penalty_weight=options.penalty)
-    grid = {"ranks": (tap.width,), "learning_rates": (options.learning_rate,)}
-    return _search(stages.bench, key, supports, featurizer, options.training, report, (1.0,), **grid)
-
-
-def _full_state(bench: Bench) -> Outcome:
-    """Swap the whole state at the step that calibration likes best."""
-    every = full_state_handles(bench.tap)
-    depths, variables = len(every.weight), len(bench.variables)
-    with stopwatch() as elapsed:
-        choice = calibrate_candidates(
-            bench.network,
-            bench.evidence,
-            at_one_depth(Handle(bench.sites.tap, np.tile(every.weight, (variables, 1, 1)))),
-            np.repeat(np.arange(variables), depths),
-            [{"depth": depth} for depth in range(depths)] * variables,
-            cost=np.tile(np.arange(depths, dtype=float), variables),
-        )
-    return Outcome(choice, same_time(elapsed), {}, {})
-
-
-def _other_rule(bench: Bench, stages: Stages, name: str) -> Rule:
-    if name == "cosine":
-        return Cosine(scope="joint")
-    if name == "row-argmin":
-        return Nearest()
-    sites = stages.fine("ours", "native")[0].effects.sites
-    return BruteForce(single_site_scores(bench.network, bench.fit, sites))
-
-
-def _coarse_outcome(stages: Stages, protocol: str) -> Outcome:
-    found, elapsed = stages.coarse(protocol)
-    times = localization_times(
-        stages.bench, found.grid, found.choice, (elapsed, Time()), stages.protocols[protocol].selection
-    )
-    arrays = localization_arrays(found.effects, found.plans, found.choice)
-    return Outcome(found.choice, times, coupling_details(found.plans), arrays)
+    tries = Tries(featurizer, options.training, (tap.width,), (options.learning_rate,))
+    return run_search(stages.bench, key, supports, tries, tell)
 
 
 def _fine_outcome(bench: Bench, found: Refinement, elapsed: Time, selection: Selection) -> Outcome:
@@ -379,3 +319,35 @@ def _distinct(supports: Sequence[Support]) -> list[Support]:
 
 def _charged(outcome: Outcome, before: Time) -> Outcome:
     return outcome._replace(times={name: before + elapsed for name, elapsed in outcome.times.items()})
+
+
+_SEARCHES = {
+    "plot-stage-a": Method(_coarse),
+    "plot-native": Method(_fine),
+    "plot-pca": Method(_fine, kind="pca"),
+    "plot-das": Method(_guided_search),
+    "plot-native-das": Method(_refined_search),
+    "plot-pca-das": Method(_refined_search, kind="pca"),
+    "full-das": Method(_full_search),
+}
+METHODS: dict[str, Method] = {
+    **_SEARCHES,
+    **{
+        f"{name}-{version}": way._replace(protocol=version)
+        for version in ("v1", "v4")
+        for name, way in _SEARCHES.items()
+    },
+    "plot-native-fitted": Method(_fitted),
+    "plot-pca-fitted": Method(_fitted, kind="pca"),
+    "plot-oblique-das": Method(_guided_search, kind="oblique"),
+    "oblique-das": Method(_full_search, kind="oblique"),
+    "readwrite": Method(_read_write),
+    "dbm": Method(_masks),
+    "dbm-pca": Method(_masks, kind="pca"),
+    "boundless-das": Method(_boundless),
+    "cosine": Method(_by_rule(lambda stages: Cosine(scope="joint"))),
+    "brute-force": Method(_by_rule(_brute_force)),
+    "row-argmin": Method(_by_rule(lambda stages: Nearest())),
+    "full-state": Method(lambda stages, method, key, tell: full_state(stages.bench)),
+}
+"""By the names that flags and records give them; each experiment runs some of them."""

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from experiments.equality.options import parse_seeds
 from experiments.harness.files import locked, remove_leftovers
+from experiments.harness.options import Options
 from experiments.harness.records import RunFolder, Unit, create_run
+from experiments.harness.report import Report
+from experiments.harness.valid import parse_seeds
 
 
 class Experiment(NamedTuple):
@@ -19,47 +21,50 @@ class Experiment(NamedTuple):
 
     Attributes:
       name: its subcommand.
-      run_seed: `(config, seed, run folder, report) -> Unit`.
+      options: the class of its options.
+      run_seed: `(options, seed, run folder, report) -> Unit`.
       random_seeds: every seed that a run's seed stands for.
-      check: refuses options that cannot work.
-      quick: makes the small version of a configuration.
+      report: its tables and figures.
+      check: refuses what the options alone cannot tell, such as checkpoints that are not there.
+      instead: what some options ask for instead of a run; True where it was done.
     """
 
     name: str
+    options: type[Options]
     run_seed: Callable[[Any, int, RunFolder, Callable[[str], None]], Unit]
     random_seeds: Callable[[int], dict[str, int]]
-    check: Callable[[Any], None]
-    quick: Callable[[Any], Any]
+    report: Report
+    check: Callable[[Any], None] = lambda options: None
+    instead: Callable[[Any], bool] = lambda options: False
 
 
 def run_experiment(
-    experiment: Experiment, config: Any, writes_to: Callable[[Path], None] = lambda out: None
+    experiment: Experiment, options: Options, writes_to: Callable[[Path], None] = lambda out: None
 ) -> RunFolder:
     """Check the options, make or continue the run folder, and run the seeds.
 
     Args:
       experiment: which.
-      config: its options.
+      options: its options.
       writes_to: told the folder of the run before anything is computed.
 
     Raises:
       ValueError: an option cannot work, the folder does not fit it, or another process writes to it.
     """
-    out = config.out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    config = experiment.quick(config) if config.quick else config
-    seeds = parse_seeds(config.seeds)
-    experiment.check(config)
-    if config.resume and config.out is None:
+    options.check()
+    experiment.check(options)
+    if options.resume and options.out is None:
         raise ValueError("got --resume without --out, expected the folder of the run to continue")
+    out = options.out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     with writing(out):
-        run = create_run(out, config, resume=config.resume, ignore=("seeds", "out", "resume"))
+        run = create_run(out, options, resume=options.resume, ignore=("seeds", "out", "resume"))
         remove_leftovers(out)
         writes_to(out)
         try:
-            changed = run.add_to_manifest(seeds=seeds, experiment=experiment.name)
+            changed = run.add_to_manifest(seeds=parse_seeds(options.seeds), experiment=experiment.name)
             if changed:
                 print(f"note: changed since this run was last continued: {'; '.join(changed)}", file=sys.stderr)
-            run_seeds(experiment, config, run, seeds)
+            run_seeds(experiment, options, run)
         except ValueError:
             run.forget_if_empty()
             raise
@@ -85,15 +90,19 @@ def writing(out: Path) -> Iterator[None]:
             out.rmdir()
 
 
-def run_seeds(experiment: Experiment, config: Any, run: RunFolder, seeds: list[int]) -> None:
+def run_seeds(experiment: Experiment, options: Options, run: RunFolder) -> None:
     """Run the seeds that are not complete yet, writing each as soon as it is."""
     done = set(run.unit_names())
-    missing = [seed for seed in seeds if f"seed-{seed}" not in done]
+    missing = [seed for seed in parse_seeds(options.seeds) if f"seed-{seed}" not in done]
     with tqdm(missing, unit="seed", disable=None, leave=False) as bar:
         for seed in bar:
-            unit = experiment.run_seed(config, seed, run, bar.set_description_str)
+            unit = experiment.run_seed(options, seed, run, lambda text, seed=seed: _say(bar, f"seed {seed}: {text}"))
             run.note_in_manifest("data", unit.name, unit.details["data"])
             run.note_in_manifest("random_seeds", unit.name, experiment.random_seeds(seed))
             run.write_unit(unit)
             run.write_metrics(run.units())
     run.write_metrics(run.units())
+
+
+def _say(bar: tqdm, text: str) -> None:
+    bar.set_description_str(text)

@@ -24,7 +24,7 @@ SINGLE, DOUBLE = 3.35, 6.9
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE, GREY = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C",
 )  # fmt: skip
-_RC = {
+_RC: Any = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "legend.fontsize": 7, "lines.linewidth": 1.2, "lines.markersize": 3.5, "axes.spines.top": False,
     "axes.spines.right": False, "axes.linewidth": 0.6, "pdf.fonttype": 42, "hatch.linewidth": 0.5,

@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.table import Table
 
 from abstraction.interventions.patching import CHUNK_BYTES
 from abstraction.localization import Variant
 from abstraction.models import DecoderConfig
 from abstraction.models.costs import forward_flops, parameter_bytes, recording_bytes, suffix_bytes, suffix_flops
-from experiments.equality.options import DasOptions
-from experiments.mcqa.options import MCQA_METHODS, VARIANTS, Mcqa
+from experiments.harness.options import DasOptions
+from experiments.harness.progressive import METHODS
+from experiments.harness.tables import Part, table
+from experiments.mcqa.grids import VARIANTS
+from experiments.mcqa.options import Mcqa
 
 VARIABLES = 2
+_WITHOUT_STAGES = {"full-das", "full-das-v1", "full-state", "dbm", "dbm-pca", "boundless-das"}
 _FRAMES = 6
 """Frames, width by rank, that a search holds: its start, what is trained, Adam's two, its gradient, what is read."""
 
@@ -66,16 +69,16 @@ def stages(config: Mcqa, shape: Shape) -> list[Stage]:
     depth = shape.decoder.depth
     for name, protocol in VARIANTS.items():
         ending = "" if name == "ours" else f"-{name}"
-        used = {m for m in MCQA_METHODS if m in chosen and _protocol(m) == name}
+        used = {method for method in chosen if METHODS[method].protocol == name}
         if not used:
             continue
-        if used - {"full-das", "full-das-v1", "full-state", "dbm", "dbm-pca", "boundless-das"}:
+        if used - _WITHOUT_STAGES:
             rows.append(_edits(shape, f"stage A{ending}, signatures", depth, banks.fit, depth))
             tried = VARIABLES * min(protocol.heaviest, depth)
             naive = tried * _couplings(protocol.coarse)
             rows.append(_edits(shape, f"stage A{ending}, calibration", tried, banks.calibration, naive))
         for kind in ("native", "pca"):
-            if any(kind in m for m in used):
+            if any(f"plot-{kind}" in method for method in used):
                 sites = VARIABLES * _sites(config, shape, kind)
                 rows.append(_edits(shape, f"stage B {kind}{ending}, signatures", sites, banks.fit, sites))
                 grid = _grid(protocol, len(config.stages.resolutions))
@@ -134,10 +137,6 @@ def _naive(shape: Shape) -> int:
     return forward_flops(shape.decoder, shape.tokens, outputs=shape.decoder.vocabulary, every_token=True)
 
 
-def _protocol(method: str) -> str:
-    return method.rsplit("-", 1)[-1] if method.endswith(("-v1", "-v4")) else "ours"
-
-
 def _couplings(rule: Any) -> int:
     return len(rule.epsilons) * len(getattr(rule, "beta_neural", getattr(rule, "taus", (1,))))
 
@@ -167,35 +166,40 @@ def memory(config: Mcqa, shape: Shape) -> dict[str, int]:
     }
 
 
-def table(config: Mcqa, shape: Shape) -> list[Any]:
+def explanation(config: Mcqa, shape: Shape) -> list[Part]:
     """Return what `--explain` prints."""
-    found = Table(title="what this run costs, and the authors' way of it", title_justify="left")
-    found.add_column("stage")
-    for name in ("edited prompts", "FLOPs", "their prompts", "their FLOPs", "fewer", "chunk", "MiB at once"):
-        found.add_column(name, justify="right")
     every = stages(config, shape)
-    total = Stage(
-        "all",
-        sum(stage.evaluations for stage in every),
-        sum(stage.flops for stage in every),
-        sum(stage.naive_forwards for stage in every),
-        sum(stage.naive_flops for stage in every),
-        bytes=max(stage.bytes for stage in every),
-    )
-    for stage in [*every, total]:
-        fewer = f"{stage.naive_flops / stage.flops:,.0f}x" if stage.naive_flops else ""
-        found.add_row(
-            stage.name, f"{stage.evaluations:,}", f"{stage.flops:.2e}", f"{stage.naive_forwards:,}",
-            f"{stage.naive_flops:.2e}", fewer, str(stage.chunk or ""), f"{stage.bytes / 2**20:,.1f}",
-        )  # fmt: skip
-    full = _naive(shape)
+    counted = ("evaluations", "flops", "naive_forwards", "naive_flops")
+    sums = {name: sum(getattr(stage, name) for stage in every) for name in counted}
+    total = Stage("all", **sums, bytes=max(stage.bytes for stage in every))
+    rows = [
+        {
+            "stage": stage.name,
+            "prompts": stage.evaluations,
+            "FLOPs": stage.flops,
+            "theirs": stage.naive_forwards,
+            "their FLOPs": stage.naive_flops,
+            "fewer": stage.naive_flops / stage.flops or None,
+            "chunk": str(stage.chunk or ""),
+            "MiB": stage.bytes / 2**20,
+        }
+        for stage in [*every, total]
+    ]
+    formats: dict[str, Any] = {
+        "prompts": ",",
+        "theirs": ",",
+        "FLOPs": ".1e",
+        "their_FLOPs": ".1e",
+        "fewer": ",.0f",
+        "MiB": ",.1f",
+    }
     held = memory(config, shape)
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in held.items())
     return [
         f"{shape.decoder.depth} blocks of width {shape.decoder.width}, vocabulary {shape.decoder.vocabulary:,}, "
         f"prompts of {shape.tokens} tokens, {shape.window} of which {'is' if shape.window == 1 else 'are'} run again",
-        found,
-        f"an edited prompt costs 1/{full / _mean_suffix(shape):,.0f} of a whole one on average over blocks, its "
-        "vocabulary read in full in both",
+        table("what this run costs in edited prompts, and the authors' way of it in whole ones", rows, **formats),
+        f"an edited prompt costs 1/{_naive(shape) / _mean_suffix(shape):,.0f} of a whole one on average over blocks, "
+        "its vocabulary read in full in both; chunk: handles at once",
         f"held at once, in GiB: {parts}; together {sum(held.values()) / 2**30:.2f}",
     ]

@@ -11,85 +11,83 @@ letter. Rows named `*-v1` and `*-v4` are the paper's variants of May and October
 A40: Full DAS .896 in 509.6 minutes, PLOT-DAS .875 in 25.3.
 """
 
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import jax
 import numpy as np
 
+from abstraction.evaluation import Repeats
 from abstraction.models import TokenView
-from experiments.harness.checks import check_mcqa
-from experiments.harness.methods import Bench, control_rows, keep_choice, test_outcome
-from experiments.harness.printing import show_parts
-from experiments.harness.progressive import Stages, run_method
-from experiments.harness.records import Row, RunFolder, Unit, digest
+from experiments.harness.methods import Bench, Tell
+from experiments.harness.progressive import METHODS, Stages
+from experiments.harness.records import RunFolder, Unit, digest
+from experiments.harness.report import Report
+from experiments.harness.results import Results, seed_keys
 from experiments.harness.running import Experiment
-from experiments.harness.timing import Time, stopwatch
-from experiments.mcqa.cost import Shape, memory
-from experiments.mcqa.cost import table as explanation
-from experiments.mcqa.judging import layer_sweep, scorer_rows, write_mib
+from experiments.harness.tables import show_parts
+from experiments.harness.timing import stopwatch
+from experiments.harness.valid import require
+from experiments.mcqa.cost import Shape, explanation, memory
+from experiments.mcqa.figures import draw
+from experiments.mcqa.grids import VARIANTS, for_width
+from experiments.mcqa.judging import add_scorers, layer_sweep, write_mib
 from experiments.mcqa.network import retrain as retrain_network
-from experiments.mcqa.options import MCQA_METHODS, VARIANTS, Mcqa, for_width, quick
+from experiments.mcqa.options import METHODS as NAMES
+from experiments.mcqa.options import Mcqa
 from experiments.mcqa.subject import Questions, Subject, load_shape, load_subject, make_bench, make_questions
+from experiments.mcqa.tables import tables
 
 NAME = "mcqa"
 
 
-def run_seed(config: Mcqa, seed: int, run: RunFolder, report: Callable[[str], None]) -> Unit:
+def run_seed(config: Mcqa, seed: int, run: RunFolder, tell: Tell) -> Unit:
     """Load the network, run every method on one seed's pairs, and return the seed's unit."""
-    keys = dict(zip(MCQA_METHODS, jax.random.split(jax.random.key(seed), len(MCQA_METHODS)), strict=True))
-    report(f"seed {seed}: network")
+    keys, results = seed_keys(seed, NAMES), Results(NAME, seed, Repeats(config.control_draws, config.control_shuffles))
+    tell("network")
     subject = load_subject(config.network)
     config = for_width(config, subject.decoder.config.width, subject.decoder.config.depth)
-    report(f"seed {seed}: pairs")
+    tell("pairs")
     with stopwatch() as making:
         questions = make_questions(config.banks, subject, seed)
-    report(f"seed {seed}: recording")
+    tell("recording")
     with stopwatch() as recording:
         bench = make_bench(subject, questions, config)
-    rows = [*_network_rows(subject, questions, making, recording, seed), *control_rows(bench, NAME, seed)]
-    details: dict[str, Any] = {"data": data_digest(questions), "network": describe(subject, questions)}
-    stages = Stages(config, bench, protocols=VARIANTS)
-    arrays: dict[str, np.ndarray] = {}
-    chosen = {}
-    for method in config.methods:
-        say = lambda text, method=method: report(f"seed {seed}: {method}, {text}")
+    results.took("banks", making)
+    results.took("recording", recording)
+    results.compare(bench)
+    network = describe(subject, questions)
+    known = {name: network[name] for name in ("accuracy", "width", "depth", "tokens")}
+    results.add("backbone", "output", "validation", **known)
+    results.details.update(data=data_digest(questions), network=network)
+    stages, chosen = Stages(config, bench, protocols=VARIANTS), {}
+    for name in config.methods:
+        say = lambda text, name=name: tell(f"{name}, {text}")
         say("running")
-        outcome = run_method(stages, method, keys[method], say)
-        tested = test_outcome(
-            bench, outcome, experiment=NAME, method=method, seed=seed, key=jax.random.fold_in(keys[method], 1),
-            draws=config.control_draws, shuffles=config.control_shuffles,
-        )  # fmt: skip
-        more, hits = scorer_rows(bench, subject, questions, outcome.choice.handles, method, seed)
-        rows += [*tested[0], *more]
-        keep_choice(run.path, bench, outcome.choice, f"{method}-seed-{seed}")
-        details[method] = tested[1]
-        arrays |= {**tested[2], f"{method}/hits": hits}
-        chosen[method] = outcome.choice.handles, hits
-    report(f"seed {seed}: sweep of layers and positions")
-    arrays["sweep"], details["positions"] = layer_sweep(subject, questions, config)
-    details["memory"] = held_memory(config, subject, questions, bench)
+        outcome = METHODS[name].run(stages, METHODS[name], keys[name], say)
+        results.take(run.path, bench, name, outcome, jax.random.fold_in(keys[name], 1))
+        chosen[name] = outcome.choice.handles, add_scorers(results, bench, subject, outcome.choice.handles, name)
+    tell("sweep of layers and positions")
+    results.arrays["sweep"], results.details["positions"] = layer_sweep(subject, questions, config)
+    results.details["memory"] = held_memory(config, subject, questions, bench)
     write_mib(run.path / "mib", subject, questions, chosen, seed)
-    return Unit(f"seed-{seed}", rows, details, arrays)
+    return results.unit
 
 
-def explain(config: Mcqa) -> None:
-    """Print what a run would cost."""
-    config = quick(config) if config.quick else config
-    check_mcqa(config)
-    shape = load_shape(config)
-    show_parts(explanation(for_width(config, shape.decoder.width, shape.decoder.depth), shape))
-
-
-def retrain(config: Mcqa) -> None:
-    """Train the small decoder again.
+def instead(config: Mcqa) -> bool:
+    """Train the small decoder again, or print what a run would cost, where that is asked for.
 
     Raises:
-      ValueError: there is no --out.
+      ValueError: there is no --out to train into.
     """
-    if config.out is None:
-        raise ValueError("got --retrain without --out, expected the folder to write the network to")
-    retrain_network(config.out)
+    if config.retrain:
+        require("--out", config.out, config.out is not None, "the folder to write the network of --retrain to")
+        retrain_network(cast(Path, config.out))
+    elif config.explain:
+        config.check()
+        shape = load_shape(config)
+        show_parts(explanation(for_width(config, shape.decoder.width, shape.decoder.depth), shape))
+    return config.retrain or config.explain
 
 
 def describe(subject: Subject, questions: Questions) -> dict[str, Any]:
@@ -131,14 +129,4 @@ def random_seeds(seed: int) -> dict[str, int]:
     return {"jax key": seed, "pairs": seed}
 
 
-def _network_rows(subject: Subject, questions: Questions, making: Time, recording: Time, seed: int) -> list[Row]:
-    shape = subject.decoder.config
-    known = {"accuracy": questions.accuracy, "width": shape.width, "depth": shape.depth, "tokens": questions.length}
-    rows = [Row(NAME, "backbone", "output", "validation", name, seed, float(value)) for name, value in known.items()]
-    for name, elapsed in (("banks", making), ("recording", recording)):
-        rows.append(Row(NAME, name, "mean", "test", "seconds", seed, elapsed.run))
-        rows.append(Row(NAME, name, "mean", "test", "seconds_compile", seed, elapsed.compile))
-    return rows
-
-
-EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check_mcqa, quick)
+EXPERIMENT = Experiment(NAME, Mcqa, run_seed, random_seeds, Report(tables, draw), instead=instead)

@@ -14,7 +14,7 @@ from abstraction.tasks import symbols
 from abstraction.tasks.mcqa import FAMILIES, LABELS
 from experiments.harness.files import write_atomically
 from experiments.harness.methods import Bench
-from experiments.harness.records import Row
+from experiments.harness.results import Results
 from experiments.mcqa.options import POSITIONS, Mcqa
 from experiments.mcqa.subject import TAP, Questions, Subject, record_banks, whole_vocabulary
 
@@ -22,28 +22,25 @@ NAME = "mcqa"
 _MIB_NAMES = {"answer_pointer": "answer_pointer", "answer": "answer"}
 
 
-def scorer_rows(
-    bench: Bench, subject: Subject, questions: Questions, handles: Handle, method: str, seed: int
-) -> tuple[list[Row], np.ndarray]:
-    """Score the test pairs by every scorer of the paper's history, over all pairs alike.
+def add_scorers(results: Results, bench: Bench, subject: Subject, handles: Handle, method: str) -> np.ndarray:
+    """Score the test pairs by every scorer of the paper's history, over all pairs alike; see `pooled_<scorer>`.
 
     Returns:
-      Rows with the metrics `pooled_<scorer>`, and the hits of the strict scorer, `[V, N]`.
+      The hits of the strict scorer, `[V, N]`.
     """
     bank = bench.tests["test"].bank
     outputs = handle_outputs(whole_vocabulary(bench), bench.tests["test"].runs, handles)
     classes, offered = symbols.symbol_classes(subject.tokenizer), np.stack([bank.base[name] for name in LABELS], axis=1)
-    rows, strict, pooled = [], [], {name: [] for name in symbols.SCORERS}
+    strict, pooled = [], {name: [] for name in symbols.SCORERS}
     for variable, logits, labels in zip(bench.variables, outputs, bank.labels, strict=True):
         hits = symbols.score(np.asarray(logits, np.float32), classes, subject.tokenizer, labels, offered)
         strict.append(hits["strict"])
         for name, values in hits.items():
             pooled[name].append(float(values.mean()))
-            rows.append(Row(NAME, method, variable, "test", f"pooled_{name}", seed, float(values.mean())))
-    rows += [
-        Row(NAME, method, "mean", "test", f"pooled_{name}", seed, float(np.mean(each))) for name, each in pooled.items()
-    ]
-    return rows, np.stack(strict)
+            results.add(method, variable, "test", **{f"pooled_{name}": pooled[name][-1]})
+    results.add(method, "mean", "test", **{f"pooled_{name}": float(np.mean(each)) for name, each in pooled.items()})
+    results.arrays[f"{method}/hits"] = np.stack(strict)
+    return results.arrays[f"{method}/hits"]
 
 
 def layer_sweep(subject: Subject, questions: Questions, config: Mcqa) -> tuple[np.ndarray, list[str]]:

@@ -7,7 +7,6 @@ checkpoint. Its accuracy on test images describes it; nothing is chosen by it.
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,23 +22,12 @@ from abstraction.models import Activation, Dense, Network, Sequential
 from abstraction.tasks.mnist import Digits, download_mnist, load_digits, load_mnist
 from abstraction.training import Schedule, Watch, fit
 from abstraction.typing import Params
+from experiments.harness.methods import Tell
 from experiments.harness.records import RunFolder, digest
 from experiments.harness.trainings import Training, require_finite
-from experiments.reduction.options import Data, DataName, NetworkOptions
+from experiments.reduction.options import RECIPES, SHARED, Data, DataName, NetworkOptions
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
 CLASS_COUNT = 10
-
-
-class Recipe(NamedTuple):
-    """What is taken where an option is left open."""
-
-    width: int
-    epochs: int
-    batch_size: int
-
-
-RECIPES: dict[DataName, Recipe] = {"mnist": Recipe(512, 15, 256), "digits": Recipe(128, 60, 32)}
 
 
 class LoadedDigits(NamedTuple):
@@ -60,55 +48,19 @@ class DigitLoss:
         return CLASSES.loss(outputs, batch["labels"]).mean()
 
 
-def data_name(options: Data) -> DataName:
-    """Decide which images are meant, without reading them.
-
-    Raises:
-      ValueError: options that do not go together, or MNIST without a folder.
-    """
-    if options.data == "digits":
-        if options.data_dir is not None or options.download:
-            raise ValueError("got --data digits with --data-dir or --download, expected those with MNIST alone")
-        return "digits"
-    if options.download and options.data_dir is None:
-        raise ValueError("got --download without --data-dir, expected the folder to put MNIST in")
-    if options.data_dir is not None or SHARED.is_dir():
-        return "mnist"
-    if options.data == "mnist":
-        raise ValueError(
-            "got --data mnist, expected the folder of its four files as --data-dir, "
-            "or a new folder as --data-dir together with --download"
-        )
-    return "digits"
-
-
-def loaded_digits(options: Data, report: Callable[[str], None]) -> LoadedDigits:
+def loaded_digits(options: Data, tell: Tell) -> LoadedDigits:
     """Read the images, after downloading them where that is asked for.
 
     Raises:
       ValueError: they are not there, damaged, or cannot be downloaded.
     """
-    name = data_name(options)
+    name = options.name
     if name == "digits":
         return LoadedDigits(name, load_digits())
     folder = options.data_dir or SHARED
     if options.download:
-        download_mnist(folder, progress=lambda url, done, _: report(f"{url}, {done / 1e6:.1f} MB"))
+        download_mnist(folder, progress=lambda url, done, _: tell(f"{url}, {done / 1e6:.1f} MB"))
     return LoadedDigits(name, load_mnist(folder))
-
-
-def check_network(options: NetworkOptions) -> None:
-    """Refuse options that cannot work.
-
-    Raises:
-      ValueError: names the flag, what was got and what is valid.
-    """
-    for name in ("width", "epochs", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"got --network.{name.replace('_', '-')} {value}, expected at least 1")
-    if not (np.isfinite(options.learning_rate) and options.learning_rate > 0):
-        raise ValueError(f"got --network.learning-rate {options.learning_rate}, expected a positive number")
 
 
 def network(options: NetworkOptions, data: LoadedDigits) -> Sequential:
@@ -146,7 +98,7 @@ def accuracy_on_test(model: Sequential, params: Params, digits: Digits) -> float
 
 
 def trained_network(
-    options: NetworkOptions, data: LoadedDigits, seed: int, run: RunFolder, report: Callable[[str], None]
+    options: NetworkOptions, data: LoadedDigits, seed: int, run: RunFolder, tell: Tell
 ) -> tuple[Params, dict[str, float], dict[str, Any]]:
     """Train or load one network.
 
@@ -164,7 +116,7 @@ def trained_network(
     init_key, order_key = jax.random.split(jax.random.key(seed))
     watch = Training(
         run.path / "checkpoints" / f"seed-{seed}",
-        lambda epoch, metrics: report(f"seed {seed}: network, epoch {epoch}, loss {metrics['loss']:.4f}"),
+        lambda epoch, metrics: tell(f"network, epoch {epoch}, loss {metrics['loss']:.4f}"),
     )
     trained = fit(
         order_key,

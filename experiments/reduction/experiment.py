@@ -14,8 +14,7 @@ another source (`shuffled`); identity is the agreement without intervention, and
 """
 
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from abstraction.evaluation import accuracy, bernoulli_trials, binomial_interval
 from abstraction.evaluation.interchange import Trials, bounded_losses, recorded_states, view
 from abstraction.evaluation.sequences import interval
 from abstraction.interventions import factual_outputs
-from abstraction.models import Network, Sequential
+from abstraction.models import Network
 from abstraction.reduction import METHODS, Calibration, Reduction, bill, reduce_network
 from abstraction.reduction.compiling import latency
 from abstraction.reduction.discrepancies import KL, LOGIT
@@ -34,14 +33,17 @@ from abstraction.reduction.ranking import rank_units
 from abstraction.reduction.risk import replacement_effects
 from abstraction.reduction.scores import constant_risk
 from abstraction.tasks.mnist import calibration_rows
-from abstraction.typing import Params
-from experiments.harness.records import Row, RunFolder, Unit
+from experiments.harness.methods import Tell
+from experiments.harness.records import RunFolder, Unit
+from experiments.harness.report import Report
+from experiments.harness.results import Results
 from experiments.harness.running import Experiment
 from experiments.harness.timing import Time, stopwatch
 from experiments.reduction import digits
-from experiments.reduction.checks import check
-from experiments.reduction.options import MethodName, budgets, quick
+from experiments.reduction.figures import draw
 from experiments.reduction.options import Reduction as Options
+from experiments.reduction.options import budgets
+from experiments.reduction.tables import tables
 
 NAME = "reduction"
 FIRST, LAST = "hidden1", "hidden2"
@@ -53,59 +55,45 @@ class Bench(NamedTuple):
     """What every method is run and tested on.
 
     Attributes:
-      model: the dense network.
-      params: its weights.
+      network: the dense network.
       calibration: training images, their labels, and the dense outputs.
       images: test images.
       labels: theirs; only measurements read them.
       outputs: dense outputs on the test images.
-      options: of the run.
-      seed: of the run.
-      rows: what has been measured.
+      config: the options.
+      results: what has been measured.
     """
 
-    model: Sequential
-    params: Params
+    network: Network
     calibration: Calibration
     images: np.ndarray
     labels: np.ndarray
     outputs: np.ndarray
-    options: Options
-    seed: int
-    rows: list[Row]
-
-    def add(self, method: str, variable: str, split: str, **values: float) -> None:
-        """Write numbers down."""
-        self.rows.extend(
-            Row(NAME, method, variable, split, name, self.seed, float(value)) for name, value in values.items()
-        )
+    config: Options
+    results: Results
 
 
-def run_seed(config: Options, seed: int, run: RunFolder, report: Callable[[str], None]) -> Unit:
+def run_seed(config: Options, seed: int, run: RunFolder, tell: Tell) -> Unit:
     """Reduce one network by every method, and return the seed's unit."""
-    report(f"seed {seed}: images")
-    data = digits.loaded_digits(config.data, report)
-    report(f"seed {seed}: network")
-    params, known, details = digits.trained_network(config.network, data, seed, run, report)
-    model = digits.network(config.network, data)
-    bench = _bench(config, seed, model, params, data)
-    whole = Network(model, params)
-    dense = bill(whole, model.inputs)
-    bench.add("dense", "network", "test", **known, parameters=dense.parameters, multiply_adds=dense.multiply_adds)
-    bench.add("dense", "network", "test", latency=latency(whole, bench.images[:LATENCY_ROWS]))
-    width = model.taps[LAST].width
-    notes: dict[str, Any] = {"data": details["data"], "images": data.name, "width": width, "warnings": {}, "kept": {}}
-    arrays: dict[str, np.ndarray] = {}
+    tell("images")
+    data, results = digits.loaded_digits(config.data, tell), Results(NAME, seed)
+    tell("network")
+    params, known, details = digits.trained_network(config.network, data, seed, run, tell)
+    bench = _bench(config, Network(digits.network(config.network, data), params), data, results)
+    dense, width = bill(bench.network, bench.images.shape[1:]), bench.network.taps[LAST].width
+    results.add("dense", "network", "test", **known, parameters=dense.parameters, multiply_adds=dense.multiply_adds)
+    results.add("dense", "network", "test", latency=latency(bench.network, bench.images[:LATENCY_ROWS]))
+    results.details.update(data=details["data"], images=data.name, width=width, warnings={}, kept={})
     for method in config.methods:
-        report(f"seed {seed}: {method}")
-        arrays |= _last_layer(bench, method, budgets(config.keeps, width), run, notes)
+        tell(method)
+        _last_layer(bench, method, budgets("--keeps", config.keeps, width), run)
     for method in config.both_methods:
-        for keep in budgets(config.both_keeps, width):
-            report(f"seed {seed}: {method}, both layers to {keep}")
+        for keep in budgets("--both-keeps", config.both_keeps, width):
+            tell(f"{method}, both layers to {keep}")
             _both_layers(bench, method, keep, run)
-    report(f"seed {seed}: scores against effects")
-    arrays |= _effects(bench)
-    return Unit(f"seed-{seed}", bench.rows, notes, arrays)
+    tell("scores against effects")
+    results.arrays.update(_effects(bench))
+    return results.unit
 
 
 def random_seeds(seed: int) -> dict[str, int]:
@@ -113,46 +101,40 @@ def random_seeds(seed: int) -> dict[str, int]:
     return {"network, jax key": seed, "calibration images, MT19937": seed, "trials": seed, "methods, jax key": seed}
 
 
-def _bench(config: Options, seed: int, model: Sequential, params: Params, data: digits.LoadedDigits) -> Bench:
-    images = data.digits.train_images
-    rows = calibration_rows(len(images), min(config.calibration, len(images)), seed=seed)
-    inputs = images[rows]
-    labels = data.digits.train_labels[rows].astype(np.int32)
-    calibration = Calibration(inputs, labels, factual_outputs(Network(model, params), inputs))
-    outputs = np.asarray(factual_outputs(Network(model, params), data.digits.test_images))
-    return Bench(
-        model, params, calibration, data.digits.test_images, data.digits.test_labels, outputs, config, seed, []
-    )
+def _bench(config: Options, network: Network, data: digits.LoadedDigits, results: Results) -> Bench:
+    images, tests = data.digits.train_images, data.digits
+    rows = calibration_rows(len(images), min(config.calibration, len(images)), seed=results.seed)
+    inputs, labels = images[rows], data.digits.train_labels[rows].astype(np.int32)
+    calibration = Calibration(inputs, labels, factual_outputs(network, inputs))
+    outputs = np.asarray(factual_outputs(network, tests.test_images))
+    return Bench(network, calibration, tests.test_images, tests.test_labels, outputs, config, results)
 
 
-def _last_layer(
-    bench: Bench, method: MethodName, keeps: list[int], run: RunFolder, notes: dict[str, Any]
-) -> dict[str, np.ndarray]:
+def _last_layer(bench: Bench, method: str, keeps: list[int], run: RunFolder) -> None:
     """Rank once, reduce to every budget, and measure."""
-    key = jax.random.key(bench.seed)
+    key, results = jax.random.key(bench.results.seed), bench.results
     with stopwatch() as ranking_time:
-        ranking = rank_units(Network(bench.model, bench.params), bench.calibration, LAST, METHODS[method], key=key)
+        ranking = rank_units(bench.network, bench.calibration, LAST, METHODS[method], key=key)
     if ranking.warning is not None:
-        notes["warnings"][method] = ranking.warning
-    arrays: dict[str, np.ndarray] = {f"{method}/scores": np.asarray(ranking.scores, np.float32)}
+        results.details["warnings"][method] = ranking.warning
+    results.arrays[f"{method}/scores"] = np.asarray(ranking.scores, np.float32)
     for keep in keeps:
         with stopwatch() as elapsed, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # in the notes, and under the table
             reduction = replace_units(ranking, keep, key=key)
             jax.block_until_ready(reduction.network.params)
         _measure(bench, method, LAST, keep, reduction, ranking_time + elapsed)
-        arrays[f"{method}/keep{keep}/kept"] = np.asarray(reduction.plan.folds[0].kept, np.int32)
+        results.arrays[f"{method}/keep{keep}/kept"] = np.asarray(reduction.plan.folds[0].kept, np.int32)
         _interchange(bench, method, LAST, LAST, keep, reduction)
-        _store(run, bench.seed, f"{method}-keep{keep}", reduction)
-    return arrays
+        _store(run, results.seed, f"{method}-keep{keep}", reduction)
 
 
-def _both_layers(bench: Bench, method: MethodName, keep: int, run: RunFolder) -> None:
-    key = jax.random.key(bench.seed)
+def _both_layers(bench: Bench, method: str, keep: int, run: RunFolder) -> None:
+    key = jax.random.key(bench.results.seed)
     with stopwatch() as elapsed, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         reduction = reduce_network(
-            Network(bench.model, bench.params),
+            bench.network,
             bench.calibration,
             {FIRST: keep, LAST: keep},
             METHODS[method],
@@ -162,17 +144,17 @@ def _both_layers(bench: Bench, method: MethodName, keep: int, run: RunFolder) ->
     _measure(bench, method, BOTH, keep, reduction, elapsed)
     for tap in (FIRST, LAST):
         _interchange(bench, method, f"{BOTH}-{tap}", tap, keep, reduction)
-    _store(run, bench.seed, f"{method}-both-keep{keep}", reduction)
+    _store(run, bench.results.seed, f"{method}-both-keep{keep}", reduction)
 
 
 def _measure(bench: Bench, method: str, variable: str, keep: int, reduction: Reduction, elapsed: Time) -> None:
     """Compare without interventions."""
     outputs = np.asarray(factual_outputs(reduction.network, bench.images))
-    smaller = bill(reduction.network, bench.model.inputs)
+    smaller = bill(reduction.network, bench.images.shape[1:])
     losses = bounded_losses(bench.outputs, outputs)["zero_one"]
     compared = (jnp.asarray(outputs), jnp.asarray(bench.outputs), None)
-    ends = interval(losses, bench.options.delta, running=False)
-    bench.add(
+    ends = interval(losses, bench.config.delta, running=False)
+    bench.results.add(
         method,
         variable,
         f"keep{keep}",
@@ -188,21 +170,21 @@ def _measure(bench: Bench, method: str, variable: str, keep: int, reduction: Red
         seconds=elapsed.run,
         seconds_compile=elapsed.compile,
     )
-    if method == bench.options.methods[0]:
+    if method == bench.config.methods[0]:
         seconds = latency(reduction.network, bench.images[:LATENCY_ROWS])
-        bench.add(method, variable, f"keep{keep}", latency=seconds)
+        bench.results.add(method, variable, f"keep{keep}", latency=seconds)
 
 
 def _interchange(bench: Bench, method: str, variable: str, tap: str, keep: int, reduction: Reduction) -> None:
     """Compare under interventions at one tap, at every strength, beside the controls."""
     kept = next(np.asarray(fold.kept) for fold in reduction.plan.folds if fold.tap == tap)
-    dense, smaller = view(Network(bench.model, bench.params), tap, kept), reduction.view(tap)
+    dense, smaller = view(bench.network, tap, kept), reduction.view(tap)
     dense_states, states = (recorded_states(each, bench.images) for each in (dense, smaller))
     idle = np.asarray(factual_outputs(reduction.network, bench.images))
-    for p in bench.options.probabilities:
-        generator = np.random.default_rng([bench.seed, keep, round(1e6 * p)])
+    for p in bench.config.probabilities:
+        generator = np.random.default_rng([bench.results.seed, keep, round(1e6 * p)])
         trials = bernoulli_trials(
-            generator, examples=len(bench.images), units=keep, probability=p, trials=bench.options.trials
+            generator, examples=len(bench.images), units=keep, probability=p, trials=bench.config.trials
         )
         elsewhere = Trials(trials.base, np.roll(trials.source, 1), trials.masks)
         expected = np.asarray(interchanged_outputs(dense, bench.images, trials, states=dense_states))
@@ -213,13 +195,15 @@ def _interchange(bench: Bench, method: str, variable: str, tap: str, keep: int, 
         }
         losses = {name: bounded_losses(expected, np.asarray(each)) for name, each in outputs.items()}
         missed = np.stack([each["zero_one"] for each in losses.values()])
-        ends = interval(missed, bench.options.delta, running=False)
+        ends = interval(missed, bench.config.delta, running=False)
         split = f"keep{keep}-p{p:g}"
         for row, name in enumerate(losses):
             values = {"iia": 1 - missed[row].mean(), "iia_low": 1 - ends.upper[row], "iia_high": 1 - ends.lower[row]}
-            bench.add(name, variable, split, **values, pairs=len(trials.base))
+            bench.results.add(name, variable, split, **values, pairs=len(trials.base))
         clipped = {metric: losses[method][metric].mean() for metric in ("clipped_kl", "clipped_l2")}
-        bench.add(method, variable, split, **clipped, **_followed(bench.outputs[trials.base], expected, missed[0]))
+        bench.results.add(
+            method, variable, split, **clipped, **_followed(bench.outputs[trials.base], expected, missed[0])
+        )
 
 
 def _followed(before: np.ndarray, after: np.ndarray, missed: np.ndarray) -> dict[str, float]:
@@ -235,7 +219,7 @@ def _followed(before: np.ndarray, after: np.ndarray, missed: np.ndarray) -> dict
 
 def _effects(bench: Bench) -> dict[str, np.ndarray]:
     """Set the curvature score of each unit of the last layer beside what replacing it really does."""
-    ranking = rank_units(Network(bench.model, bench.params), bench.calibration, LAST, METHODS["kl-const"])
+    ranking = rank_units(bench.network, bench.calibration, LAST, METHODS["kl-const"])
     best = constant_risk(ranking.statistics)
     effects = replacement_effects(ranking.network, bench.calibration.inputs, LAST, best.constant)
     return {
@@ -253,4 +237,4 @@ def _store(run: RunFolder, seed: int, name: str, reduction: Reduction) -> None:
     run.write_params(folder / f"{name}.params.safetensors", reduction.network.params)
 
 
-EXPERIMENT = Experiment(NAME, run_seed, random_seeds, check, quick)
+EXPERIMENT = Experiment(NAME, Options, run_seed, random_seeds, Report(tables, draw))
