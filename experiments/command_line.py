@@ -5,7 +5,9 @@ An experiment's options start from a preset, then take those of `--config`, then
 
 import dataclasses
 import inspect
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from experiments.harness.programs import counted, keep_programs
 from experiments.harness.records import RunFolder, open_run
 from experiments.harness.running import Experiment, run_experiment
 from experiments.harness.tables import Format
-from experiments.harness.valid import nearest, require
+from experiments.harness.valid import Valid, nearest, require
 from experiments.mcqa.experiment import EXPERIMENT as MCQA
 from experiments.reduction.experiment import EXPERIMENT as REDUCTION
 
@@ -103,7 +105,9 @@ def parsed(experiment: Experiment, arguments: list[str]) -> tuple[Any, Options]:
     asked = next((place for place, text in enumerate(arguments) if text in ("-h", "--help", "--help-all")), None)
     if asked is not None:
         topic = "" if arguments[asked] == "--help-all" else "".join(arguments[asked + 1 : asked + 2]) or "main"
-        tyro.cli(_page(kind, topic), prog=prog, description=_described(kind, topic), args=["--help"])
+        page = _page(kind, topic)
+        print(_described(kind, topic) + "\n")  # tyro would make one line of a paragraph
+        tyro.cli(page, prog=prog, description="", args=["--help"])
     chosen = [name for name in kind.PRESETS if f"--{name}" in arguments]
     require("presets", [f"--{name}" for name in chosen], len(chosen) < 2, "one of them")
     stored, arguments = _stored(kind, arguments)
@@ -154,8 +158,16 @@ def _groups(kind: type[Options]) -> list[str]:
 
 
 def _described(kind: type[Options], topic: str) -> str:
-    more = f"\n\nMore: --help-all, or --help with a group: {', '.join(_groups(kind))}." if topic == "main" else ""
-    return (inspect.getdoc(kind) or "") + more
+    more = f"\n\nMethods: {', '.join(_methods(kind))}." if topic == "main" and _methods(kind) else ""
+    more += f"\n\nMore: --help-all, or --help with a group: {', '.join(_groups(kind))}." if topic == "main" else ""
+    paragraphs = ((inspect.getdoc(kind) or "") + more).split("\n\n")
+    width = shutil.get_terminal_size().columns
+    return "\n\n".join(textwrap.fill(" ".join(text.split()), width) for text in paragraphs)
+
+
+def _methods(kind: type[Options]) -> tuple[str, ...]:
+    hint = get_type_hints(kind, include_extras=True).get("methods")
+    return next((extra.names for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Valid)), ())
 
 
 def _stored(kind: type[Options], arguments: list[str]) -> tuple[list[str], list[str]]:

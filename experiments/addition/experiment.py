@@ -31,7 +31,7 @@ from abstraction.localization.supports import coordinate_support
 from abstraction.models import Network
 from abstraction.randomness import host_generator
 from abstraction.tasks import addition
-from experiments.addition.network import BITS, load_adder, trained_adder
+from experiments.addition.network import BITS, check_checkpoints, trained_adder
 from experiments.addition.options import METHODS as NAMES
 from experiments.addition.options import Addition, Honesty
 from experiments.addition.shown import REPORT
@@ -42,7 +42,6 @@ from experiments.harness.results import Results, seed_keys, split_halves
 from experiments.harness.running import Experiment
 from experiments.harness.stages import CoarseToFine
 from experiments.harness.timing import stopwatch
-from experiments.harness.valid import parse_seeds
 
 NAME = "addition"
 TAP = "hidden"
@@ -151,11 +150,6 @@ def random_seeds(seed: int) -> dict[str, int]:
     return {"jax key": seed, "order of the bases (random.Random)": seed}
 
 
-def check(config: Addition) -> None:
-    """Refuse checkpoints that are not there, before anything is computed."""
-    if config.backbone.checkpoints is not None:
-        for seed in parse_seeds(config.seeds):
-            load_adder(config.backbone, seed)
-
-
-EXPERIMENT = Experiment(NAME, Addition, run_seed, random_seeds, REPORT, check)
+EXPERIMENT = Experiment(
+    NAME, Addition, run_seed, random_seeds, REPORT, lambda config: check_checkpoints(config.backbone, config.seeds)
+)

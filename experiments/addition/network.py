@@ -19,6 +19,7 @@ from experiments.harness.methods import Tell
 from experiments.harness.records import RunFolder, digest
 from experiments.harness.results import Results
 from experiments.harness.trainings import Training, require_finite
+from experiments.harness.valid import parse_seeds
 
 BITS = Bits()
 SAMPLED = 65_536
@@ -53,23 +54,30 @@ def checkpoint_file(options: AdderBackbone, seed: int) -> str:
     return f"binary_addition_gru_h{options.width}_seed{seed}.npz"
 
 
-def load_adder(options: AdderBackbone, seed: int) -> Params:
-    """Read a trained network.
+def load_adder(options: AdderBackbone, seed: int, flag: str = "--backbone") -> Params:
+    """Read a trained network; errors name the flag of the group of options that ask for it.
 
     Raises:
       ValueError: the file is missing, is no npz file, or its arrays are not those of this network.
     """
     folder = options.checkpoints
     if folder is None:
-        raise ValueError("got no --backbone.checkpoints, expected the folder of trained networks")
+        raise ValueError(f"got no {flag}.checkpoints, expected the folder of trained networks")
     path = folder / checkpoint_file(options, seed)
     if not path.exists():
         there = sorted(file.name for file in folder.glob("binary_addition_gru_h*.npz")) or "none"
-        raise ValueError(f"got --backbone.checkpoints {folder}, expected {path.name} in it; adders there: {there}")
+        raise ValueError(f"got {flag}.checkpoints {folder}, expected {path.name} in it; adders there: {there}")
     try:
         return gru(options).params_from_torch(read_npz(path))
     except ValueError as error:
         raise ValueError(f"got an unusable checkpoint {path}: {error}") from error
+
+
+def check_checkpoints(options: AdderBackbone, seeds: str, flag: str = "--backbone") -> None:
+    """Refuse checkpoints that are not there, before anything is computed."""
+    if options.checkpoints is not None:
+        for seed in parse_seeds(seeds):
+            load_adder(options, seed, flag)
 
 
 def exactness(model: GRU, params: Params, data: dict[str, np.ndarray]) -> float:

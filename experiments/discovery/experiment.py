@@ -37,7 +37,7 @@ from abstraction.localization import (
 from abstraction.localization.calibration import calibrate_candidates
 from abstraction.tasks import addition, equality
 from experiments.addition.experiment import Problem, make_bench
-from experiments.addition.network import trained_adder
+from experiments.addition.network import check_checkpoints, trained_adder
 from experiments.discovery.choice import carried, choice_bench, choice_found, choice_networks, choice_prompts
 from experiments.discovery.figures import draw
 from experiments.discovery.networks import TAP, Studied, adder_networks, equality_networks
@@ -250,4 +250,10 @@ def random_seeds(seed: int) -> dict[str, int]:
     return equal | adder | choice | {f"heq {name}": seed + offset for name, offset in own.items()}
 
 
-EXPERIMENT = Experiment(NAME, Discovery, run_seed, random_seeds, Report(tables, draw))
+def check(config: Discovery) -> None:
+    """Refuse checkpoints that are not there."""
+    if "addition" in config.tasks:
+        check_checkpoints(config.adder, config.seeds, "--adder")
+
+
+EXPERIMENT = Experiment(NAME, Discovery, run_seed, random_seeds, Report(tables, draw), check)

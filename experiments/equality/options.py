@@ -156,7 +156,8 @@ class Equality(Localization):
             "seeds": "1", "control_draws": 5, "control_shuffles": 2, "backbone.epochs": 12, "banks.fit": 2000,
             "banks.calibration": 1500, "plot.epsilons": (0.03, 0.3, 1.0), "plot.taus": (0.5,),
             "plot.strengths": (0.6, 0.8, 1.0, 1.2, 1.4, 1.6), "das.ranks": (1, 2, 4, 8, 12),
-            "das.training.max_epochs": 5, "published.beta_neural": (1.0,), "published.subset_sizes": 10, "published.strengths": 10,
+            "das.training.max_epochs": 5, "published.beta_neural": (1.0,), "published.subset_sizes": 10,
+            "published.strengths": 10,
             "published.das.ranks": (1, 2, 4, 8, 12), "published.das.training.max_epochs": 20,
         },
         "paper": {
@@ -172,10 +173,13 @@ class Equality(Localization):
         valid.require(
             "--backbone.rows", self.backbone.rows, self.backbone.rows >= self.backbone.batch_size, "a batch or more"
         )
-        valid.most_of("--plot.subset-sizes", self.plot.subset_sizes, sites, "the sites")
-        valid.most_of("--published.subset-sizes", self.published.subset_sizes, sites, "the sites")
+        methods = set(self.methods)
+        if methods - {"das", *PAPER_METHODS, "full-state"}:
+            valid.most_of("--plot.subset-sizes", self.plot.subset_sizes, sites, "the sites")
+        if methods & {"plot-ot-paper", "plot-uot-paper"}:
+            valid.most_of("--published.subset-sizes", self.published.subset_sizes, sites, "the sites")
         ours = self.banks.fit if self.banks.policy == "independent" else self.banks.size
-        if "das" in self.methods:
+        if "das" in methods:
             self.das.check("--das", width, ours)
-        if "das-paper" in self.methods:
+        if "das-paper" in methods:
             self.published.das.check("--published.das", width, self.banks.size)

@@ -182,15 +182,19 @@ def _guided_search(stages: Stages, method: Method, key: Array, tell: Tell) -> Ou
 
 
 def _refined_search(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
-    """Search what Stage B chose, parts of its evidence, and the whole state."""
+    """Search what Stage B points at."""
+    before = stages.fine(method.protocol, method.kind)[1]
+    return _charged(run_search(stages.bench, key, refined_at(stages, method), _das(stages, method), tell), before)
+
+
+def refined_at(stages: Stages, method: Method) -> list[Support]:
+    """Return what Stage B chose, parts of its evidence or first components, and the whole state."""
     selected = _selected_supports(stages, method.protocol, method.kind)
     if method.kind == "native":
         parts = evidence_supports(stages, method.protocol, method.kind, stages.config.stages.shares)
     else:
         parts = _prefix_supports(stages, method.protocol)
-    supports = _distinct([*selected, *parts, *full_at(stages, method.protocol)])
-    before = stages.fine(method.protocol, method.kind)[1]
-    return _charged(run_search(stages.bench, key, supports, _das(stages, method), tell), before)
+    return _distinct([*selected, *parts, *full_at(stages, method.protocol)])
 
 
 def _das(stages: Stages, method: Method) -> Tries:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from experiments.equality.options import HEQ
+from experiments.equality.options import Equality
 from experiments.harness.records import Row, RunFolder, Unit, create_run
 
 SPLITS = ("test", "test-invariant", "test-specific")
@@ -140,7 +140,7 @@ def handmade_unit(seed: int, accuracy: Mapping[str, float], *, worst_cell: float
 
 def handmade_run(path: Path, units: Sequence[Unit]) -> RunFolder:
     """Write hand-made units into a new run folder."""
-    run = create_run(path, HEQ(), resume=False)
+    run = create_run(path, Equality(), resume=False)
     for unit in units:
         run.write_unit(unit)
     return run

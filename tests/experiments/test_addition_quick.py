@@ -14,13 +14,14 @@ from heqruns import Ended, command, snapshot
 from abstraction.artifacts import load
 from abstraction.models import GRU, Network
 from abstraction.tasks import addition
+from experiments import command_line
 from experiments.addition import experiment
-from experiments.addition.network import gru, trained_adder
+from experiments.addition.network import trained_adder
 from experiments.addition.options import Addition
 from experiments.harness import accuracy as tables
-from experiments.harness.methods import handle_mass
 from experiments.harness.metrics import Metrics
 from experiments.harness.records import RunFolder, Unit, open_run
+from experiments.harness.results import Results, handle_mass
 
 METHODS = ("plot-stage-a", "plot-native-fitted", "plot-oblique-das", "readwrite", "plot-pca-v4", "plot-das-v1")
 COMMAND = ("addition", "--quick", "--seeds", 0, "--methods", *METHODS)
@@ -104,8 +105,7 @@ def test_every_handle_is_where_the_carry_is(unit: Unit):
 def test_chosen_handles_are_read_back_for_this_adder_and_refused_for_another(folder: Path, unit: Unit, tmp_path: Path):
     saved = RunFolder(shutil.copytree(folder, tmp_path / "run"))
     options = Addition().backbone
-    params = trained_adder(options, 0, saved, lambda _: None)[0]
-    network = Network(gru(options), params)
+    network = trained_adder(options, Results("addition", 0), saved, lambda _: None)
     other = Network(network.model, network.model.init(jax.random.key(1)))
     for method in METHODS:
         path = folder / "handles" / f"{method}-seed-0.safetensors"
@@ -142,7 +142,7 @@ def test_resuming_a_complete_run_computes_nothing(folder: Path, tmp_path: Path, 
     def fail(*_: object) -> Unit:
         raise AssertionError("a complete seed was computed again")
 
-    monkeypatch.setattr(experiment, "EXPERIMENT", experiment.EXPERIMENT._replace(run_seed=fail))
+    monkeypatch.setitem(command_line.EXPERIMENTS, "addition", experiment.EXPERIMENT._replace(run_seed=fail))
     before = snapshot(copy)
     assert command(*COMMAND, "--resume", "--out", copy).status == 0
     assert {name for name, content in snapshot(copy).items() if before[name] != content} == {"manifest.json"}
@@ -240,16 +240,16 @@ def test_a_network_that_cannot_add_is_run_and_warned_of(tmp_path: Path, arrays):
         ("--stages.shares 0", "--stages.shares"),
         ("--stages.fitted-shares 1.5", "--stages.fitted-shares"),
         ("--stages.prefixes 0", "--stages.prefixes"),
-        ("--das.ranks 17", "--das.ranks [17], expected values from 1 to 16"),
+        ("--das.ranks 17", "--das.ranks [17], expected 1 to 16"),
         (
             "--das-v1.training.steps-per-epoch 1000",
-            "steps-per-epoch 1000, expected a value from 1 to 52",
+            "steps-per-epoch 1000, expected 1 to 52",
         ),
         ("--oblique.strengths 0", "--oblique.strengths"),
         ("--masks.sparsities -1", "--masks.sparsities"),
         ("--boundless.penalty -1", "--boundless.penalty"),
         ("--weights.learning-rates 0", "--weights.learning-rates"),
-        ("--weights.training.batch-size 4000", "--weights.training.batch-size 4000, expected a value from 1 to 3328"),
+        ("--weights.training.batch-size 4000", "--weights.training.batch-size 4000, expected 1 to 3328, the fit pairs"),
         ("--banks.fit 0", "--banks.fit 0"),
         ("--banks.fit 200", "200"),
     ],

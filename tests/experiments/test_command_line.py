@@ -6,20 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tyro
 from heqruns import SMALL, Ended, command
 
 from abstraction.training import Trained
-from experiments.addition import experiment as addition
-from experiments.certify import experiment as certify
-from experiments.command_line import COMMANDS, with_config
-from experiments.discovery import experiment as discovery
+from experiments.command_line import EXPERIMENTS, parsed
 from experiments.equality import experiment as heq
-from experiments.equality.options import HEQ
+from experiments.equality.options import Equality
 from experiments.harness import running
 from experiments.harness.records import create_run
-from experiments.mcqa import experiment as mcqa
-from experiments.reduction import experiment as reduction
+from experiments.harness.valid import parse_seeds
 
 TINY = ("heq", "--seeds", "1", "--methods", "plot-ot", *SMALL, "--backbone.rows", "2048", "--backbone.epochs", "1")
 
@@ -39,10 +34,10 @@ WRONG_VALUES = {
     "--methods das --das.restarts 0": r"restarts.*\b0",
     "--methods das --das.learning-rates 0": r"learning.rate.*\b0",
     "--methods das --das.training.batch-size 1000": r"batch.size.*\b1000",
-    "--methods plot-ot-paper --paper.epsilons 0": r"epsilon.*\b0",
-    "--methods plot-ot-paper --paper.subset-sizes 0": "subset",
-    "--methods plot-uot-paper --paper.beta-neural 0": r"beta.*\b0",
-    "--methods plot-uot-paper --paper.beta-neural": r"beta.*\[\]",
+    "--methods plot-ot-paper --published.epsilons 0": r"epsilon.*\b0",
+    "--methods plot-ot-paper --published.subset-sizes 0": "subset",
+    "--methods plot-uot-paper --published.beta-neural 0": r"beta.*\b0",
+    "--methods plot-uot-paper --published.beta-neural": r"beta.*\[\]",
     "--methods gw --plot.gw-epsilons 0": r"epsilon.*\b0",
     "--methods fgw --plot.fused-alpha 2": r"alpha.*\b2",
     "--control-draws 0": r"draws.*\b0",
@@ -58,7 +53,7 @@ WRONG_VALUES = {
     "--banks.fit-pool 10": "impossible sampling policy: 50 pairs",
     "--banks.test-pool 100000": r"pool.*\b100000, expected 2 to",
     "--banks.fit 0": r"\b0\b",
-    "--banks.both 2": r"both 2\.0, expected a share in",
+    "--banks.both 2": r"both 2\.0, expected in \[0, 1\)",
 }
 """Options, and what the error line must say of them."""
 
@@ -66,7 +61,7 @@ ONE_OF_EACH_GROUP = (
     "--plot.epsilons 0",
     "--plot.subset-sizes 1000",
     "--methods das --das.ranks 17",
-    "--methods plot-ot-paper --paper.epsilons 0",
+    "--methods plot-ot-paper --published.epsilons 0",
     "--control-draws 0",
     "--backbone.epochs -1",
     "--banks.size 100000",
@@ -127,7 +122,7 @@ def test_wrong_seeds_leave_no_folder(tmp_path: Path, seeds: str):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--methods", "nope"), ("nope", "plot-ot")),
+        (("--methods", "plot-tot"), ("plot-tot", "some of plot-ot", "did you mean plot-ot?")),
         (("--plot.scope", "nope"), ("nope", "depth")),
         (("--banks.calibration-policy", "nope"), ("nope", "shared_only")),
         (("--backbone.width", "wide"), ("wide", "int")),
@@ -159,7 +154,11 @@ def test_a_command_without_its_arguments_is_refused(arguments: tuple[str, ...]):
         (("table", "run"), ("did you mean python -m experiments tables?",)),
         (("qqqq",), ("expected one of heq, addition",)),
         ((), ("usage: python -m experiments", "addition", "figures")),
-        (("heq", "--config"), ("--config without a path",)),
+        (("heq", "--config"), ("got --config , expected a config.json",)),
+        (("heq", "--quik"), ("--quick",)),
+        (("heq", "--help", "daz"), ("expected nothing or one of backbone", "did you mean das?")),
+        (("heq", "--quick", "--paper"), ("got presets", "one of them")),
+        (("discovery", "--paper"), ("--paper",)),
         (("heq", "--config", "no/such"), ("--config no/such",)),
     ],
 )
@@ -174,36 +173,52 @@ def test_a_typo_is_answered_by_what_was_meant(arguments: tuple[str, ...], words:
 def test_help_of_all_commands_is_not_an_error():
     ended = command("--help")
     assert (ended.status, ended.err) == (0, "")
-    assert all(name in ended.out for name in COMMANDS)
+    assert all(name in ended.out for name in (*EXPERIMENTS, "tables", "figures"))
 
 
-EXPERIMENTS = {"heq": heq, "addition": addition, "mcqa": mcqa, "certify": certify, "discovery": discovery}
-EXPERIMENTS |= {"reduction": reduction}
-
-
-@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("preset", ["", "quick", "paper"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_options_of_a_run_are_read_back(tmp_path: Path, name: str, quick: bool):
-    options = COMMANDS[name].options()
-    options = EXPERIMENTS[name].EXPERIMENT.quick(options) if quick else options
+def test_the_options_of_a_run_are_read_back(tmp_path: Path, name: str, preset: str):
+    kind = EXPERIMENTS[name].options
+    if preset and preset not in kind.PRESETS:
+        pytest.skip(f"{name} has no preset {preset}")
+    options = kind.preset(preset) if preset else kind()
     run = create_run(tmp_path, options, resume=False)
     for path in (run.path, run.path / "config.json"):
-        assert tyro.cli(type(options), args=with_config(["--config", str(path)], type(options))) == options
+        assert parsed(EXPERIMENTS[name], ["--config", str(path)])[1] == options
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_first_page_of_help_fits_two_screens_and_the_last_names_every_flag(name: str, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main, every = command(name, "--help"), command(name, "--help-all")
+    assert (main.status, every.status) == (0, 0)
+    assert len(main.out.splitlines()) <= 100
+    assert max(map(len, main.out.splitlines())) <= 80
+    assert "--help-all" in main.out
+    assert len(every.out.splitlines()) > len(main.out.splitlines())
+
+
+def test_help_of_a_group_shows_that_group_alone():
+    ended = command("heq", "--help", "das")
+    assert ended.status == 0
+    assert "--das.ranks" in ended.out
+    assert not re.search(r"--(plot|seeds|backbone|published)", ended.out)
 
 
 def test_flags_beside_a_config_win(tmp_path: Path):
-    run = create_run(tmp_path, HEQ(out=tmp_path, resume=True), resume=False)
-    flags = with_config(["--seeds", "7", f"--config={run.path}", "--plot.epsilons", "0.5", "2"], HEQ)
-    read = tyro.cli(HEQ, args=flags)
-    assert read == dataclasses.replace(HEQ(), seeds="7", plot=dataclasses.replace(HEQ().plot, epsilons=(0.5, 2.0))), (
-        "and neither the folder nor --resume is handed on"
-    )
+    run = create_run(tmp_path, Equality(out=tmp_path, resume=True), resume=False)
+    flags = ["--seeds", "7", f"--config={run.path}", "--plot.epsilons", "0.5", "2"]
+    read = parsed(EXPERIMENTS["heq"], flags)[1]
+    assert read == dataclasses.replace(
+        Equality(), seeds="7", plot=dataclasses.replace(Equality().plot, epsilons=(0.5, 2.0))
+    ), "and neither the folder nor --resume is handed on"
 
 
 def test_the_config_of_another_experiment_is_refused_by_name(tmp_path: Path):
-    create_run(tmp_path, HEQ(), resume=False)
-    with pytest.raises(ValueError, match=r"got backbone in .*config\.json, expected options of Mcqa: seeds, methods"):
-        with_config(["--config", str(tmp_path)], mcqa.Mcqa)
+    create_run(tmp_path, Equality(), resume=False)
+    with pytest.raises(ValueError, match=r"got backbone in .*config\.json , expected options of Mcqa: seeds, out"):
+        parsed(EXPERIMENTS["mcqa"], ["--config", str(tmp_path)])
 
 
 @pytest.mark.parametrize("subcommand", ["heq", "tables", "figures"])
@@ -250,8 +265,8 @@ def test_options_that_no_method_reads_are_not_in_the_way(tmp_path: Path, monkeyp
 def test_a_run_without_a_folder_gets_one_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
 
-    def run(experiment: Any, config: HEQ, run_folder: Any, seeds: list[int]) -> None:
-        seen.append((run_folder.path, seeds, (run_folder.path / "config.json").exists()))
+    def run(experiment: Any, config: Equality, run_folder: Any) -> None:
+        seen.append((run_folder.path, parse_seeds(config.seeds), (run_folder.path / "config.json").exists()))
         raise ValueError("got here, expected nothing more")
 
     monkeypatch.chdir(tmp_path)

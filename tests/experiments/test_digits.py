@@ -12,11 +12,11 @@ import tyro
 
 from abstraction.tasks.mnist import load_digits
 from experiments.harness.records import RunFolder
+from experiments.harness.valid import check_values
 from experiments.reduction import digits as experiment
+from experiments.reduction import options
 from experiments.reduction.digits import (
     LoadedDigits,
-    check_network,
-    data_name,
     load_network,
     loaded_digits,
     network,
@@ -60,7 +60,7 @@ def test_a_short_training_reads_most_digits(trained: tuple[Any, list[str]]):
     (params, known, made_from), told = trained
     assert known["accuracy"] > 0.9
     assert known["epochs"] == 6
-    assert [line.split(", loss")[0] for line in told] == [f"seed 0: network, epoch {epoch}" for epoch in range(1, 7)]
+    assert [line.split(", loss")[0] for line in told] == [f"network, epoch {epoch}" for epoch in range(1, 7)]
     assert params["fc2"]["kernel"].shape == (32, 32)
     assert len(made_from["data"]) == 64
 
@@ -162,33 +162,33 @@ def test_sizes_are_the_published_ones_on_mnist_and_small_ones_on_the_bundled_dig
         taps = network(NetworkOptions(), one).taps
         names = ("inputs", "fc1", "hidden1", "fc2", "hidden2", "fc_out")
         assert tuple(taps[name].width for name in names) == sizes
-    assert experiment.RECIPES["mnist"] == (512, 15, 256)
+    assert options.RECIPES["mnist"] == (512, 15, 256)
 
 
 def test_auto_is_mnist_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(experiment, "SHARED", tmp_path / "nowhere")
-    assert data_name(Data()) == "digits"
-    assert data_name(Data(data_dir=tmp_path)) == "mnist"
-    monkeypatch.setattr(experiment, "SHARED", tmp_path)
-    assert data_name(Data()) == "mnist"
-    assert data_name(Data("digits")) == "digits"
+    monkeypatch.setattr(options, "SHARED", tmp_path / "nowhere")
+    assert Data().name == "digits"
+    assert Data(data_dir=tmp_path).name == "mnist"
+    monkeypatch.setattr(options, "SHARED", tmp_path)
+    assert Data().name == "mnist"
+    assert Data("digits").name == "digits"
 
 
 REFUSED = {
     "nowhere to read": (Data("mnist"), "got --data mnist, expected the folder .* --data-dir"),
-    "nowhere to download to": (Data(download=True), "got --download without --data-dir"),
-    "a folder unused": (Data("digits", Path("mnist")), "got --data digits with --data-dir"),
-    "a download unused": (Data("digits", download=True), "or --download, expected those with MNIST alone"),
+    "nowhere to download to": (Data(download=True), "got --download True, expected --data-dir, the folder"),
+    "a folder unused": (Data("digits", Path("mnist")), "got --data digits, expected --data mnist where --data-dir"),
+    "a download unused": (Data("digits", download=True), "or --download is given"),
 }
 
 
-@pytest.mark.parametrize(("options", "words"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("chosen", "words"), REFUSED.values(), ids=REFUSED)
 def test_options_that_do_not_go_together_are_refused(
-    options: Data, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chosen: Data, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(experiment, "SHARED", tmp_path / "nowhere")
+    monkeypatch.setattr(options, "SHARED", tmp_path / "nowhere")
     with pytest.raises(ValueError, match=words):
-        data_name(options)
+        _ = chosen.name
 
 
 def test_mnist_comes_from_its_folder_after_a_download_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -217,15 +217,15 @@ def test_the_bundled_digits_are_loaded_by_name(data: LoadedDigits):
 @pytest.mark.parametrize("name", ["width", "epochs", "batch_size"])
 def test_sizes_below_one_are_refused(name: str):
     flag = name.replace("_", "-")
-    check_network(dataclasses.replace(NetworkOptions(), **{name: 1}))
+    check_values(dataclasses.replace(NetworkOptions(), **{name: 1}), "--network.")
     with pytest.raises(ValueError, match=f"got --network.{flag} 0, expected at least 1"):
-        check_network(dataclasses.replace(NetworkOptions(), **{name: 0}))
+        check_values(dataclasses.replace(NetworkOptions(), **{name: 0}), "--network.")
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_learning_rates_must_be_positive_numbers(rate: float):
     with pytest.raises(ValueError, match=r"got --network\.learning-rate"):
-        check_network(NetworkOptions(learning_rate=rate))
+        check_values(NetworkOptions(learning_rate=rate), "--network.")
 
 
 def test_the_flags_of_the_images_have_no_prefix():

@@ -10,15 +10,16 @@ import pytest
 from rich.console import Console
 
 from abstraction.artifacts import load
-from abstraction.evaluation import CLASSES
+from abstraction.evaluation import CLASSES, Repeats
 from abstraction.evaluation.interchange import view
 from abstraction.interventions import factual_outputs
+from abstraction.localization import full_supports
 from abstraction.models import MLP, Network
 from abstraction.reduction import METHODS
 from abstraction.reduction.ranking import rank_units
 from abstraction.tasks import addition, equality
 from experiments.addition.experiment import Problem, make_bench
-from experiments.addition.network import gru, trained_adder
+from experiments.addition.network import trained_adder
 from experiments.addition.options import AdderBackbone, AdditionBanks
 from experiments.discovery import experiment as discovery
 from experiments.discovery import figures as discovery_figures
@@ -26,19 +27,17 @@ from experiments.discovery import networks as discovery_networks
 from experiments.discovery import tables as discovery_tables
 from experiments.discovery.options import (
     Discovery,
-    EqualityPairs,
     Folds,
-    PlotGrid,
     Reductions,
     Units,
-    check,
-    quick,
 )
 from experiments.equality import experiment as heq
-from experiments.equality.options import HEQ, Backbone, DasOptions
 from experiments.equality.options import METHODS as HEQ_METHODS
-from experiments.harness.methods import handle_mass
+from experiments.equality.options import Backbone, EqualityPairs, PlotGrid
+from experiments.harness.methods import rotations, run_search
+from experiments.harness.options import DasOptions
 from experiments.harness.records import Row, RunFolder, Unit, open_run
+from experiments.harness.results import Results, handle_mass, seed_keys
 from experiments.harness.running import run_experiment
 from experiments.mcqa.options import McqaBanks
 
@@ -208,13 +207,13 @@ def test_resuming_a_complete_run_computes_nothing(folder: Path, tmp_path: Path):
     assert (copy / "units" / f"seed-{SEED}.json").stat().st_mtime_ns == before
 
 
-def trained_mlp(folder: Path) -> tuple[MLP, dict]:
+KEYS = seed_keys(SEED, ("init", "order", *HEQ_METHODS))
+
+
+def trained_mlp(folder: Path) -> Network:
     """Return the run's network again; its checkpoint is there, so nothing is trained."""
-    names = ("init", "order", *HEQ_METHODS)
-    keys: dict[str, jax.Array] = dict(zip(names, jax.random.split(jax.random.key(SEED), len(names)), strict=True))
-    model, saved = MLP(16, 8, 2, 2), RunFolder(folder / "networks" / "heq")
-    setup, vectors = HEQ(backbone=TINY.backbone), equality.entities(SEED)
-    return model, heq.train_network(setup, SEED, model, vectors, keys, saved, lambda text: None)[0]
+    saved = RunFolder(folder / "networks" / "heq")
+    return heq.train_network(TINY.backbone, Results("heq", SEED), KEYS, saved, lambda text: None)
 
 
 def recorded(values: dict, place: str, finder: str) -> dict:
@@ -228,8 +227,7 @@ def recorded(values: dict, place: str, finder: str) -> dict:
 
 @pytest.mark.slow
 def test_an_mlp_reduced_to_its_full_width_has_the_dense_networks_numbers(folder: Path, values: dict):
-    model, params = trained_mlp(folder)
-    whole = discovery_networks.reduced_mlp(TINY, SEED, model, params, "cmr", 8, jax.random.key(0))
+    whole = discovery_networks.reduced_mlp(TINY, SEED, trained_mlp(folder), "cmr", 8, jax.random.key(0))
     assert whole.kept.tolist() == [list(range(8))] * 2
     assert whole.known["", "fidelity"] == 1.0
     for metric in ("accuracy", "worst_cell"):
@@ -237,14 +235,14 @@ def test_an_mlp_reduced_to_its_full_width_has_the_dense_networks_numbers(folder:
     tests = equality.paper_banks(SEED, size=100, test_pool=512).tests
     banks = equality.independent_banks(SEED, fit=200, calibration=200, both=0.02, tests=tests)
     bench = discovery.equality_bench(whole, equality.entities(SEED), banks)
-    names = ("init", "order", *HEQ_METHODS)
-    key = jax.random.split(jax.random.key(SEED), len(names))[names.index("das")]
-    search, control = whole.keys(jax.random.split(key)[1])
+    search, control = whole.keys(jax.random.split(KEYS["das"])[1])
+    supports = full_supports(bench.tap, range(2))
     outcomes = {
         "plot": discovery.transported(bench, TINY.plot),
-        "das": discovery.rotated(bench, TINY.das, search, lambda text: None),
+        "das": run_search(bench, search, supports, rotations(TINY.das), lambda text: None),
     }
-    part = discovery.study(TINY, whole, bench, outcomes, SEED, control)
+    part = Results("discovery", SEED, Repeats(2, 1))
+    discovery.study(part, whole, bench, outcomes, control)
     ours = {(row.method, row.variable, row.split, row.metric): row.value for row in part.rows}
     for finder in ("plot", "das"):
         again = {
@@ -257,9 +255,8 @@ def test_an_mlp_reduced_to_its_full_width_has_the_dense_networks_numbers(folder:
 
 @pytest.mark.slow
 def test_an_adder_folded_at_its_full_width_is_the_dense_network(folder: Path):
-    model, saved = gru(TINY.adder), RunFolder(folder / "networks" / "addition")
-    params = trained_adder(TINY.adder, SEED, saved, lambda text: None)[0]
-    dense = Network(model, params)
+    saved = RunFolder(folder / "networks" / "addition")
+    dense = trained_adder(TINY.adder, Results("addition", SEED), saved, lambda text: None)
     ranking = rank_units(dense, _every_sum(), "hidden", METHODS["obs-affine"])
     whole = discovery_networks.reduced_adder(TINY, SEED, ranking, "obs-affine", 8)
     first, second = (factual_outputs(network, _every_sum()) for network in (dense, whole.network))
@@ -268,7 +265,7 @@ def test_an_adder_folded_at_its_full_width_is_the_dense_network(folder: Path):
     banks = addition.structured_banks(SEED, bits=3, fit=24, calibration=16, test=16)
     bench = make_bench(Problem(dense, banks))
     outcome = discovery.carries_found(bench, TINY, jax.random.key(0), lambda text: None)["plot"]
-    mass = discovery.handle_mass(outcome.choice.handles, 3)
+    mass = handle_mass(outcome.choice.handles, 3)
     same = discovery.transferred(bench, mass, whole.kept)
     assert same.details["kept_share"] == [1.0, 1.0]
     assert same.choice.tally.hits.tolist() == outcome.choice.tally.hits.tolist()
@@ -280,8 +277,7 @@ def _every_sum() -> np.ndarray:
 
 @pytest.mark.slow
 def test_a_transferred_handle_keeps_its_weights_on_the_units_that_are_left(folder: Path):
-    model, params = trained_mlp(folder)
-    whole = discovery_networks.reduced_mlp(TINY, SEED, model, params, "random", 2, jax.random.key(0))
+    whole = discovery_networks.reduced_mlp(TINY, SEED, trained_mlp(folder), "random", 2, jax.random.key(0))
     whole = whole._replace(kept=np.array([[1, 6], [0, 3]]))
     tests = equality.paper_banks(SEED, size=100, test_pool=512).tests
     banks = equality.independent_banks(SEED, fit=200, calibration=200, tests=tests)
@@ -375,12 +371,3 @@ def test_options_that_cannot_work_are_refused_in_one_line(config: Discovery, mes
     with pytest.raises(ValueError, match=f"^got {message} [^\n]*, expected [^\n]*$"):
         run_experiment(discovery.EXPERIMENT, dataclasses.replace(config, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-
-
-def test_the_options_of_a_run_can_work_and_quick_keeps_what_was_chosen():
-    check(Discovery())
-    check(quick(Discovery()))
-    chosen = quick(_with("equality", keeps=(16, 5)))
-    assert chosen.equality.keeps == (16, 5)
-    assert chosen.carries.keeps == (16, 8)
-    assert chosen.seeds == "1"

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from heqruns import SMALL, Ended, command, handmade_run, handmade_unit
 
+from experiments import command_line
 from experiments.equality import experiment as heq
-from experiments.equality.options import HEQ
+from experiments.equality.options import Equality
 from experiments.harness import records
 from experiments.harness.files import locked
 from experiments.harness.records import RunFolder, Unit, open_run
@@ -45,12 +46,12 @@ STOPS = {
 
 
 def _let_seeds_stop(monkeypatch: pytest.MonkeyPatch, at: int, stop: Callable[[], object]) -> None:
-    def run_seed(config: HEQ, seed: int, run: RunFolder, report: Callable[[str], None]) -> Unit:
+    def run_seed(config: Equality, seed: int, run: RunFolder, report: Callable[[str], None]) -> Unit:
         if seed == at:
             stop()
         return handmade_unit(seed, {"das": 0.9})
 
-    monkeypatch.setattr(heq, "EXPERIMENT", heq.EXPERIMENT._replace(run_seed=run_seed))
+    monkeypatch.setitem(command_line.EXPERIMENTS, "heq", heq.EXPERIMENT._replace(run_seed=run_seed))
 
 
 def _raising(error: BaseException) -> Callable[[], object]:

@@ -16,12 +16,14 @@ from heqruns import SPLITS, VARIABLES, Ended, command, snapshot
 
 from abstraction.artifacts import load
 from abstraction.evaluation.judging import judge_alone
-from abstraction.models import MLP, Network
+from abstraction.models import Network
 from abstraction.tasks import equality
+from experiments import command_line
 from experiments.equality import experiment as heq
-from experiments.equality.options import HEQ, quick
+from experiments.equality.options import Equality
 from experiments.harness.provenance import PACKAGES
 from experiments.harness.records import Row, RunFolder, Unit, digest, open_run
+from experiments.harness.results import Results, seed_keys
 
 SEED = 3
 METHODS = ("plot-ot", "das")
@@ -72,7 +74,7 @@ def test_the_run_ends_well_and_says_where_everything_is(done: tuple[Path, Ended]
 
 def test_the_config_holds_the_options_after_quick(folder: Path):
     config = json.loads((folder / "config.json").read_text())
-    assert (config["quick"], config["seeds"], config["methods"]) == (True, "3", list(METHODS))
+    assert (config["seeds"], config["methods"]) == ("3", list(METHODS))
     assert config["out"] == str(folder)
     assert config["das"]["ranks"] == [1, 2, 4, 8, 12]
     assert config["backbone"]["width"] == 16
@@ -91,7 +93,7 @@ def test_the_manifest_holds_code_versions_device_and_seeds(folder: Path):
 
 
 def test_the_digest_of_the_data_is_that_of_the_data_drawn_again(unit: Unit):
-    data = {**equality.factual_data(SEED + 1, HEQ().backbone.rows), "entities": equality.entities(SEED)}
+    data = {**equality.factual_data(SEED + 1, Equality().backbone.rows), "entities": equality.entities(SEED)}
     assert unit.details["data"] == digest(data)
 
 
@@ -208,11 +210,8 @@ def test_details_say_how_the_choice_was_made(unit: Unit):
 def network(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Network:
     """The run's network; its checkpoint is there, so nothing is trained."""
     saved = RunFolder(shutil.copytree(folder, tmp_path_factory.mktemp("again") / "run"))
-    names = ("init", "order", *heq.METHODS)
-    keys: dict[str, jax.Array] = dict(zip(names, jax.random.split(jax.random.key(SEED), len(names)), strict=True))
-    config, model = quick(HEQ(seeds=str(SEED), methods=METHODS)), MLP(16, 16, 3, 2)
-    params = heq.train_network(config, SEED, model, equality.entities(SEED), keys, saved, lambda _: None)[0]
-    return Network(model, params)
+    keys, options = seed_keys(SEED, ("init", "order", *heq.METHODS)), Equality.preset("quick").backbone
+    return heq.train_network(options, Results("heq", SEED), keys, saved, lambda _: None)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -275,7 +274,7 @@ def test_resuming_a_complete_run_computes_nothing(copy: Path, monkeypatch: pytes
     def fail(*_: object) -> Unit:
         raise AssertionError("a complete seed was computed again")
 
-    monkeypatch.setattr(heq, "EXPERIMENT", heq.EXPERIMENT._replace(run_seed=fail))
+    monkeypatch.setitem(command_line.EXPERIMENTS, "heq", heq.EXPERIMENT._replace(run_seed=fail))
     before = {path: path.stat().st_mtime_ns for path in (copy / "units").iterdir()}
     records = snapshot(copy)
     ended = command(*COMMAND, "--resume", "--out", copy)

@@ -13,8 +13,9 @@ import pytest
 from heqruns import SMALL, Ended, command, handmade_unit, numbers, snapshot
 
 from abstraction.training import Trained, Watch
+from experiments import command_line
 from experiments.equality import experiment as heq
-from experiments.equality.options import HEQ, EqualityBanks
+from experiments.equality.options import Equality, EqualityBanks
 from experiments.harness.records import RunFolder, Unit, create_run, open_run
 from experiments.harness.running import run_seeds
 
@@ -157,14 +158,14 @@ def _replace_seeds(monkeypatch: pytest.MonkeyPatch, *, interrupt_at: int | None 
     """Let seeds have hand-made results; note which ran."""
     ran: list[int] = []
 
-    def run_seed(config: HEQ, seed: int, run: RunFolder, report: Callable[[str], None]) -> Unit:
+    def run_seed(config: Equality, seed: int, run: RunFolder, report: Callable[[str], None]) -> Unit:
         report(f"seed {seed}")
         if seed == interrupt_at:
             raise KeyboardInterrupt
         ran.append(seed)
         return handmade_unit(seed, {"das": 0.9})
 
-    monkeypatch.setattr(heq, "EXPERIMENT", heq.EXPERIMENT._replace(run_seed=run_seed))
+    monkeypatch.setitem(command_line.EXPERIMENTS, "heq", heq.EXPERIMENT._replace(run_seed=run_seed))
     return ran
 
 
@@ -250,9 +251,9 @@ def test_the_seeds_in_the_manifest_are_those_numpy_was_given(monkeypatch: pytest
 
 
 def test_the_runs_loop_computes_what_is_missing_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run = create_run(tmp_path, HEQ(), resume=False)
+    run = create_run(tmp_path, Equality(), resume=False)
     run.write_unit(handmade_unit(2, {"das": 0.5}))
     ran = _replace_seeds(monkeypatch)
-    run_seeds(heq.EXPERIMENT, HEQ(), run, [1, 2, 3])
+    run_seeds(heq.EXPERIMENT, Equality(seeds="1,2,3"), run)
     assert ran == [1, 3]
     assert run.read_unit("seed-2").rows == handmade_unit(2, {"das": 0.5}).rows

@@ -1,36 +1,36 @@
 """The MCQA experiment end to end on the network that ships, in a small version of everything."""
 
 import dataclasses
-import io
 import json
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from abstraction.artifacts import load
 from abstraction.evaluation import CLASSES, Classes
 from abstraction.models import DecoderConfig
 from abstraction.models.costs import block_flops, forward_flops, read_flops
 from abstraction.tasks.mcqa import FAMILIES, VARIABLES
-from experiments.equality.options import DasOptions
-from experiments.harness import reports
-from experiments.harness.checks import check_mcqa
-from experiments.harness.methods import handle_mass
+from experiments.harness import report
 from experiments.harness.metrics import Metrics
+from experiments.harness.options import DasOptions
 from experiments.harness.records import open_run
+from experiments.harness.results import handle_mass
 from experiments.harness.running import run_experiment
+from experiments.harness.stages import budget
+from experiments.harness.tables import show_parts
 from experiments.mcqa import experiment as mcqa
 from experiments.mcqa import tables as mcqa_tables
-from experiments.mcqa.cost import Shape, memory, stages, table
-from experiments.mcqa.options import MCQA_METHODS, POSITIONS, Mcqa, McqaBanks, NetworkOptions, _budget, for_width, quick
+from experiments.mcqa.cost import Shape, explanation, memory, stages
+from experiments.mcqa.grids import for_width
+from experiments.mcqa.options import POSITIONS, Mcqa, McqaBanks, NetworkOptions
 from experiments.mcqa.subject import load_shape, load_subject, make_bench, make_questions
 
 METHODS = ("plot-stage-a", "plot-das", "full-state")
 CONFIG = Mcqa(
     methods=METHODS,
     banks=McqaBanks(fit=128, calibration=48, test=48, spare=1.3),
-    das=DasOptions((4, 32), (2e-2,), training=_budget(max_epochs=6)),
+    das=DasOptions((4, 32), (2e-2,), training=budget(max_epochs=6, patience=12)),
     control_draws=2,
     control_shuffles=1,
 )
@@ -137,15 +137,15 @@ def test_a_complete_run_is_resumed_without_work_and_shown_from_its_records(run, 
     before = (config.out / "units" / "seed-0.json").stat().st_mtime_ns
     run_experiment(mcqa.EXPERIMENT, dataclasses.replace(config, resume=True))
     assert (config.out / "units" / "seed-0.json").stat().st_mtime_ns == before
-    reports.show(open_run(config.out), details=True)
+    report.show(open_run(config.out), mcqa.EXPERIMENT.report, details=True)
     shown = capsys.readouterr().out
     for text in (*METHODS, "control-identity", "embedded, 4 blocks of width 64", "by scorer", "whole residual stream"):
         assert text in shown
-    files = reports.draw(folder)
+    files = report.draw(folder, mcqa.EXPERIMENT.report)
     assert {path.stem for path in files} >= {"accuracy", "sweep", "runtime", "coupling", "ranks", "layers"}
 
 
-def test_explain_counts_by_hand():
+def test_explain_counts_by_hand(capsys):
     shape = load_shape(CONFIG)
     assert (shape.tokens, shape.window) == (30, 1)
     found = {stage.name: stage for stage in stages(CONFIG, shape)}
@@ -162,10 +162,11 @@ def test_explain_counts_by_hand():
     assert found["stage A, calibration"].naive_forwards == 4 * 2 * (2 * 4 * 48)
     search = found["plot-das, training"]
     assert search.evaluations == 2 * 2 * 6 * (128 // 64) * 64
-    console = Console(width=160, record=True, file=io.StringIO())
-    for part in table(CONFIG, shape):
-        console.print(part)
-    assert "held at once" in console.export_text()
+    show_parts(explanation(CONFIG, shape))
+    shown = capsys.readouterr().out
+    assert "held at once" in shown
+    assert "full-das, training" not in shown
+    assert "plot-das, training" in shown
     assert memory(CONFIG, shape)["weights"] == 4 * 177_984
 
 
@@ -199,13 +200,6 @@ def test_scorers_are_readouts_of_the_same_outputs():
     np.testing.assert_array_equal(strict.fit.runs.outputs, letters.fit.runs.outputs)
 
 
-def test_quick_keeps_what_flags_chose():
-    small = quick(Mcqa(methods=MCQA_METHODS[:3], seeds="4,5"))
-    assert small.seeds == "4"
-    assert quick(Mcqa(control_draws=7)).control_draws == 7
-    check_mcqa(small)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -218,12 +212,12 @@ def test_quick_keeps_what_flags_chose():
 )
 def test_options_that_cannot_work_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        check_mcqa(dataclasses.replace(Mcqa(), **changes))
+        dataclasses.replace(Mcqa(), **changes).check()
 
 
 def test_retraining_needs_a_folder_and_networks_must_exist(tmp_path):
-    with pytest.raises(ValueError, match="got --retrain without --out"):
-        mcqa.retrain(Mcqa())
+    with pytest.raises(ValueError, match="got --out None, expected the folder to write the network of --retrain to"):
+        mcqa.instead(Mcqa(retrain=True))
     with pytest.raises((ValueError, ImportError)):
         load_subject(NetworkOptions(model=str(tmp_path)))
 

@@ -26,20 +26,13 @@ from experiments.equality.options import EqualityBanks
 from experiments.harness.methods import (
     Bench,
     Outcome,
-    control_rows,
-    handle_mass,
-    keep_choice,
     run_localization,
-    tally_rows,
-    test_outcome,
 )
 from experiments.harness.records import Row
-
-test_outcome.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
-"""It is a function of the library and not a test."""
+from experiments.harness.results import Results, handle_mass, keep_choice
 
 LEVEL = 0.95
-BENCH = cast(Bench, SimpleNamespace(variables=("wx", "yz")))
+BENCH = cast(Bench, SimpleNamespace(variables=("wx", "yz"), halves=False))
 MODEL = MLP(equality.ENTITY_WIDTH * 4, 8, 2, equality.CLASSES)
 
 
@@ -53,7 +46,9 @@ def _tally(hits: list[list[float]], pairs: list[list[float]]) -> Tally:
 
 
 def _rows(tally: Tally) -> dict[tuple[str, str], float]:
-    rows = tally_rows(BENCH, tally, "heq", "m", "split", 3)
+    results = Results("heq", 3)
+    results.tallied(BENCH, "m", {"split": tally})
+    rows = results.rows
     assert {(row.experiment, row.method, row.split, row.seed) for row in rows} == {("heq", "m", "split", 3)}
     assert len({(row.variable, row.metric) for row in rows}) == len(rows)
     return {(row.variable, row.metric): row.value for row in rows}
@@ -174,7 +169,7 @@ def bench() -> Bench:
 
 
 def test_the_identity_control_is_right_exactly_where_the_network_already_gives_the_label(bench: Bench):
-    rows = {(row.variable, row.split, row.metric): row.value for row in control_rows(bench, "heq", 5)}
+    rows = {(row.variable, row.split, row.metric): row.value for row in _compared(bench)}
     assert {variable for variable, _, _ in rows} == set(VARIABLES)
     for split in SPLITS:
         recorded = bench.tests[split]
@@ -189,7 +184,7 @@ def test_the_identity_control_is_right_exactly_where_the_network_already_gives_t
 
 
 def test_the_level_of_chance_is_what_the_best_constant_answer_scores(bench: Bench):
-    rows = {(row.variable, row.split): row for row in control_rows(bench, "heq", 5) if row.metric == "chance"}
+    rows = {(row.variable, row.split): row for row in _compared(bench) if row.metric == "chance"}
     assert {(row.method, row.seed) for row in rows.values()} == {("control-identity", 5)}
     assert set(rows) == {(variable, split) for variable in VARIABLES for split in SPLITS}
     for split in SPLITS:
@@ -206,10 +201,16 @@ def test_a_variable_without_pairs_has_no_level_of_chance(bench: Bench):
     recorded = bench.tests["test"]
     eligible = recorded.bank.eligible & np.array([[True], [False]])
     alone = dataclasses.replace(recorded, bank=dataclasses.replace(recorded.bank, eligible=eligible))
-    rows = control_rows(dataclasses.replace(bench, tests={"test": alone}), "heq", 5)
+    rows = _compared(dataclasses.replace(bench, tests={"test": alone}))
     levels = {row.variable: row.value for row in rows if row.metric == "chance"}
     assert set(levels) == {"wx", "mean"}
     assert levels["mean"] == levels["wx"]
+
+
+def _compared(bench: Bench) -> list[Row]:
+    results = Results("heq", 5)
+    results.compare(bench)
+    return results.rows
 
 
 def _found(bench: Bench) -> Outcome:
@@ -234,9 +235,9 @@ def test_a_kept_choice_is_read_back_for_its_network_and_refused_for_another(benc
 
 
 def _tested(bench: Bench, seed: int = 5) -> tuple[list[Row], dict[str, Any], dict[str, np.ndarray]]:
-    return test_outcome(
-        bench, _found(bench), experiment="heq", method="ot", seed=seed, key=jax.random.key(1), draws=3, shuffles=2
-    )
+    results = Results("heq", seed, Repeats(3, 2))
+    results.judge(bench, "ot", _found(bench), jax.random.key(1))
+    return results.rows, results.details["ot"], results.arrays
 
 
 def test_a_tested_method_leaves_rows_for_itself_and_its_controls(bench: Bench):

@@ -1,41 +1,24 @@
-"""Options: seeds are read, `quick` only shrinks, and every option is a flag with help."""
+"""Options: seeds are read, presets only shrink, every option is a flag with help, and what cannot work is refused."""
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from heqruns import command
 
-from experiments.equality.options import (
-    HEQ,
-    METHODS,
-    Backbone,
-    DasOptions,
-    EqualityBanks,
-    PaperOptions,
-    PlotOptions,
-    parse_seeds,
-    quick,
-)
+from experiments.addition.options import Addition
+from experiments.certify.options import Certify
+from experiments.command_line import EXPERIMENTS, parsed
+from experiments.discovery.options import Discovery
+from experiments.equality.options import Equality
+from experiments.harness.options import Options, changed
+from experiments.harness.valid import parse_seeds
+from experiments.mcqa.options import Mcqa
+from experiments.reduction.options import SHARED, OfDigits, Reduction
 
-FEW_SEEDS = HEQ(
-    seeds="4,7",
-    methods=("das",),
-    control_draws=2,
-    control_shuffles=1,
-    backbone=Backbone(epochs=2),
-    banks=EqualityBanks(fit=300, calibration=200),
-    plot=PlotOptions(epsilons=(5.0,), taus=(0.7,), strengths=(1.0,)),
-    das=DasOptions(ranks=(1,)),
-    paper=PaperOptions(beta_neural=(2.0,), subset_sizes=3, strengths=4),
-)
-RATES = HEQ(
-    backbone=Backbone(learning_rate=2e-3),
-    das=DasOptions(learning_rates=(3e-2,), restarts=2),
-    paper=PaperOptions(das=DasOptions(learning_rates=(4e-4,), restarts=3)),
-)
+COMPLETE = {"heq": Equality, "addition": Addition, "mcqa": Mcqa, "reduction": Reduction, "certify": Certify}
+COMPLETE |= {"discovery": Discovery}
 
 
 @pytest.mark.parametrize(
@@ -72,55 +55,65 @@ def _size(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-@pytest.mark.parametrize("config", [HEQ(), FEW_SEEDS, RATES], ids=["defaults", "small already", "other rates"])
-def test_quick_enlarges_nothing(config: HEQ):
-    before, after = _leaves(config), _leaves(quick(config))
-    grown = {
-        name: (value, after[name])
-        for name, value in before.items()
-        if (size := _size(value)) is not None and _size(after[name]) > size
-    }
+@pytest.mark.parametrize("kind", COMPLETE.values(), ids=COMPLETE)
+def test_quick_enlarges_nothing_and_is_smaller(kind: type[Options]):
+    before, after = _leaves(kind()), _leaves(kind.preset("quick"))
+    sizes = {name: (_size(before[name]), _size(after[name])) for name in before}
+    grown = {name: pair for name, pair in sizes.items() if None not in pair and (pair[1] or 0) > (pair[0] or 0)}
     assert grown == {}
+    assert sum(before[name] != after[name] for name in before) > 5
+
+
+@pytest.mark.parametrize("kind", COMPLETE.values(), ids=COMPLETE)
+def test_the_options_and_every_preset_can_work(kind: type[Options]):
+    for options in (kind(), *(kind.preset(name) for name in kind.PRESETS)):
+        if isinstance(options, OfDigits) and options.data.data == "mnist" and not SHARED.is_dir():
+            with pytest.raises(ValueError, match="got --data mnist, expected the folder of its four files"):
+                options.check()
+        else:
+            options.check()
+
+
+def test_a_preset_keeps_what_it_does_not_name():
+    quick, usual = Equality.preset("quick"), Equality()
+    assert quick.das == dataclasses.replace(
+        usual.das, ranks=(1, 2, 4, 8, 12), training=dataclasses.replace(usual.das.training, max_epochs=5)
+    )
+    assert changed(usual, {}) == usual
+
+
+def test_every_flag_beside_a_preset_wins():
+    read = parsed(EXPERIMENTS["heq"], ["--quick", "--seeds", "4,7", "--das.ranks", "3"])[1]
+    assert read == changed(Equality.preset("quick"), {"seeds": "4,7", "das.ranks": (3,)})
+    assert parsed(EXPERIMENTS["addition"], ["--methods", "plot-das", "--paper"])[1] == changed(
+        Addition.preset("paper"), {"methods": ("plot-das",)}
+    )
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "control_draws", "control_shuffles", "backbone.epochs", "banks.fit", "banks.calibration", "plot.epsilons",
-        "plot.taus", "plot.strengths", "das.ranks", "das.training.max_epochs", "paper.beta_neural",
-        "paper.subset_sizes", "paper.strengths", "paper.das.ranks", "paper.das.training.max_epochs",
-    ],
-)  # fmt: skip
-def test_quick_shrinks_every_axis_that_costs_time(name: str):
-    before, after = _size(_leaves(HEQ())[name]), _size(_leaves(quick(HEQ()))[name])
-    assert before is not None
-    assert after is not None
-    assert 1 <= after < before
-
-
-def test_quick_keeps_the_first_seed_and_runs_once_more_to_the_same():
-    config = quick(HEQ(seeds="4,7", methods=("das",), out=Path("here"), resume=True))
-    assert (config.seeds, config.methods, config.out, config.resume) == ("4", ("das",), Path("here"), True)
-    assert quick(config) == config
-
-
-def test_quick_keeps_what_is_not_a_size():
-    before, after = _leaves(RATES), _leaves(quick(RATES))
-    names = [name for name in before if name.endswith(("learning_rate", "learning_rates", "restarts"))]
-    assert len(names) == 5
-    assert {name: after[name] for name in names} == {name: before[name] for name in names}
-
-
-def test_quick_keeps_a_grid_that_was_asked_for():
-    asked = quick(HEQ(plot=PlotOptions(epsilons=(5.0,), strengths=(1.3,)), das=DasOptions(ranks=(3,))))
-    assert asked.plot.epsilons == (5.0,)
-    assert asked.plot.strengths == (1.3,)
-    assert asked.das.ranks == (3,)
+    ("changes", "words"),
+    {
+        "a name": ({"methods": ("plot-das", "plot-dsa")}, "got --methods .*; did you mean plot-das[?]"),
+        "a name twice": ({"methods": ("plot-das", "plot-das")}, "expected some of .*, each once"),
+        "nothing": ({"das.ranks": ()}, r"got --das.ranks \[\], expected one or more at least 1"),
+        "one of several": (
+            {"stages.shares": (0.5, 2.0)},
+            r"got --stages.shares \[0.5, 2.0\], expected in \(0, 1\]",
+        ),
+        "not a number": ({"masks.learning_rate": float("nan")}, "got --masks.learning-rate nan, expected positive"),
+        "a rank above the width": ({"oblique.ranks": (17,)}, r"got --oblique.ranks \[17\], expected 1 to 16"),
+        "more pairs than there are": ({"banks.fit": 1}, "got --das.training.batch-size 64, expected 1 to 26"),
+        "bits": ({"backbone.bits": 1}, "got --backbone.bits 1, expected 2 to 30 bits"),
+    }.values(),
+)
+def test_a_value_that_cannot_work_is_refused_by_its_flag(changes: dict[str, Any], words: str):
+    with pytest.raises(ValueError, match=words):
+        changed(Addition(), changes).check()
 
 
 def _helps(subcommand: str) -> dict[str, str]:
     """Return the help text of every flag of a subcommand; text is indented by seven columns, flags by one."""
-    ended = command(subcommand, "--help")
+    ended = command(subcommand, "--help-all")
     assert ended.status == 0
     helps: dict[str, str] = {}
     flag = None
@@ -145,7 +138,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-@pytest.mark.parametrize("name", _leaves(HEQ()))
+@pytest.mark.parametrize("name", _leaves(Equality()))
 def test_every_option_is_a_flag_with_help(helps: dict[str, str], name: str):
     assert _flag(name) in helps
     described = helps[_flag(name)].split("(default")[0]
@@ -153,13 +146,14 @@ def test_every_option_is_a_flag_with_help(helps: dict[str, str], name: str):
 
 
 def test_no_flag_goes_beyond_the_options(helps: dict[str, str]):
-    assert set(helps) == {_flag(name) for name in _leaves(HEQ())}
+    beside = {"--quick", "--paper", "--no-cache", "--config"}
+    assert set(helps) == {_flag(name) for name in _leaves(Equality())} | beside
 
 
-def test_help_shows_the_methods_and_the_defaults(helps: dict[str, str]):
-    assert f"(default: {' '.join(METHODS)})" in helps["--methods"]
+def test_help_shows_the_defaults(helps: dict[str, str]):
+    assert "(default: all)" in helps["--methods"]
     assert "(default: 1:11)" in helps["--seeds"]
-    assert f"(default: {HEQ().das.training.max_epochs})" in helps["--das.training.max-epochs"]
+    assert f"(default: {Equality().das.training.max_epochs})" in helps["--das.training.max-epochs"]
 
 
 @pytest.mark.parametrize(

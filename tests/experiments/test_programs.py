@@ -12,7 +12,7 @@ from heqruns import SMALL, command
 from experiments.harness import programs
 from experiments.harness.programs import counted, keep_programs
 
-SMALL_PAPER = ["--paper.das.training.batch-size", "64", "--paper.das.training.max-epochs", "2"]
+SMALL_PAPER = ["--published.das.training.batch-size", "64", "--published.das.training.max-epochs", "2"]
 ROOT = Path(__file__).parents[2]
 
 

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 
 from abstraction.interventions import Handle
-from abstraction.models import Network
 from abstraction.tasks import addition
 from experiments.addition.experiment import Problem, known_values, make_bench
-from experiments.addition.network import gru, trained_adder
-from experiments.addition.options import ADDITION_METHODS, AdderBackbone, Addition, AdditionBanks, StageOptions, quick
-from experiments.harness.progressive import Stages, run_method, search_supports
+from experiments.addition.network import trained_adder
+from experiments.addition.options import METHODS as NAMES
+from experiments.addition.options import AdderBackbone, Addition, AdditionBanks
+from experiments.harness.progressive import METHODS, Stages, refined_at
 from experiments.harness.records import RunFolder
+from experiments.harness.results import Results
+from experiments.harness.stages import StageOptions
 
 CONFIG = dataclasses.replace(
-    quick(Addition()),
+    Addition.preset("quick"),
     backbone=AdderBackbone(bits=3, width=8),
     banks=AdditionBanks(32, 16, 16),
     stages=StageOptions(resolutions=(8, 2), fitted_shares=(0.8, 1.0)),
@@ -58,10 +60,10 @@ def _short(config: Addition) -> Addition:
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
     run = RunFolder(tmp_path_factory.mktemp("adder"))
-    params, known, _ = trained_adder(CONFIG.backbone, 1, run, lambda _: None)
-    assert known["accuracy"] == 1
-    banks = addition.structured_banks(1, bits=3, **dataclasses.asdict(CONFIG.banks))
-    return Problem(Network(gru(CONFIG.backbone), params), banks)
+    results = Results("addition", 1)
+    network = trained_adder(CONFIG.backbone, results, run, lambda _: None)
+    assert results.details["backbone"]["accuracy"] == 1
+    return Problem(network, addition.structured_banks(1, bits=3, **dataclasses.asdict(CONFIG.banks)))
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +77,10 @@ FENCED = ("plot-stage-a", "plot-native", "plot-das", "plot-pca-fitted", "dbm")
 
 @pytest.mark.parametrize(
     "method",
-    [name if name in FENCED else pytest.param(name, marks=pytest.mark.slow) for name in ADDITION_METHODS],
+    [name if name in FENCED else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
 )
 def test_a_method_chooses_one_handle_per_carry_without_the_test_pairs(stages: Stages, method):
-    outcome = run_method(stages, method, jax.random.key(0), lambda _: None)
+    outcome = METHODS[method].run(stages, METHODS[method], jax.random.key(0), lambda _: None)
     assert len(outcome.choice.settings) == 2
     assert len(np.asarray(outcome.choice.handles.weight)) == 2
     assert set(outcome.times) == {"seconds", "seconds_epsilon", "seconds_selected"}
@@ -105,7 +107,7 @@ def test_stages_run_once_and_are_charged_to_every_method(stages: Stages):
 
 def test_guided_searches_look_where_the_stages_point(stages: Stages):
     for name, kind in (("plot-native-das", "native"), ("plot-pca-das", "pca")):
-        supports, _ = search_supports(stages, name, "ours")
+        supports = refined_at(stages, METHODS[name])
         assert {(support.variable, support.depth) for support in supports} == {(0, 0), (1, 1)}
         names = {support.name for support in supports if support.variable == 1}
         assert "full" in names or any(support.size == 8 for support in supports)
@@ -115,9 +117,15 @@ def test_guided_searches_look_where_the_stages_point(stages: Stages):
 
 
 def test_a_full_search_looks_everywhere(stages: Stages):
-    supports, elapsed = search_supports(stages, "full-das", "ours")
-    assert {(s.variable, s.depth) for s in supports} == {(v, depth) for v in range(2) for depth in range(3)}
-    assert elapsed.total == 0
+    outcome = METHODS["full-das"].run(stages, METHODS["full-das"], jax.random.key(0), lambda _: None)
+    places = zip(*(outcome.arrays[f"candidates/{name}"].tolist() for name in ("variable", "depth")), strict=True)
+    assert set(places) == {(v, depth) for v in range(2) for depth in range(3)}
+
+
+def test_a_method_is_told_by_its_value():
+    assert METHODS["plot-pca-das-v1"] == METHODS["plot-pca-das"]._replace(protocol="v1")
+    assert {way.protocol for way in METHODS.values()} == {"ours", "v1", "v4"}
+    assert set(NAMES) <= set(METHODS)
 
 
 def test_a_trained_adder_is_read_back_from_its_checkpoint(problem: Problem, tmp_path: Path):
@@ -134,7 +142,9 @@ def test_a_trained_adder_is_read_back_from_its_checkpoint(problem: Problem, tmp_
     }
     np.savez(tmp_path / "binary_addition_gru_h8_seed5.npz", **{n: np.asarray(a).T for n, a in names.items()})
     options = dataclasses.replace(CONFIG.backbone, checkpoints=tmp_path)
-    params, known, details = trained_adder(options, 5, RunFolder(tmp_path), lambda _: None)
+    results = Results("addition", 5)
+    network = trained_adder(options, results, RunFolder(tmp_path), lambda _: None)
+    known = results.details["backbone"]
     assert (known["accuracy"], known["epochs"]) == (1.0, 0.0)
-    assert len(details["data"]) == 64
-    jax.tree.map(np.testing.assert_array_equal, params, trained)
+    assert len(results.details["data"]) == 64
+    jax.tree.map(np.testing.assert_array_equal, network.params, trained)

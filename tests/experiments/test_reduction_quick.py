@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from abstraction.models import Activation, Dense, Sequential
 from abstraction.reduction import load_plan
+from experiments import command_line
 from experiments.harness.metrics import Metrics
 from experiments.harness.records import Unit, open_run
 from experiments.reduction import experiment
@@ -138,7 +139,7 @@ def test_resuming_a_complete_run_computes_nothing(folder: Path, tmp_path: Path, 
     def fail(*_: object) -> Unit:
         raise AssertionError("a complete seed was computed again")
 
-    monkeypatch.setattr(experiment, "EXPERIMENT", experiment.EXPERIMENT._replace(run_seed=fail))
+    monkeypatch.setitem(command_line.EXPERIMENTS, "reduction", experiment.EXPERIMENT._replace(run_seed=fail))
     before = snapshot(copy)
     assert command(*COMMAND, "--resume", "--out", copy).status == 0
     assert {name for name, content in snapshot(copy).items() if before[name] != content} == {"manifest.json"}
@@ -175,5 +176,9 @@ def test_what_cannot_work_is_refused_in_one_line(options: tuple, words: str, tmp
 
 
 def test_budgets_are_shares_or_counts():
-    assert budgets((1, 0.5, 64, 0.25, 3), 128) == [128, 64, 32, 3]
-    assert budgets(Reduction().keeps, 512) == [256, 128, 64, 32, 16]
+    assert budgets("--keeps", (1, 0.5, 0.25, 3), 128) == [128, 64, 32, 3]
+    with pytest.raises(ValueError, match=r"got --keeps \[64, 64\], expected budgets that are each there once"):
+        budgets("--keeps", (0.5, 64), 128)
+    with pytest.raises(ValueError, match=r"got --keeps \[129\], expected at most 128 units"):
+        budgets("--keeps", (129,), 128)
+    assert budgets("--keeps", Reduction().keeps, 512) == [256, 128, 64, 32, 16]

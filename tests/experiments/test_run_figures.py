@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 from experiments.harness import figures, reports
-from experiments.harness.records import RunFolder
 from experiments.harness.accuracy import Metrics
+from experiments.harness.records import RunFolder
 
 PNG = b"\x89PNG\r\n\x1a\n"
 NAMES = {"accuracy.png", "runtime.png", "plan-seed-1.png", "mass-seed-1.png"}

@@ -9,9 +9,9 @@ from heqruns import PAIRS, accuracy_rows, command, handmade_run, handmade_unit, 
 from scipy import stats
 
 from experiments.harness import reports
+from experiments.harness.accuracy import Metrics, beside_controls
 from experiments.harness.paper import reference
 from experiments.harness.records import Row, RunFolder
-from experiments.harness.accuracy import Metrics, beside_controls
 
 TWO_SEEDS = {1: {"plot-ot": 0.98, "full-state": 0.5}, 2: {"plot-ot": 0.99, "full-state": 0.5}}
 
