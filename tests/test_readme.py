@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = [*FRONT, *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in PAGES
@@ -30,3 +31,15 @@ def test_code_runs(code, tmp_path, monkeypatch):
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_what_the_method_names_is_in_the_code():
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page, flags=re.DOTALL))
+    sources = {path.as_posix(): path.read_text(encoding="utf-8") for path in (ROOT / "abstraction").rglob("*.py")}
+    files = [span for span in spans if span.endswith(".py")]
+    assert len(files) > 30
+    assert [file for file in files if not any(path.endswith(f"/{file}") for path in sources)] == []
+    known = set(re.findall(r"\w+", "".join(sources.values())))
+    names = {word for span in spans if not span.endswith(".py") for word in re.findall(r"[A-Za-z_]\w*", span)}
+    assert names - known == set()
