@@ -53,6 +53,11 @@ class Tally:
     def __getitem__(self, index: object) -> "Tally":
         return jax.tree.map(lambda leaf: leaf[index], self)
 
+    def half(self, column: int) -> "Tally":
+        """Keep the counts of one half, sensitive or invariant, and none of the other."""
+        keep = np.arange(2) == column
+        return jax.tree.map(lambda leaf: leaf * keep, self)
+
     @property
     def iia(self) -> Float[np.ndarray, "*H 2"]:
         """Accuracy per half; NaN where a half has no pairs."""

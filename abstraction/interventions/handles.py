@@ -142,3 +142,17 @@ def check_depths(depths: Int[np.ndarray, "..."], tap: Tap) -> None:
       ValueError: they are not whole numbers, or out of range.
     """
     places(f"depths at tap {tap.name!r}", depths, tap.depth)
+
+
+def coordinate_mass(handles: Handle, depth: int) -> Float[np.ndarray, "V L D"]:
+    """Return how much of each native coordinate a handle moves, `[V, L, D]`: |weight|, or the projector's diagonal."""
+    weight = np.abs(np.asarray(handles.weight))
+    if handles.basis is not None:
+        weight = np.einsum(
+            "...dk,...k,...kd->...d", *map(np.asarray, (handles.basis.encoder, weight, handles.basis.decoder))
+        )
+    if handles.depth is None:
+        return weight
+    mass = np.zeros((len(weight), depth, weight.shape[-1]), weight.dtype)
+    mass[np.arange(len(weight)), np.asarray(handles.depth)] = weight
+    return mass

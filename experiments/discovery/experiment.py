@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from abstraction.artifacts import save
 from abstraction.evaluation import Repeats
 from abstraction.interventions import Handle, unit_sites
-from abstraction.interventions.handles import at_one_depth, handle_depths
+from abstraction.interventions.handles import at_one_depth, coordinate_mass, handle_depths
 from abstraction.localization import (
     Choice,
     CutMenu,
@@ -48,7 +48,7 @@ from experiments.equality.options import PlotGrid
 from experiments.harness.methods import Bench, Outcome, Tell, coupling_details, rotations, run_search, same_time
 from experiments.harness.records import Row, RunFolder, Unit
 from experiments.harness.report import Report
-from experiments.harness.results import Results, handle_mass, keep_choice, seed_keys
+from experiments.harness.results import Results, keep_choice, seed_keys
 from experiments.harness.running import Experiment
 from experiments.harness.timing import Time, stopwatch
 from experiments.mcqa.experiment import data_digest
@@ -182,7 +182,7 @@ def _with_transferred(
 ) -> Float[np.ndarray, "V L D"]:
     """Add the dense network's PLOT handle to the outcomes of a reduced one; return its weights."""
     if mass is None:
-        return handle_mass(outcomes["plot"].choice.handles, len(network.kept))
+        return coordinate_mass(outcomes["plot"].choice.handles, len(network.kept))
     outcomes["transferred"] = transferred(bench, mass, network.kept)
     return mass
 

@@ -15,9 +15,9 @@ import numpy as np
 from abstraction.artifacts import save
 from abstraction.evaluation import Repeats, Tally, binomial_interval, identity_handle
 from abstraction.evaluation.controls import chance_level
+from abstraction.evaluation.iia import INVARIANT, SENSITIVE
 from abstraction.evaluation.judging import judge_alone, judge_controls
-from abstraction.interventions import Handle
-from abstraction.interventions.handles import at_one_depth, stack_handles
+from abstraction.interventions.handles import at_one_depth, coordinate_mass, stack_handles
 from abstraction.localization import Choice
 from abstraction.models.base import Recordable
 from experiments.harness.methods import Bench, Outcome
@@ -109,7 +109,7 @@ class Results:
             "candidates_not_finite": choice.not_finite.tolist(),
             **outcome.details,
         }
-        arrays = {"mass": handle_mass(handles, bench.sites.tap_depth), **outcome.arrays}
+        arrays = {"mass": coordinate_mass(handles, bench.sites.tap_depth), **outcome.arrays}
         self.arrays.update({f"{method}/{name}": np.asarray(array) for name, array in arrays.items()})
 
 
@@ -129,13 +129,12 @@ def split_halves(bench: Bench, tallies: Mapping[str, Tally]) -> dict[str, Tally]
     """Report the two halves of each split beside their mean, where the banks hold both."""
     if not bench.halves:
         return dict(tallies)
-    named = {}
-    for split, tally in tallies.items():
-        named[split] = tally
-        for half, name in enumerate(("sensitive", "invariant")):
-            keep = np.arange(2) == half
-            named[f"{split}-{name}"] = jax.tree.map(lambda leaf, keep=keep: leaf * keep, tally)
-    return named
+    halves = {
+        f"{split}-{name}": tally.half(column)
+        for split, tally in tallies.items()
+        for column, name in ((SENSITIVE, "sensitive"), (INVARIANT, "invariant"))
+    }
+    return {**tallies, **halves}
 
 
 def accuracies(variables: Sequence[str], tally: Tally) -> dict[str, dict[str, float]]:
@@ -158,17 +157,3 @@ def accuracies(variables: Sequence[str], tally: Tally) -> dict[str, dict[str, fl
         name: {key: float(np.asarray(column)[i]) for key, column in columns.items()} for i, name in enumerate(names)
     }
     return {**single, "mean": {name: float(value) for name, value in pooled.items()}}
-
-
-def handle_mass(handles: Handle, depth: int) -> np.ndarray:
-    """Return how much of each native coordinate a handle moves, `[V, L, D]`: |weight|, or the projector's diagonal."""
-    weight = np.abs(np.asarray(handles.weight))
-    if handles.basis is not None:
-        weight = np.einsum(
-            "...dk,...k,...kd->...d", *map(np.asarray, (handles.basis.encoder, weight, handles.basis.decoder))
-        )
-    if handles.depth is None:
-        return weight
-    mass = np.zeros((len(weight), depth, weight.shape[-1]), weight.dtype)
-    mass[np.arange(len(weight)), np.asarray(handles.depth)] = weight
-    return mass

@@ -5,6 +5,7 @@ columns, so that no row breaks and no number is cut. As Markdown and LaTeX it is
 with all of them.
 """
 
+import dataclasses
 import io
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,8 +50,7 @@ class Table:
 
     def without_empty_columns(self) -> "Table":
         """Leave out columns in which nothing is."""
-        kept = [name for name in self.frame.columns if not self.frame[name].isna().all()]
-        return Table(self.title, self.frame[kept], self.formats, self.keys)
+        return dataclasses.replace(self, frame=self.frame.dropna(axis="columns", how="all"))
 
 
 Part = Table | str
@@ -110,7 +110,7 @@ def fitted(whole: Table, width: int) -> list[Table]:
         if groups[-1] and sum(needs[column] + _GAP for column in columns) - _GAP > width:
             groups.append([])
         groups[-1].append(name)
-    return [Table(whole.title, whole.frame[[*names, *group]], whole.formats, whole.keys) for group in groups]
+    return [dataclasses.replace(whole, frame=whole.frame.filter([*names, *group])) for group in groups]
 
 
 def _rich(part: Table, title: str) -> RichTable:

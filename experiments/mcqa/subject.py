@@ -10,6 +10,7 @@ import numpy as np
 
 from abstraction.causal import PairBank
 from abstraction.evaluation import CLASSES, Classes, Readout, Recorded
+from abstraction.evaluation.planted import planted_network
 from abstraction.evaluation.recording import record_together
 from abstraction.interventions import factual_outputs, state_sites
 from abstraction.localization import Signature
@@ -25,7 +26,6 @@ from experiments.harness.methods import Bench
 from experiments.mcqa.cost import Shape
 from experiments.mcqa.network import embedded_network
 from experiments.mcqa.options import Mcqa, McqaBanks, NetworkOptions, Position
-from experiments.mcqa.planted import planted_network
 
 TAP = "block_output"
 ROLES = ("fit", "calibration", "test")

@@ -12,6 +12,7 @@ import pytest
 from heqruns import Ended, command, snapshot
 
 from abstraction.artifacts import load
+from abstraction.interventions.handles import coordinate_mass
 from abstraction.models import GRU, Network
 from abstraction.tasks import addition
 from experiments import command_line
@@ -21,7 +22,7 @@ from experiments.addition.options import Addition
 from experiments.harness import accuracy as tables
 from experiments.harness.metrics import Metrics
 from experiments.harness.records import RunFolder, Unit, open_run
-from experiments.harness.results import Results, handle_mass
+from experiments.harness.results import Results
 
 METHODS = ("plot-stage-a", "plot-native-fitted", "plot-oblique-das", "readwrite", "plot-pca-v4", "plot-das-v1")
 COMMAND = ("addition", "--quick", "--seeds", 0, "--methods", *METHODS)
@@ -111,7 +112,7 @@ def test_chosen_handles_are_read_back_for_this_adder_and_refused_for_another(fol
         path = folder / "handles" / f"{method}-seed-0.safetensors"
         choice = load(path, network)
         assert choice.variables == ("c1", "c2", "c3")
-        np.testing.assert_allclose(handle_mass(choice.handles, 4), unit.arrays[f"{method}/mass"], rtol=1e-6)
+        np.testing.assert_allclose(coordinate_mass(choice.handles, 4), unit.arrays[f"{method}/mass"], rtol=1e-6)
         with pytest.raises(ValueError, match="got a choice of a network with weights"):
             load(path, other)
 

@@ -13,6 +13,7 @@ from abstraction.artifacts import load
 from abstraction.evaluation import CLASSES, Repeats
 from abstraction.evaluation.interchange import view
 from abstraction.interventions import factual_outputs
+from abstraction.interventions.handles import coordinate_mass
 from abstraction.localization import full_supports
 from abstraction.models import MLP, Network
 from abstraction.reduction import METHODS
@@ -37,7 +38,7 @@ from experiments.equality.options import Backbone, EqualityPairs, PlotGrid
 from experiments.harness.methods import rotations, run_search
 from experiments.harness.options import DasOptions
 from experiments.harness.records import Row, RunFolder, Unit, open_run
-from experiments.harness.results import Results, handle_mass, seed_keys
+from experiments.harness.results import Results, seed_keys
 from experiments.harness.running import run_experiment
 from experiments.mcqa.options import McqaBanks
 
@@ -165,7 +166,7 @@ def test_networks_and_handles_are_read_back_and_belong_together(folder: Path, un
         choice = load(path, network)
         assert choice.variables == VARIABLES[task]
         mass = unit.arrays[f"{place}/{method}/{finder}/mass"]
-        np.testing.assert_allclose(handle_mass(choice.handles, mass.shape[1]), mass, rtol=1e-6)
+        np.testing.assert_allclose(coordinate_mass(choice.handles, mass.shape[1]), mass, rtol=1e-6)
         with pytest.raises(ValueError, match="got a choice of a network with weights"):
             load(path, load(other))
 
@@ -265,7 +266,7 @@ def test_an_adder_folded_at_its_full_width_is_the_dense_network(folder: Path):
     banks = addition.structured_banks(SEED, bits=3, fit=24, calibration=16, test=16)
     bench = make_bench(Problem(dense, banks))
     outcome = discovery.carries_found(bench, TINY, jax.random.key(0), lambda text: None)["plot"]
-    mass = handle_mass(outcome.choice.handles, 3)
+    mass = coordinate_mass(outcome.choice.handles, 3)
     same = discovery.transferred(bench, mass, whole.kept)
     assert same.details["kept_share"] == [1.0, 1.0]
     assert same.choice.tally.hits.tolist() == outcome.choice.tally.hits.tolist()

@@ -254,6 +254,6 @@ def test_the_runs_loop_computes_what_is_missing_alone(tmp_path: Path, monkeypatc
     run = create_run(tmp_path, Equality(), resume=False)
     run.write_unit(handmade_unit(2, {"das": 0.5}))
     ran = _replace_seeds(monkeypatch)
-    run_seeds(heq.EXPERIMENT, Equality(seeds="1,2,3"), run)
+    run_seeds(command_line.EXPERIMENTS["heq"], Equality(seeds="1,2,3"), run)
     assert ran == [1, 3]
     assert run.read_unit("seed-2").rows == handmade_unit(2, {"das": 0.5}).rows

@@ -8,6 +8,7 @@ import pytest
 
 from abstraction.artifacts import load
 from abstraction.evaluation import CLASSES, Classes
+from abstraction.interventions.handles import coordinate_mass
 from abstraction.models import DecoderConfig
 from abstraction.models.costs import block_flops, forward_flops, read_flops
 from abstraction.tasks.mcqa import FAMILIES, VARIABLES
@@ -15,7 +16,6 @@ from experiments.harness import report
 from experiments.harness.metrics import Metrics
 from experiments.harness.options import DasOptions
 from experiments.harness.records import open_run
-from experiments.harness.results import handle_mass
 from experiments.harness.running import run_experiment
 from experiments.harness.stages import budget
 from experiments.harness.tables import show_parts
@@ -126,7 +126,7 @@ def test_chosen_handles_are_read_back_for_this_decoder_and_refused_for_another(r
     path = config.out / "handles" / f"{method}-seed-0.safetensors"
     choice = load(path, load_subject(config.network).network)
     assert choice.variables == VARIABLES
-    found = handle_mass(choice.handles, 4)
+    found = coordinate_mass(choice.handles, 4)
     np.testing.assert_allclose(found, folder.units()[0].arrays[f"{method}/mass"], rtol=1e-6)
     with pytest.raises(ValueError, match="got a choice of a network with weights"):
         load(path, load_subject(NetworkOptions("planted")).network)

@@ -18,6 +18,7 @@ from abstraction.evaluation import Recorded, Repeats, Tally
 from abstraction.evaluation.judging import judge_controls
 from abstraction.interventions import Basis, Handle, rotation_basis, unit_sites
 from abstraction.interventions.bases import random_frames
+from abstraction.interventions.handles import coordinate_mass
 from abstraction.localization import Choice, CutMenu, Transport
 from abstraction.models import MLP, Network
 from abstraction.tasks import equality
@@ -29,7 +30,7 @@ from experiments.harness.methods import (
     run_localization,
 )
 from experiments.harness.records import Row
-from experiments.harness.results import Results, handle_mass, keep_choice
+from experiments.harness.results import Results, keep_choice
 
 LEVEL = 0.95
 BENCH = cast(Bench, SimpleNamespace(variables=("wx", "yz"), halves=False))
@@ -61,14 +62,14 @@ def _interval(rows: dict[tuple[str, str], float], variable: str) -> tuple[float,
 def test_the_mass_of_native_handles_is_the_size_of_their_weights(rng: np.random.Generator):
     weight = rng.normal(size=(2, 3, 5)).astype(np.float32)
     assert weight.min() < 0
-    np.testing.assert_array_equal(handle_mass(Handle("hidden", weight), 3), np.abs(weight))
+    np.testing.assert_array_equal(coordinate_mass(Handle("hidden", weight), 3), np.abs(weight))
 
 
 def test_the_mass_of_a_rotated_local_handle_is_the_diagonal_of_its_projector(rng: np.random.Generator):
     rotation = np.linalg.qr(rng.normal(size=(2, 5, 5)))[0]
     rank, depth = (2, 4), (2, 0)
     weight = np.stack([np.arange(5) < k for k in rank]).astype(float)
-    mass = handle_mass(Handle("hidden", weight, rotation_basis(rotation), np.array(depth)), 3)
+    mass = coordinate_mass(Handle("hidden", weight, rotation_basis(rotation), np.array(depth)), 3)
     expected = np.zeros((2, 3, 5))
     for v in range(2):
         directions = rotation[v][:, : rank[v]]
@@ -80,7 +81,7 @@ def test_the_mass_of_a_rotated_local_handle_is_the_diagonal_of_its_projector(rng
 def test_the_mass_of_an_oblique_handle_is_the_diagonal_of_what_it_writes(rng: np.random.Generator):
     encoder, weight = rng.normal(size=(2, 3, 5, 4)), rng.uniform(size=(2, 3, 4))
     decoder = rng.normal(size=(2, 3, 4, 5))
-    mass = handle_mass(Handle("hidden", weight, Basis(encoder, decoder, np.zeros((2, 3, 5)))), 3)
+    mass = coordinate_mass(Handle("hidden", weight, Basis(encoder, decoder, np.zeros((2, 3, 5)))), 3)
     for v, depth in np.ndindex(2, 3):
         full = encoder[v, depth] @ np.diag(weight[v, depth]) @ decoder[v, depth]
         np.testing.assert_allclose(mass[v, depth], np.diag(full), rtol=1e-12, atol=1e-14)
@@ -88,7 +89,7 @@ def test_the_mass_of_an_oblique_handle_is_the_diagonal_of_what_it_writes(rng: np
 
 def test_a_native_local_handle_has_its_mass_at_its_depth_alone():
     weight = np.array([[1.0, 0.0, 2.0], [0.0, 0.5, 0.0]])
-    mass = handle_mass(Handle("hidden", weight, depth=np.array([1, 3])), 4)
+    mass = coordinate_mass(Handle("hidden", weight, depth=np.array([1, 3])), 4)
     assert mass.shape == (2, 4, 3)
     np.testing.assert_array_equal(mass[[0, 1], [1, 3]], weight)
     assert mass.sum() == weight.sum()
@@ -96,7 +97,7 @@ def test_a_native_local_handle_has_its_mass_at_its_depth_alone():
 
 def test_the_full_rotation_has_unit_mass_everywhere(rng: np.random.Generator):
     basis = rotation_basis(random_frames(jax.random.key(0), (1,), 6))
-    mass = handle_mass(Handle("hidden", np.ones((1, 6), np.float32), basis, np.array([0])), 1)
+    mass = coordinate_mass(Handle("hidden", np.ones((1, 6), np.float32), basis, np.array([0])), 1)
     np.testing.assert_allclose(mass, 1, rtol=1e-5)  # float32 frames
 
 

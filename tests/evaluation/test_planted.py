@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from abstraction.evaluation import record, tally_handles
+from abstraction.evaluation.planted import Plant, planted_network
 from abstraction.interventions import Handle, factual_outputs, rotation_basis, state_sites, unit_sites
 from abstraction.localization import Rotation, SearchConfig, candidate_grid, full_supports
 from abstraction.localization.searching import train_candidates
@@ -12,7 +13,6 @@ from abstraction.models import Decoder, Network, TokenView, prompts_at
 from abstraction.tasks import mcqa
 from abstraction.tasks.prompts import WordTokenizer
 from abstraction.tasks.symbols import score, symbol_classes
-from experiments.mcqa.planted import Plant, planted_network
 
 TAP = "block_output"
 POINTER, ANSWER = (mcqa.VARIABLES.index(name) for name in ("answer_pointer", "answer"))
