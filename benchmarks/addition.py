@@ -6,10 +6,8 @@ which four rotations, one per timestep, are timed and scaled to all; and the 30 
 same rotations. Ours is timed from the pairs on, recordings included; the recordings of PyTorch are not timed.
 """
 
-import dataclasses
-from collections.abc import Mapping
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +16,7 @@ import torch
 
 from abstraction.causal import PairBank
 from abstraction.evaluation import Bits, Recorded, record
+from abstraction.evaluation.readouts import FactualLoss
 from abstraction.localization import (
     AlignmentSearch,
     Rotation,
@@ -32,7 +31,6 @@ from abstraction.localization.supports import Candidates
 from abstraction.models import GRU, Network
 from abstraction.tasks import addition
 from abstraction.training import Schedule, fit
-from abstraction.typing import Params
 from benchmarks.records import Row, compare, measure, require_agreement
 from benchmarks.torch_addition import (
     Run,
@@ -69,16 +67,6 @@ LOOPS: dict[str, tuple[Run, int | None]] = {
 """How PyTorch runs a batch, and how many calibration pairs make one; None for all of them."""
 BASELINE = "source run in each batch"
 START_KEY, ORDER_KEY = jax.random.split(jax.random.key(0))
-
-
-@dataclasses.dataclass(frozen=True)
-class AdditionLoss:
-    """Binary cross-entropy of the bits of the sum."""
-
-    model: GRU
-
-    def __call__(self, params: Params, batch: Mapping[str, jax.Array], context: Any) -> jax.Array:
-        return READOUT.loss(self.model.apply(params, batch["inputs"])[0], batch["labels"]).mean()
 
 
 class Problem(NamedTuple):
@@ -124,7 +112,7 @@ def addition_problem(seed: int = 0) -> Problem:
     data = {"inputs": addition.encode(settings), "labels": settings["a"] + settings["b"]}
     init_key, order_key = jax.random.split(jax.random.key(seed))
     start = MODEL.init(init_key)
-    params = fit(order_key, AdditionLoss(MODEL), start, optax.adam(2e-2), data, Schedule(64, 30)).params
+    params = fit(order_key, FactualLoss(MODEL, READOUT), start, optax.adam(2e-2), data, Schedule(64, 30)).params
     wrong = int((READOUT.decode(MODEL.apply(params, data["inputs"])[0]) != data["labels"]).sum())
     if wrong:
         raise RuntimeError(f"the adder gets {wrong} of {len(data['labels'])} sums wrong, expected none")

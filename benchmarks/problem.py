@@ -9,12 +9,12 @@ import numpy as np
 import optax
 
 from abstraction.causal import PairBank
-from abstraction.evaluation import Recorded, record
+from abstraction.evaluation import CLASSES, Recorded, record
+from abstraction.evaluation.readouts import FactualLoss
 from abstraction.models import MLP, Network
 from abstraction.tasks import equality
 from abstraction.training import Schedule, fit
 from abstraction.typing import Setting
-from experiments.equality.experiment import EqualityLoss
 
 TAP = "hidden"
 ROWS, EPOCHS = 262_144, 16
@@ -40,7 +40,7 @@ def equality_problem(pairs: int = 1000, *, seed: int = 1) -> Problem:
     init_key, order_key = jax.random.split(jax.random.key(seed))
     trained = fit(
         order_key,
-        EqualityLoss(model),
+        FactualLoss(model, CLASSES, equality.encoded_rows),
         model.init(init_key),
         optax.adam(1e-3),
         equality.factual_data(seed + 1, ROWS),

@@ -24,6 +24,7 @@ HOMES = {
 }
 FOLDERS = ("abstraction", "experiments", "benchmarks")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+EXPERIMENTS = [path for path in SOURCES if ROOT / "experiments" in path.parents]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 LIBRARY = [path for path in SOURCES if PACKAGE in path.parents]
 
@@ -93,7 +94,7 @@ def test_functions_stay_below_60_lines(path):
             assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_experiments_leave_transforms_to_the_library(path):
     calls = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
     assert not calls & {"jit", "vmap", "grad", "value_and_grad", "jvp", "vjp"}
@@ -110,3 +111,29 @@ def test_everything_public_says_what_it_is(path):
 
 def test_no_file_is_named_after_nothing():
     assert not [path for path in SOURCES if path.stem in {"utils", "common", "helpers", "misc"}]
+
+
+def test_an_experiment_is_a_room_and_what_rooms_share_knows_none_of_them():
+    flat = [path for path in (ROOT / "experiments").iterdir() if path.is_file()]
+    assert len(flat) <= 6
+    rooms = {path.parent.name for path in EXPERIMENTS} - {"experiments", "harness"}
+    assert rooms == {"equality", "addition", "mcqa", "reduction", "certify", "discovery"}
+    for room in rooms:
+        there = {path.stem for path in (ROOT / "experiments" / room).glob("*.py")}
+        assert {"options", "experiment"} <= there, room
+    for path in (ROOT / "experiments" / "harness").glob("*.py"):
+        for name, _ in _imports(path):
+            assert not name.startswith("experiments.") or name.startswith("experiments.harness"), f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_functions_of_experiments_take_seven_arguments_at_most(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            count = len(node.args.args) + len(node.args.kwonlyargs) + len(node.args.posonlyargs)
+            assert count - (node.args.args[:1] != [] and node.args.args[0].arg == "self") <= 7, node.name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)
+def test_benchmarks_import_the_library_and_not_the_experiments(path):
+    assert not [name for name, _ in _imports(path) if name.split(".")[0] == "experiments"]

@@ -8,8 +8,9 @@ So a pair whose outputs are not all finite has no prediction, which is written -
 `scored` gives such a pair the loss +inf. `loss` itself is left as it is, for gradients.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.checks import whole
-from abstraction.typing import AnyArray
+from abstraction.models import Model
+from abstraction.typing import AnyArray, Params
 
 MISS = -1
 """What is read where there is nothing to read."""
@@ -142,3 +144,28 @@ def _integers(labels: AnyArray, count: int, what: str) -> Int[np.ndarray, "..."]
         place = tuple(int(axis[0]) for axis in np.nonzero(~good))
         raise ValueError(f"got label {labels[place]} at {list(place)}, expected {what} 0 to {count - 1}")
     return labels.astype(np.int32)
+
+
+def _inputs_of(batch: Mapping[str, Any], context: Any) -> Any:
+    return batch["inputs"]
+
+
+@dataclass(frozen=True)
+class FactualLoss:
+    """Mean loss of a network's answers on rows of a training set, as `abstraction.training.fit` descends it.
+
+        L(params) = mean_n readout.loss(y(x_n; params), label_n)
+
+    Attributes:
+      model: the network's shape.
+      readout: how outputs meet labels.
+      inputs: `(batch, context) -> inputs`; what the batch holds as `inputs`, unless rows have to be encoded first.
+    """
+
+    model: Model
+    readout: Readout
+    inputs: Callable[[Mapping[str, Any], Any], Any] = _inputs_of
+
+    def __call__(self, params: Params, batch: Mapping[str, Any], context: Any) -> Float[Array, ""]:
+        outputs, _ = self.model.apply(params, self.inputs(batch, context))
+        return self.readout.loss(outputs, batch["labels"]).mean()

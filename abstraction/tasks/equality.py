@@ -14,7 +14,7 @@ Two ways to draw pair banks:
                what a binomial interval assumes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
@@ -104,6 +104,11 @@ def encode(vectors: Float[AnyArray, "entities width"], rows: Integer[AnyArray, "
         check_indices("rows", rows, len(vectors))
     numpy = rows.__array_namespace__()
     return numpy.asarray(vectors)[rows].reshape(rows.shape[0], -1)
+
+
+def encoded_rows(batch: Mapping[str, AnyArray], vectors: AnyArray) -> AnyArray:
+    """Encode the rows of a training batch, as `abstraction.evaluation.readouts.FactualLoss` asks for its inputs."""
+    return encode(vectors, batch["rows"])
 
 
 def rows_of(setting: Setting) -> Int[np.ndarray, "N 4"]:

@@ -1,6 +1,5 @@
 """The network of the binary addition experiment: trained here, or read from a PyTorch checkpoint."""
 
-import dataclasses
 from functools import cache
 
 import jax
@@ -8,6 +7,7 @@ import numpy as np
 import optax
 
 from abstraction.evaluation import Bits, accuracy
+from abstraction.evaluation.readouts import FactualLoss
 from abstraction.files import read_npz
 from abstraction.interventions import factual_outputs
 from abstraction.models import GRU, Network
@@ -23,17 +23,6 @@ from experiments.harness.valid import parse_seeds
 
 BITS = Bits()
 SAMPLED = 65_536
-
-
-@dataclasses.dataclass(frozen=True)
-class AdditionLoss:
-    """Binary cross-entropy of the bits of the sum."""
-
-    model: GRU
-
-    def __call__(self, params: Params, batch: dict[str, jax.Array], context: tuple) -> jax.Array:
-        outputs, _ = self.model.apply(params, batch["inputs"])
-        return BITS.loss(outputs, batch["labels"]).mean()
 
 
 def gru(options: AdderBackbone) -> GRU:
@@ -115,7 +104,7 @@ def _trained(
     init_key, order_key = jax.random.split(jax.random.key(seed))
     trained = fit(
         order_key,
-        AdditionLoss(model),
+        FactualLoss(model, BITS),
         model.init(init_key),
         _adam(options.learning_rate),
         data,

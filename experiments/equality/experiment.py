@@ -22,6 +22,7 @@ import optax
 from abstraction.causal import PairBank
 from abstraction.evaluation import CLASSES, Recorded, Repeats, accuracy, record
 from abstraction.evaluation.metrics import balanced_accuracy
+from abstraction.evaluation.readouts import FactualLoss
 from abstraction.interventions import factual_outputs, unit_sites
 from abstraction.localization import (
     BruteForce,
@@ -51,17 +52,6 @@ from experiments.harness.trainings import Training, require_finite
 
 NAME = "heq"
 TAP = "hidden"
-
-
-@dataclasses.dataclass(frozen=True)
-class EqualityLoss:
-    """Cross-entropy of the network on factual rows; the context holds the entities' vectors."""
-
-    model: MLP
-
-    def __call__(self, params: Params, batch: dict[str, jax.Array], vectors: jax.Array) -> jax.Array:
-        outputs, _ = self.model.apply(params, equality.encode(vectors, batch["rows"]))
-        return CLASSES.loss(outputs, batch["labels"]).mean()
 
 
 def run_seed(config: Equality, seed: int, run: RunFolder, tell: Tell) -> Unit:
@@ -100,7 +90,7 @@ def train_network(
     with watch.timed() as training:
         trained = fit(
             keys["order"],
-            EqualityLoss(model),
+            FactualLoss(model, CLASSES, equality.encoded_rows),
             model.init(keys["init"]),
             _adam(options.learning_rate),
             data,

@@ -87,12 +87,7 @@ def exported(parts: Iterable[Part], style: Format) -> Iterator[str]:
             yield f"**{part.title}**\n\n" + part.cells().to_markdown(index=False, disable_numparse=True)
         elif style == "latex":
             layout = "l" * part.keys + "r" * (len(part.frame.columns) - part.keys)
-            yield (
-                part.cells()
-                .style.hide(axis="index")
-                .format(escape="latex")
-                .to_latex(caption=part.title, hrules=True, column_format=layout)
-            )
+            yield part.cells().to_latex(index=False, escape=True, caption=part.title, column_format=layout)
         else:
             buffer = io.StringIO()
             part.frame.to_csv(buffer, index=False)

@@ -6,7 +6,6 @@ The published network has 512 units per hidden layer and reads MNIST; it is trai
 checkpoint. Its accuracy on test images describes it; nothing is chosen by it.
 """
 
-import dataclasses
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 
 from abstraction.evaluation import CLASSES, accuracy
+from abstraction.evaluation.readouts import FactualLoss
 from abstraction.files import read_npz
 from abstraction.interventions import factual_outputs
 from abstraction.models import Activation, Dense, Network, Sequential
@@ -35,17 +35,6 @@ class LoadedDigits(NamedTuple):
 
     name: DataName
     digits: Digits
-
-
-@dataclasses.dataclass(frozen=True)
-class DigitLoss:
-    """Cross-entropy of the digit."""
-
-    model: Sequential
-
-    def __call__(self, params: Params, batch: dict[str, jax.Array], context: tuple) -> jax.Array:
-        outputs, _ = self.model.apply(params, batch["inputs"])
-        return CLASSES.loss(outputs, batch["labels"]).mean()
 
 
 def loaded_digits(options: Data, tell: Tell) -> LoadedDigits:
@@ -120,7 +109,7 @@ def trained_network(
     )
     trained = fit(
         order_key,
-        DigitLoss(model),
+        FactualLoss(model, CLASSES),
         model.init(init_key),
         _adam(options.learning_rate),
         rows,

@@ -9,10 +9,11 @@ import pytest
 from planted import Plant, planted, recorded_banks
 
 from abstraction.evaluation import CLASSES, Bits, Classes, Readout, Repeats, judge, tally_handles
-from abstraction.evaluation.readouts import MISS, scored
+from abstraction.evaluation.readouts import MISS, FactualLoss, scored
 from abstraction.interventions import Handle, unit_sites
 from abstraction.localization.calibration import calibrate
 from abstraction.localization.cutting import CutMenu, handle_grid
+from abstraction.models import MLP
 
 READOUTS = {"classes": Classes(), "bits": Bits()}
 
@@ -175,3 +176,16 @@ def test_the_largest_label_is_the_last_class_or_all_bits():
     assert Classes().check(np.array([4]), 5)[0] == Classes(5).check(np.array([4]), 9)[0] == 4
     assert Bits().check(np.array([2**31 - 1]), 31)[0] == 2**31 - 1
     assert Bits().decode(jnp.ones((1, 31)))[0] == 2**31 - 1
+
+
+def test_the_factual_loss_is_the_mean_of_the_readouts_losses(rng: np.random.Generator):
+    model = MLP(3, 4, 1, 2)
+    params, labels = model.init(jax.random.key(0)), np.array([0, 1, 1, 0, 1])
+    inputs = rng.normal(size=(5, 3)).astype(np.float32)
+    outputs = np.asarray(model.apply(params, inputs)[0], np.float64)
+    logs = outputs - np.log(np.exp(outputs).sum(axis=1, keepdims=True))
+    expected = -logs[np.arange(5), labels].mean()
+    batch = {"inputs": inputs, "labels": labels}
+    assert float(FactualLoss(model, CLASSES)(params, batch, None)) == pytest.approx(expected, rel=1e-6)
+    doubled = FactualLoss(model, CLASSES, lambda batch, factor: batch["half"] * factor)
+    assert float(doubled(params, {"half": inputs / 2, "labels": labels}, 2.0)) == pytest.approx(expected, rel=1e-6)

@@ -187,7 +187,8 @@ def _refused(tmp_path: Path, arrays: dict[str, np.ndarray] | None, *options: obj
 
 
 def test_a_missing_checkpoint_is_refused_with_those_that_are_there(tmp_path: Path, arrays):
-    message = _refused(tmp_path, arrays, "--backbone.width", 8)
+    narrow = ("--backbone.width", 8, "--das.ranks", 1, "--das-v1.ranks", 1)
+    message = _refused(tmp_path, arrays, *narrow)
     assert "expected binary_addition_gru_h8_seed0.npz" in message
     assert "binary_addition_gru_h16_seed0.npz" in message
 
