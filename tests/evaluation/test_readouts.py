@@ -180,7 +180,7 @@ def test_the_largest_label_is_the_last_class_or_all_bits():
 
 def test_the_factual_loss_is_the_mean_of_the_readouts_losses(rng: np.random.Generator):
     model = MLP(3, 4, 1, 2)
-    params, labels = model.init(jax.random.key(0)), np.array([0, 1, 1, 0, 1])
+    params, labels = model.init(jax.random.key(0)), jnp.array([0, 1, 1, 0, 1])
     inputs = rng.normal(size=(5, 3)).astype(np.float32)
     outputs = np.asarray(model.apply(params, inputs)[0], np.float64)
     logs = outputs - np.log(np.exp(outputs).sum(axis=1, keepdims=True))
