@@ -9,16 +9,12 @@ import numpy as np
 from abstraction.evaluation import binomial_interval, mean_interval
 from experiments.harness.records import Row
 
+IDENTITY = "control-identity"
+"""The row of doing nothing."""
+
 
 class Rate(NamedTuple):
-    """An accuracy over seeds.
-
-    Attributes:
-      mean: over seeds.
-      low: lower end of the interval.
-      high: upper end.
-      worst: the lowest seed.
-    """
+    """An accuracy: its mean over seeds, the ends of its interval, and the lowest seed."""
 
     mean: float
     low: float
@@ -30,18 +26,18 @@ class Metrics:
     """Rows of a run, looked up by what they measure."""
 
     def __init__(self, rows: Iterable[Row]):
+        rows = list(rows)
+        self.methods = list(dict.fromkeys(row.method for row in rows))
+        self.variables = list(dict.fromkeys(row.variable for row in rows if row.metric == "iia"))
+        self.seeds = list(dict.fromkeys(row.seed for row in rows))
         self._values: dict[tuple[str, str, str, str], dict[int, float]] = defaultdict(dict)
-        self.methods: list[str] = []
-        self.variables: list[str] = []
-        self.seeds: list[int] = []
         for row in rows:
             self._values[row.method, row.variable, row.split, row.metric][row.seed] = row.value
-            if row.method not in self.methods:
-                self.methods.append(row.method)
-            if row.seed not in self.seeds:
-                self.seeds.append(row.seed)
-            if row.metric == "iia" and row.variable not in self.variables:
-                self.variables.append(row.variable)
+
+    def tested(self) -> list[str]:
+        """Return the methods with a score of their own: all but the controls of one method."""
+        named = [method for method in self.methods if method == IDENTITY or not method.startswith("control-")]
+        return [method for method in named if len(self.values(method, "mean", "test", "iia"))]
 
     def measured(self) -> list[tuple[str, str, str, str]]:
         """Return (method, variable, split, metric) of everything that was measured."""

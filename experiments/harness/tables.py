@@ -75,7 +75,7 @@ def show_parts(parts: Iterable[Part], style: Format = "terminal") -> None:
             continue
         for place, piece in enumerate(fitted(part, console.width)):
             title = f"{piece.title} (continued)" if place else piece.title
-            console.print(_rich(piece, title), highlight=False)
+            console.print(_rich(piece, title), "", highlight=False)
 
 
 def exported(parts: Iterable[Part], style: Format) -> Iterator[str]:
@@ -109,7 +109,9 @@ def fitted(whole: Table, width: int) -> list[Table]:
 
 
 def _rich(part: Table, title: str) -> RichTable:
-    shown = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, _GAP, 0, 0))
+    # Without edges and padding the lines between columns are the gap that `fitted` counts with.
+    look = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": 0}
+    shown = RichTable(title=title, title_justify="left", **look)
     for place, name in enumerate(part.frame.columns):
         shown.add_column(str(name), justify="left" if place < part.keys else "right", no_wrap=True)
     for row in part.cells().itertuples(index=False):

@@ -19,7 +19,7 @@ from experiments import command_line
 from experiments.addition import experiment
 from experiments.addition.network import trained_adder
 from experiments.addition.options import Addition
-from experiments.harness import accuracy as tables
+from experiments.addition.shown import LAYOUT
 from experiments.harness.metrics import Metrics
 from experiments.harness.records import RunFolder, Unit, open_run
 from experiments.harness.results import Results
@@ -57,8 +57,9 @@ def test_the_run_ends_well_and_explains_its_table(done: tuple[Path, Ended]):
     text = " ".join(ended.out.split())
     for words in ("1.0000 of sums exact", "doing nothing scores .5", "where there is nothing to find", str(folder)):
         assert words in text, words
-    for name in ("accuracy.png", "runtime.png", "plan-seed-0.png", "mass-seed-0.png", "components-seed-0.png"):
-        assert (folder / "figures" / name).stat().st_size > 1000
+    for name in ("accuracy", "runtime", "plan", "mass", "components"):
+        for kind in ("png", "pdf"):
+            assert (folder / "figures" / f"{name}.{kind}").stat().st_size > 1000
 
 
 def test_an_exact_adder_scores_the_full_swaps_that_the_hybrid_sum_predicts(metrics: Metrics):
@@ -158,8 +159,8 @@ def test_the_table_is_made_from_the_records_alone(folder: Path, done: tuple[Path
 
 def test_the_worst_backbone_is_warned_of(unit: Unit):
     rows = [row._replace(value=0.5) if row.metric == "accuracy" else row for row in unit.rows]
-    assert "WARNING" in tables.LAYOUTS["addition"].backbone(Metrics(rows))
-    assert "WARNING" not in tables.LAYOUTS["addition"].backbone(Metrics(unit.rows))
+    assert "WARNING" in LAYOUT.backbone(Metrics(rows))
+    assert "WARNING" not in LAYOUT.backbone(Metrics(unit.rows))
 
 
 @pytest.fixture(scope="module")

@@ -65,9 +65,10 @@ def _entry(folder: Path, index: int = 0) -> dict:
 def test_the_run_ends_well_and_says_where_everything_is(done: tuple[Path, Ended]):
     folder, ended = done
     assert (ended.status, ended.err) == (0, "")
-    assert "│ plot-ot " in ended.out
+    assert re.search(r"^ *plot-ot +[01]\.\d{4} ", ended.out, re.MULTILINE)
     drawn = [Path(line.split()[-1]) for line in ended.out.splitlines() if line.startswith("figure ")]
-    assert {path.name for path in drawn} == {"accuracy.png", "runtime.png", "plan-seed-3.png", "mass-seed-3.png"}
+    names = ("accuracy", "runtime", "plan", "mass")
+    assert {path.name for path in drawn} == {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert all(path.is_file() and path.parent == folder / "figures" for path in drawn)
     assert not any(path.name.endswith(".tmp") for path in folder.rglob("*"))
 

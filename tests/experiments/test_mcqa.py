@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -12,20 +13,22 @@ from abstraction.interventions.handles import coordinate_mass
 from abstraction.models import DecoderConfig
 from abstraction.models.costs import block_flops, forward_flops, read_flops
 from abstraction.tasks.mcqa import FAMILIES, VARIABLES
-from experiments.harness import report
 from experiments.harness.metrics import Metrics
 from experiments.harness.options import DasOptions
-from experiments.harness.records import open_run
+from experiments.harness.records import Unit, open_run
+from experiments.harness.report import Report, draw, show
 from experiments.harness.running import run_experiment
 from experiments.harness.stages import budget
-from experiments.harness.tables import show_parts
+from experiments.harness.tables import Table, fitted, show_parts
 from experiments.mcqa import experiment as mcqa
+from experiments.mcqa import figures as mcqa_figures
 from experiments.mcqa import tables as mcqa_tables
 from experiments.mcqa.cost import Shape, explanation, memory, stages
 from experiments.mcqa.grids import for_width
 from experiments.mcqa.options import POSITIONS, Mcqa, McqaBanks, NetworkOptions
 from experiments.mcqa.subject import load_shape, load_subject, make_bench, make_questions
 
+REPORT = Report(mcqa_tables.tables, mcqa_figures.draw)
 METHODS = ("plot-stage-a", "plot-das", "full-state")
 CONFIG = Mcqa(
     methods=METHODS,
@@ -137,12 +140,83 @@ def test_a_complete_run_is_resumed_without_work_and_shown_from_its_records(run, 
     before = (config.out / "units" / "seed-0.json").stat().st_mtime_ns
     run_experiment(mcqa.EXPERIMENT, dataclasses.replace(config, resume=True))
     assert (config.out / "units" / "seed-0.json").stat().st_mtime_ns == before
-    report.show(open_run(config.out), mcqa.EXPERIMENT.report, details=True)
+    show(open_run(config.out), REPORT, details=True)
     shown = capsys.readouterr().out
     for text in (*METHODS, "control-identity", "embedded, 4 blocks of width 64", "by scorer", "whole residual stream"):
         assert text in shown
-    files = report.draw(folder, mcqa.EXPERIMENT.report)
-    assert {path.stem for path in files} >= {"accuracy", "sweep", "runtime", "coupling", "ranks", "layers"}
+    names = {path.name for path in draw(folder, REPORT)}
+    stems = ("accuracy", "sweep", "runtime", "coupling", "ranks")
+    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+
+
+def _table(units: list[Unit], words: str, details: bool = False) -> Table:
+    [found] = [p for p in mcqa_tables.tables(units, details) if isinstance(p, Table) and words in p.title]
+    return found
+
+
+def test_the_table_holds_both_variables_and_where_they_are(run, metrics):
+    units = run[1].units()
+    rows = _table(units, "IIA on test pairs,").frame.set_index("method")
+    where = _table(units, "where").cells().set_index("method")
+    assert rows.loc["plot-das", "ptr."] == metrics.mean("plot-das", "answer_pointer", "test-sensitive", "iia")
+    assert rows.loc["plot-das", "inv."] == metrics.mean("plot-das", "answer_pointer", "test-invariant", "iia")
+    assert rows.loc["plot-das", "answer"] == metrics.mean("plot-das", "answer", "test", "iia")
+    assert list(where.loc["full-state"]) == ["2", "64.0", "3", "64.0"]
+    assert len(fitted(_table(units, "IIA on test pairs,"), 80)) == 1
+
+
+def _renamed(units: list[Unit], name: str) -> list[Unit]:
+    known = {"network": {**units[0].details["network"], "name": name}}
+    return [unit._replace(details={**unit.details, **known}) for unit in units]
+
+
+@pytest.mark.parametrize(("name", "value"), [("embedded", None), ("google/gemma-2-2b", 0.875)])
+def test_the_papers_numbers_stand_beside_gemma_alone(run, name: str, value: float | None):
+    units = _renamed(run[1].units(), name)
+    parts = mcqa_tables.tables(units, True)
+    beside = [part for part in parts if isinstance(part, Table) and "paper" in part.frame.columns]
+    assert [list(part.frame["paper"]) for part in beside] == ([[value]] if value else [])
+    assert [part for part in parts if isinstance(part, str) and "google/gemma-2-2b" in part]
+    known = mcqa_figures.papers_numbers(units)
+    figure = mcqa_figures.accuracy_figure(Metrics(units[0].rows), mcqa_figures.MEASURES, known)
+    plt.close(figure)
+    crosses = [line.get_xdata()[0] for axes in figure.axes for line in axes.lines if line.get_marker() == "x"]
+    assert crosses == ([value] if value else [])
+
+
+def _deep(run, depth: int) -> list[Unit]:
+    """Give a run a network of this depth, whose answer is at the last token from two thirds on."""
+    [unit] = run[1].units()
+    sweep = np.zeros((len(POSITIONS), 2, depth))
+    sweep[POSITIONS.index("last"), 1, 2 * depth // 3 :] = np.linspace(0.9, 1.0, depth - 2 * depth // 3)
+    return [unit._replace(arrays={**unit.arrays, "sweep": sweep})]
+
+
+@pytest.mark.parametrize(("depth", "numbers"), [(4, True), (26, True), (80, False)])
+def test_a_sweep_of_any_depth_is_drawn_with_one_scale_few_ticks_and_numbers_where_they_fit(run, depth, numbers):
+    figure = mcqa_figures.sweep_figure(_deep(run, depth))
+    figure.canvas.draw()
+    plt.close(figure)
+    panels = [axes for axes in figure.axes if axes.images]
+    assert {(axes.images[0].norm.vmin, axes.images[0].norm.vmax) for axes in panels} == {(0.0, 1.0)}
+    assert [len(axes.texts) for axes in panels] == [len(POSITIONS) * depth * numbers] * 2
+    assert [axes.get_ylabel() for axes in figure.axes if not axes.images] == ["IIA on test pairs"]
+    assert len(panels[-1].get_xticks()) <= 24
+    assert panels[-1].get_xlabel().startswith("block")
+
+
+@pytest.mark.parametrize("depth", [26, 80])
+def test_a_deep_sweep_is_a_summary_and_whole_with_the_details(run, depth: int):
+    units = _deep(run, depth)
+    summary = _table(units, "residual stream")
+    assert len(fitted(summary, 80)) == 1
+    rows = summary.cells().set_index(["token", "variable"])
+    found = [str(depth - 1), f"{2 * depth // 3} to {depth - 1}"]
+    assert list(rows.loc[("last", "answer")]) == ["0.0000", "1.0000", *found]
+    assert list(rows.loc[("symbol", "answer")])[2:] == ["", ""], "nothing changes anywhere"
+    parts = [part for part in mcqa_tables.tables(units, True) if isinstance(part, Table)]
+    [whole] = [part.frame for part in parts if str(depth - 1) in part.frame.columns]
+    np.testing.assert_array_equal(whole.iloc[:, 2:], units[0].arrays["sweep"].reshape(-1, depth))
 
 
 def test_explain_counts_by_hand(capsys):
@@ -223,4 +297,4 @@ def test_retraining_needs_a_folder_and_networks_must_exist(tmp_path):
 
 
 def test_the_table_explains_itself():
-    assert all(len(line) <= 120 for line in mcqa_tables.NOTES)
+    assert all(len(line) <= 160 for line in mcqa_tables.OWN_NOTES)

@@ -8,10 +8,14 @@ import pytest
 from heqruns import PAIRS, accuracy_rows, command, handmade_run, handmade_unit, method_details, snapshot
 from scipy import stats
 
-from experiments.harness import reports
-from experiments.harness.accuracy import Metrics, beside_controls
-from experiments.harness.paper import reference
-from experiments.harness.records import Row, RunFolder
+from experiments.addition import shown as addition
+from experiments.equality.shown import LAYOUT, REPORT
+from experiments.harness.accuracy import beside_controls
+from experiments.harness.metrics import Metrics
+from experiments.harness.paper import reference, references
+from experiments.harness.records import Row, RunFolder, Unit
+from experiments.harness.report import show
+from experiments.harness.tables import Table, fitted
 
 TWO_SEEDS = {1: {"plot-ot": 0.98, "full-state": 0.5}, 2: {"plot-ot": 0.99, "full-state": 0.5}}
 
@@ -21,24 +25,28 @@ def run(tmp_path: Path) -> RunFolder:
     return handmade_run(tmp_path / "run", [handmade_unit(seed, values) for seed, values in TWO_SEEDS.items()])
 
 
-def _tables(text: str) -> list[dict[str, list[str]]]:
-    """Return the cells of every table by method, the header as `method`."""
-    found: list[dict[str, list[str]]] = []
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]]
-        if cells and cells[0] == "method":
-            found.append({})
-        if cells:
-            found[-1][cells[0]] = cells[1:]
-    return found
+MLPS = LAYOUT.network([])
+"""The paper's networks."""
+
+Cells = dict[str, dict[str, str]]
+"""The cells of a table by row and column."""
 
 
-def _shown(
-    run: RunFolder, capsys: pytest.CaptureFixture[str], **options: bool
-) -> tuple[str, list[dict[str, list[str]]]]:
-    reports.show(run, **options)
-    text = capsys.readouterr().out
-    return text, _tables(text)
+def _cells(part: Table) -> Cells:
+    return {row[part.frame.columns[0]]: row for row in part.cells().to_dict("records")}
+
+
+def _shown(run: RunFolder, capsys: pytest.CaptureFixture[str], details: bool = False) -> tuple[str, list[Cells]]:
+    """Return what is printed, and the cells of the accuracy tables."""
+    show(run, REPORT, details=details)
+    parts = [part for part in REPORT.tables(run.units(), details) if isinstance(part, Table)]
+    return capsys.readouterr().out, [_cells(part) for part in parts if "low" in part.frame]
+
+
+def _titled(run: RunFolder, words: str) -> Table:
+    """Return the table with these words in its title, with the details."""
+    [part] = [p for p in REPORT.tables(run.units(), True) if isinstance(p, Table) and words in p.title]
+    return part
 
 
 def _exact(hits: float, trials: int) -> tuple[float, float]:
@@ -48,52 +56,69 @@ def _exact(hits: float, trials: int) -> tuple[float, float]:
 
 def test_the_row_of_a_method_holds_mean_worst_paper_controls_and_times(run: RunFolder, capsys):
     text, [table] = _shown(run, capsys)
-    sensitive, _, worst, paper, invariant, paper_invariant, *rest = table["plot-ot"]
-    assert (sensitive, worst, paper) == ("0.9850", "0.9800", "0.9928")
-    assert (invariant, paper_invariant) == ("0.9700", "0.9730")
-    # specific, random, shuffled; 4 and 8 seconds in the two seeds, and 8 of compilation in both
-    assert rest == ["0.9600", "0.412", "0.487", "6.00", "8.00"]
+    row = dict(table["plot-ot"])
+    assert (row.pop("sens."), row.pop("worst"), row.pop("paper")) == ("0.9850", "0.980", "0.9928")
+    assert (row.pop("inv."), row.pop("spec.")) == ("0.970", "0.960")
+    # 4 and 8 seconds in the two seeds
+    assert (row.pop("rand."), row.pop("shuf."), row.pop("run s")) == ("0.412", "0.487", "6.0")
+    assert set(row) == {"method", "low", "high"}
     assert "2 seeds" in text
+    [line] = [line.split() for line in text.splitlines() if line.strip().startswith("plot-ot ")]
+    assert line == list(table["plot-ot"].values())
+
+
+def test_details_show_the_papers_numbers_with_their_source_and_every_time(run: RunFolder):
+    known = _titled(run, "paper").cells().set_index(["method", "variable", "split"])
+    assert list(known.loc[("plot-ot", "mean", "test-invariant")]) == ["0.9700", "0.9730", "code; eps by test pairs"]
+    assert known.loc[("plot-ot", "wx", "test"), "source"] == "pre-release run of seed 42"
+    # 8 seconds of compilation in both seeds
+    times = ["plot-ot", "6.00", "2.00", "1.00", "8.00"]
+    assert list(_cells(_titled(run, "seconds per seed"))["plot-ot"].values()) == times
 
 
 def test_the_columns_are_labelled(run: RunFolder, capsys):
-    _, [table] = _shown(run, capsys)
-    assert table["method"] == [
-        *("sensitive", "95% interval", "worst", "paper", "invariant", "paper"),
-        *("specific", "random", "shuffled", "run s", "compile s"),
-    ]
+    text, [table] = _shown(run, capsys)
+    columns = ["sens.", "low", "high", "worst", "paper", "inv.", "spec.", "rand.", "shuf.", "run s"]
+    assert list(table["plot-ot"]) == ["method", *columns]
+    assert ["method", *" ".join(columns).split()] in [line.split() for line in text.splitlines()]
+
+
+def test_the_table_fits_a_terminal_of_80_columns(run: RunFolder):
+    [whole] = [part for part in REPORT.tables(run.units(), False) if isinstance(part, Table)]
+    assert len(fitted(whole, 80)) == 1
 
 
 def test_methods_stand_in_the_order_they_ran_and_controls_of_handles_are_columns(run: RunFolder, capsys):
     _, [table] = _shown(run, capsys)
-    assert list(table) == ["method", "control-identity", "plot-ot", "full-state"]
+    assert list(table) == ["control-identity", "plot-ot", "full-state"]
 
 
 def test_a_method_the_paper_does_not_have_shows_no_number_of_the_paper(run: RunFolder, capsys):
     _, [table] = _shown(run, capsys)
-    assert (table["full-state"][3], table["full-state"][5]) == ("", "")
-    assert table["control-identity"][7:] == ["", "", "", ""]
+    assert table["full-state"]["paper"] == ""
+    assert [table["control-identity"][name] for name in ("paper", "rand.", "shuf.", "run s")] == [""] * 4
+    assert "full-state" not in set(_titled(run, "paper").frame["method"])
 
 
 def test_the_interval_over_seeds_that_differ_is_students(run: RunFolder, capsys):
     _, [table] = _shown(run, capsys)
     low, high = stats.t.interval(0.95, 1, loc=0.985, scale=stats.sem([0.98, 0.99]))
     assert high > 1, "an upper end above 1 is shown as 1"
-    assert table["plot-ot"][1] == f"{low:.4f} 1.0000"
+    assert (table["plot-ot"]["low"], table["plot-ot"]["high"]) == (f"{low:.3f}", "1.000")
 
 
 def test_the_interval_over_seeds_that_agree_is_binomial(run: RunFolder, capsys):
     _, [table] = _shown(run, capsys)
     low, high = _exact(0.5 * 4 * PAIRS, 4 * PAIRS)
-    assert table["full-state"][1] == f"{low:.4f} {high:.4f}"
+    assert (table["full-state"]["low"], table["full-state"]["high"]) == (f"{low:.3f}", f"{high:.3f}")
 
 
-def test_the_interval_of_one_seed_is_binomial(tmp_path: Path, capsys):
+def test_the_interval_of_one_seed_is_binomial_and_nothing_is_called_its_worst(tmp_path: Path, capsys):
     text, [table] = _shown(handmade_run(tmp_path, [handmade_unit(3, {"das": 0.995})]), capsys)
     low, high = _exact(0.995 * 2 * PAIRS, 2 * PAIRS)
-    assert table["das"][1] == f"{low:.4f} {high:.4f}"
-    assert table["das"][3] == "0.9950"
-    assert "1 seed " in text
+    assert (table["das"]["low"], table["das"]["high"]) == (f"{low:.3f}", f"{high:.3f}")
+    assert "worst" not in table["das"]
+    assert ", 1 seed\n" in "\n".join(line.rstrip() for line in text.splitlines())
 
 
 @pytest.mark.parametrize("accuracy", [[0.9, 0.95, 1.0], [0.97, 0.97, 0.97], [0.0, 0.0], [0.5, 0.51, 0.52, 0.53]])
@@ -121,24 +146,24 @@ def test_a_rate_of_nothing_is_nothing():
 def test_a_method_missing_from_one_seed_is_averaged_over_the_others(tmp_path: Path, capsys):
     units = [handmade_unit(1, {"das": 0.9}), handmade_unit(2, {"das": 0.8, "gw": 0.6})]
     _, [table] = _shown(handmade_run(tmp_path, units), capsys)
-    assert table["das"][0] == "0.8500"
-    assert (table["gw"][0], table["gw"][2]) == ("0.6000", "0.6000")
+    assert table["das"]["sens."] == "0.8500"
+    assert (table["gw"]["sens."], table["gw"]["worst"]) == ("0.6000", "0.600")
 
 
 def test_a_method_without_controls_or_times_leaves_its_cells_empty(tmp_path: Path, capsys):
     unit = handmade_unit(1, {"das": 0.9})
     unit.rows.extend(accuracy_rows("bare", 1, {"test": 0.7}))
     _, [table] = _shown(handmade_run(tmp_path, [unit]), capsys)
-    assert table["bare"][0] == "0.7000"
-    assert table["bare"][3:] == [""] * 8
+    assert table["bare"].pop("sens.") == "0.7000"
+    assert {name for name, cell in table["bare"].items() if cell} == {"method", "low", "high"}
 
 
 def test_details_show_every_variable_and_every_choice(run: RunFolder, capsys):
-    text, shown = _shown(run, capsys, details=True)
+    text, shown = _shown(run, capsys, True)
     assert len(shown) == 3
     assert [name in text for name in ("mean of the variables", "variable wx", "variable yz")] == [True] * 3
     # the authors' released run: WX .990, YZ .996
-    assert (shown[1]["plot-ot"][3], shown[2]["plot-ot"][3]) == ("0.9900", "0.9960")
+    assert (shown[1]["plot-ot"]["paper"], shown[2]["plot-ot"]["paper"]) == ("0.9900", "0.9960")
     flat = " ".join(text.split())
     assert "seed-1 plot-ot wx: epsilon 0.25, subset 3; calibration 0.9712, 5 tied of 321" in flat
     assert "seed-2 full-state yz: epsilon 1, subset 7; calibration 0.9634, 2 tied of 321" in flat
@@ -232,7 +257,7 @@ def test_the_backbone_line_warns_of_the_worst_seed(tmp_path: Path, capsys):
 
 def test_a_run_without_results_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="no complete seed yet"):
-        reports.show(handmade_run(tmp_path, []))
+        show(handmade_run(tmp_path, []), REPORT)
 
 
 def test_the_command_prints_the_same_from_the_units_alone(run: RunFolder, capsys):
@@ -262,18 +287,50 @@ def test_the_command_refuses_what_is_not_a_run(run: RunFolder, tmp_path: Path):
 
 
 def test_a_moved_run_prints_the_same_table(run: RunFolder, tmp_path: Path, capsys):
-    _, table = _shown(run, capsys)
+    text, _ = _shown(run, capsys)
     shutil.move(run.path, tmp_path / "elsewhere")
-    assert _tables(command("tables", "--out", tmp_path / "elsewhere").out) == table
+    moved = command("tables", "--out", tmp_path / "elsewhere").out
+    assert moved.split("records ")[0] == text.split("records ")[0]
 
 
 def test_our_methods_are_compared_with_the_papers_variant_and_controls_with_nothing():
-    known = reference("heq", "plot-ot", "mean", "test")
-    assert known == reference("heq", "plot-ot-paper", "mean", "test")
+    known = reference("heq", "plot-ot", "mean", "test", MLPS)
+    assert known == reference("heq", "plot-ot-paper", "mean", "test", MLPS)
     assert known is not None
     assert known.value == 0.9928
-    assert reference("heq", "control-identity", "mean", "test") is None
-    assert reference("other", "plot-ot", "mean", "test") is None
+    assert reference("heq", "control-identity", "mean", "test", MLPS) is None
+    assert reference("other", "plot-ot", "mean", "test", MLPS) is None
+
+
+def test_a_number_of_the_paper_stands_only_beside_its_network():
+    for experiment, method, variable, split, network in references():
+        assert reference(experiment, method, variable, split, network) is not None
+        assert reference(experiment, method, variable, split, "another network") is None
+
+
+def _adders(epochs: float) -> list[Unit]:
+    """Make the unit of a run of addition, on networks that were trained for so many epochs, or read."""
+    unit = handmade_unit(1, {"plot-das": 0.9, "dbm": 0.8})
+    values = {"accuracy": 1.0, "epochs": epochs}
+    rows = [
+        row._replace(value=values.get(row.metric, row.value)) if row.method == "backbone" else row for row in unit.rows
+    ]
+    return [unit._replace(rows=rows, arrays={"plot-das/mass": np.ones((2, 4, 16))})]
+
+
+def test_the_papers_adders_are_those_that_were_read():
+    read, trained = (addition.REPORT.tables(_adders(epochs), False) for epochs in (0.0, 25.0))
+    row = _cells(next(part for part in read if isinstance(part, Table)))
+    # the notes' number of dbm is of adders of width 8
+    assert (row["plot-das"]["paper"], row["dbm"]["paper"]) == ("0.9835", "")
+    assert "paper: on the authors' adders of width 16." in read
+    assert "paper" not in next(part for part in trained if isinstance(part, Table)).frame
+    assert any(isinstance(part, str) and part.startswith("The paper's numbers are not shown") for part in trained)
+
+
+@pytest.mark.parametrize("report", [REPORT, addition.REPORT])
+def test_every_note_is_two_lines_of_a_terminal_at_most(report):
+    assert all(len(part) <= 160 for part in report.tables(_adders(25.0), False) if isinstance(part, str))
 
 
 def test_a_repeated_row_does_not_count_twice():
