@@ -3,33 +3,36 @@
 python -m experiments certify --quick --methods cmr cip-affine cip-const vbp
 """
 
+import contextlib
 import dataclasses
 import io
 import itertools
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
 from abstraction.evaluation.proposals import largest_weight
 from abstraction.reduction import Calibration
 from abstraction.tasks.mnist import load_digits
 from experiments.certify import experiment as certify
 from experiments.certify.bench import NAME, TAP, Bench, Networks
-from experiments.certify.figures import draw
+from experiments.certify.figures import draw, trials_figure
 from experiments.certify.options import (
     STUDIES,
     Certify,
     split_name,
 )
-from experiments.certify.tables import renderables
+from experiments.certify.tables import Run, tables
 from experiments.harness.records import Row, RunFolder, Unit, open_run
 from experiments.harness.running import run_experiment
+from experiments.harness.tables import Table, show_parts
 from experiments.reduction.digits import LoadedDigits, loaded_digits, network, trained_network
 from experiments.reduction.options import Data, NetworkOptions
 
@@ -57,11 +60,14 @@ def _values(unit: Unit) -> dict[tuple[str, str, str, str], float]:
 
 
 def printed(units: list[Unit], *, details: bool = False, width: int = 250) -> str:
-    console = Console(width=width, file=io.StringIO())
-    for part in renderables(units, details=details):
-        console.print(part, highlight=False)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), mock.patch.dict(os.environ, COLUMNS=str(width)):
+        show_parts(tables(units, details))
+    return shown.getvalue()
+
+
+def tables_of(units: list[Unit], *, details: bool = False) -> list[Table]:
+    return [part for part in tables(units, details) if isinstance(part, Table)]
 
 
 def numbers(unit: Unit, study: str) -> set[Row]:
@@ -114,7 +120,8 @@ def test_the_authors_constants_never_certify_and_the_warning_is_recorded_and_pri
     assert min(shown) == -1
     assert "unstable" in unit.details["warnings"]["cip-const"]
     assert set(unit.details["warnings"]) == {"cip-const", "cip-affine"}
-    assert "note  cip-const, seed-0: unstable" in printed([unit])
+    notes = [part for part in tables([unit], details=False) if isinstance(part, str) and part.startswith("note  ")]
+    assert any("cip-const, seed-0" in note and ": unstable: " in note for note in notes)
 
 
 def test_cmr_is_more_faithful_than_variance_at_every_budget(values: dict):
@@ -195,30 +202,49 @@ def test_numbers_do_not_depend_on_what_else_is_run(unit: Unit, tmp_path: Path):
     again = run_experiment(certify.EXPERIMENT, alone).read_unit("seed-0")
     expected = {row for row in numbers(unit, "certification") if row.method == "vbp" and "keep128" not in row.split}
     assert numbers(again, "certification") == expected
-    shown = printed([again])
-    assert shown.count("━┓") == 1, "one table for the one study that was run"
+    assert len(tables_of([again])) == 1, "one table for the one study that was run"
     files = draw([again], tmp_path / "figures")
-    assert {path.name for path in files} == {"trials.png", "sequences-seed-0.png"}
+    assert {path.name for path in files} == drawn("trials", "sequences-seed-0")
 
 
 def test_tables_and_figures_are_made_from_units_alone(folder: Path, unit: Unit, tmp_path: Path):
     bare = tmp_path / "run"
     shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("checkpoints", "metrics.csv"))
     units = open_run(bare).units()
-    shown = printed(units)
-    assert shown == printed([unit])
-    assert shown.count("━┓") == len(STUDIES)
-    assert printed(units, details=True).count("━┓") == len(STUDIES) + 1
-    for title in ("certification:", "paired:", "sensitivity:", "coverage:", "adaptive:", "margins:"):
-        assert f"\n{title}" in shown
+    assert printed(units) == printed([unit])
+    assert [part.title.split(":")[0] for part in tables_of(units)] == list(STUDIES)
+    assert len(tables_of(units, details=True)) == len(STUDIES) + 5, "four sequences with quartiles, pairs by Hoeffding"
     files = draw(units, bare / "figures")
-    assert {path.name for path in files} == {"trials.png", "sequences-seed-0.png", "coverage.png"}
+    assert {path.name for path in files} == drawn("trials", "sequences-seed-0", "coverage")
     assert sorted(path.name for path in (bare / "figures").iterdir()) == sorted(path.name for path in files)
 
 
-def test_tables_fit_into_their_console(unit: Unit):
-    for line in printed([unit], details=True, width=150).splitlines():
-        assert "…" not in line
+def drawn(*names: str) -> set[str]:
+    return {f"{name}.{ending}" for name in names for ending in ("png", "pdf")}
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_tables_fit_into_their_console_in_one_piece_and_notes_into_two_lines(unit: Unit, width: int):
+    shown = printed([unit], details=True, width=width)
+    assert "…" not in shown
+    assert "(continued)" not in shown
+    for note in tables([unit], details=True):
+        assert isinstance(note, Table) or note.startswith("note  ") or len(note) < 160
+
+
+def test_every_cell_is_drawn_certified_or_not(unit: Unit):
+    """Above the limit of trials there is one hollow marker for each that was not certified."""
+    run = Run([unit])
+    verdicts = [row.value for row in unit.rows if row.metric == "verdict" and "-iid-betting-" in row.split]
+    lines = [line for axes in trials_figure(run).axes for line in axes.lines]
+    points = {mark: 0 for mark in ("certified", "open")}
+    for line in lines:
+        heights = np.asarray(line.get_ydata(), float)
+        points["certified"] += int((heights <= CONFIG.trials).sum())
+        points["open"] += int((heights > CONFIG.trials).sum())
+    certified = sum(verdict > 0.5 for verdict in verdicts)
+    assert points == {"certified": certified, "open": len(verdicts) - certified}
+    assert 0 < certified < len(verdicts)
 
 
 def test_resuming_computes_nothing(folder: Path, tmp_path: Path):
@@ -233,14 +259,16 @@ def test_resuming_computes_nothing(folder: Path, tmp_path: Path):
     assert {path: path.stat().st_mtime_ns for path in (copy / "units").iterdir()} == before
 
 
-def handmade(published: bool) -> Unit:
+def handmade(published: bool, **options: Any) -> Unit:
     """Make the unit of one cell, vbp with 256 of 512 units at p = .1."""
-    config = Certify(methods=("vbp",), keeps=(0.5,), probabilities=(0.1,), studies=("certification",))
-    split = "keep256-p0.1-iid"
-    values = {(split, "iia"): 0.99, (split, "low"): 0.98, (split, "high"): 0.995}
-    for fidelity, trials, verdict in ((0.9, 70.0, 1.0), (0.95, 260.0, 0.6), (0.99, 9000.0, -1.0)):
-        found = {"trials": trials, "trials_q1": trials - 5, "trials_q3": trials + 5, "verdict": verdict}
-        values |= {(f"{split}-betting-F{fidelity}", name): value for name, value in found.items()}
+    config = Certify(methods=("vbp",), keeps=(0.5,), probabilities=(0.1,), studies=("certification",), **options)
+    values: dict[tuple[str, str], float] = {}
+    for sampling, sequence in itertools.product(("iid", "adaptive"), ("betting", "hoeffding")):
+        split = f"keep256-p0.1-{sampling}"
+        values |= {(split, "iia"): 0.99, (split, "low"): 0.98, (split, "high"): 0.995}
+        for fidelity, trials, verdict in ((0.9, 70.0, 1.0), (0.95, 260.0, 0.6), (0.99, 9000.0, -1.0)):
+            found = {"trials": trials, "trials_q1": trials - 5, "trials_q3": trials + 5, "verdict": verdict}
+            values |= {(f"{split}-{sequence}-F{fidelity}", name): value for name, value in found.items()}
     rows = [Row(NAME, "vbp", "certification", split, name, 0, value) for (split, name), value in values.items()]
     rows.append(Row(NAME, "network", "output", "test", "accuracy", 0, 0.9818))
     facts = {"images": "mnist", "width": 512, "calibration": 2000, "evaluation": 10_000, "published": published}
@@ -248,14 +276,37 @@ def handmade(published: bool) -> Unit:
     return Unit("seed-0", rows, details, {})
 
 
+OURS = {"method": "vbp", "keep": "256", "p": "0.1", "IIA": "0.9900", "low": "0.9800", "high": "0.9950"}
+OURS |= {"F 0.9": "70", "F 0.95": "260", "F 0.99": "not 9000"}
+THEIRS = {"IIA*": "0.9902", "F 0.9*": "64", "F 0.95*": "252", "F 0.99*": "–"}
+
+
 def test_published_numbers_stand_beside_those_of_the_published_network_alone():
-    cells = [cell.strip() for line in printed([handmade(True)]).splitlines() for cell in line.split("│")]
-    for cell in ("0.9900", "0.9902", "70 (65-75)", "260 (255-265)", "not 9000", "64/252/–"):
-        assert cell in cells
-    other = printed([handmade(False)])
-    assert "0.9902" not in other
-    assert "64/252" not in other
-    assert "its columns stay empty" in other
+    main, spread, *_ = tables_of([handmade(True)], details=True)
+    assert main.cells().to_dict("records") == [OURS | THEIRS]
+    assert list(main.frame)[-6:] == ["F 0.9", "F 0.9*", "F 0.95", "F 0.95*", "F 0.99", "F 0.99*"]
+    assert spread.cells()["F 0.9"].tolist() == ["70 (65-75)"]
+    for other in (handmade(False), handmade(True, delta=0.01), handmade(True, alpha=0.5)):
+        assert tables_of([other])[0].cells().to_dict("records") == [OURS]
+        assert "so without those numbers" in printed([other])
+
+
+def test_trials_that_do_not_show_what_is_asked_for_are_not_numbers():
+    undecided = handmade(False)
+    rows = [row._replace(value=0.5) if row.metric == "verdict" else row for row in undecided.rows]
+    shown = tables_of([undecided._replace(rows=rows)])[0].cells().to_dict("records")[0]
+    assert {shown[name] for name in ("F 0.9", "F 0.95", "F 0.99")} == {"–"}
+
+
+def test_seeds_are_averaged_and_their_trials_summed_up_by_medians():
+    units = []
+    for seed, trials in enumerate((60.0, 70.0, 800.0)):
+        unit = handmade(False)
+        rows = [row._replace(seed=seed, value=trials if row.metric == "trials" else row.value) for row in unit.rows]
+        rows = [row._replace(value=0.9 + seed / 100) if row.metric == "iia" else row for row in rows]
+        units.append(unit._replace(name=f"seed-{seed}", rows=rows))
+    shown = tables_of(units)[0].cells().to_dict("records")
+    assert [(row["IIA"], row["F 0.9"]) for row in shown] == [("0.9100", "70")]
 
 
 def test_the_published_network_is_recognized(tmp_path: Path):
