@@ -4,7 +4,7 @@ Stage results are computed once and shared; every method is charged for the stag
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from abstraction.causal import PairBank
 from abstraction.interventions import Basis, SiteBank, group_sites
 from abstraction.interventions.bases import pca_bases
 from abstraction.interventions.handles import handle_depths
-from abstraction.interventions.sites import band_sites, basis_at, feature_ranks, prefix_sites
+from abstraction.interventions.sites import band_sites, feature_ranks, prefix_sites
 from abstraction.localization import (
     VARIANTS,
     Boundless,
@@ -33,10 +33,18 @@ from abstraction.localization import (
     full_supports,
 )
 from abstraction.localization.calibration import calibrate_candidates
-from abstraction.localization.progressive import Refinement, chosen_rows, evidence_support
+from abstraction.localization.guiding import (
+    distinct_supports,
+    evidence_supports,
+    prefix_supports,
+    selected_supports,
+    state_supports,
+    support_of,
+)
+from abstraction.localization.progressive import Refinement
 from abstraction.localization.readwrite import ReadWrite, readwrite_handles, readwrite_start, stack_candidates
 from abstraction.localization.rules import single_site_scores
-from abstraction.localization.supports import Support, coordinate_support, feature_support
+from abstraction.localization.supports import Support
 from experiments.harness.methods import (
     Bench,
     Outcome,
@@ -78,6 +86,10 @@ class Stages:
         kind = self.config.stages.pca
         states = self.bench.fit.runs.base[self.bench.sites.tap]
         return pca_bases(states, centered=kind != "uncentered", whitened=kind == "whitened")
+
+    def features(self, kind: str) -> Basis | None:
+        """Return what sites of Stage B are made of: principal components, or None for native coordinates."""
+        return self.basis if kind == "pca" else None
 
     def coarse(self, protocol: str) -> tuple[Localization, Time]:
         """Run Stage A."""
@@ -160,9 +172,10 @@ def _brute_force(stages: Stages) -> Rule:
 def _fitted(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
     """Fit weights on supports that hold much of the evidence."""
     shares = stages.config.stages.fitted_shares
-    supports = evidence_supports(stages, method.protocol, method.kind, shares)
-    found = run_search(stages.bench, key, supports, fitted_weights(stages.config.weights), tell)
-    return _charged(found, stages.fine(method.protocol, method.kind)[1])
+    found, basis = stages.fine(method.protocol, method.kind)[0], stages.features(method.kind)
+    supports = evidence_supports(stages.bench.tap, found, shares, basis)
+    outcome = run_search(stages.bench, key, supports, fitted_weights(stages.config.weights), tell)
+    return _charged(outcome, stages.fine(method.protocol, method.kind)[1])
 
 
 def _full_search(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
@@ -173,7 +186,7 @@ def _full_search(stages: Stages, method: Method, key: Array, tell: Tell) -> Outc
 
 def _guided_search(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
     """Search the whole state where Stage A puts each variable; invertible maps also start at read/write directions."""
-    supports = full_at(stages, method.protocol)
+    supports = state_supports(stages.bench.tap, stages.depths(method.protocol))
     if method.kind == "oblique" and stages.known is not None:
         found, tap = fitted_directions(stages), stages.bench.tap
         supports += [readwrite_start(tap, v, directions) for v, directions in enumerate(found)]
@@ -189,12 +202,13 @@ def _refined_search(stages: Stages, method: Method, key: Array, tell: Tell) -> O
 
 def refined_at(stages: Stages, method: Method) -> list[Support]:
     """Return what Stage B chose, parts of its evidence or first components, and the whole state."""
-    selected = _selected_supports(stages, method.protocol, method.kind)
-    if method.kind == "native":
-        parts = evidence_supports(stages, method.protocol, method.kind, stages.config.stages.shares)
+    tap, found, depths = stages.bench.tap, stages.fine(method.protocol, method.kind)[0], stages.depths(method.protocol)
+    basis, options = stages.features(method.kind), stages.config.stages
+    if basis is None:
+        parts = evidence_supports(tap, found, options.shares)
     else:
-        parts = _prefix_supports(stages, method.protocol)
-    return _distinct([*selected, *parts, *full_at(stages, method.protocol)])
+        parts = prefix_supports(tap, depths, options.prefixes, basis)
+    return distinct_supports([*selected_supports(tap, found, basis), *parts, *state_supports(tap, depths)])
 
 
 def _das(stages: Stages, method: Method) -> Tries:
@@ -203,27 +217,9 @@ def _das(stages: Stages, method: Method) -> Tries:
     return rotations(stages.config.das_v1 if method.protocol == "v1" else stages.config.das)
 
 
-def full_at(stages: Stages, protocol: str) -> list[Support]:
-    """Return the whole state where Stage A puts each variable."""
-    tap, depths = stages.bench.tap, stages.depths(protocol).tolist()
-    return [coordinate_support(tap, v, depth, range(tap.width), "full") for v, depth in enumerate(depths)]
-
-
 def fitted_weights(options: WeightOptions) -> Tries:
     """Try a weight per feature."""
     return Tries(Weights(), options.training, learning_rates=options.learning_rates)
-
-
-def evidence_supports(stages: Stages, protocol: str, kind: str, shares: Sequence[float]) -> list[Support]:
-    """Make supports of the features that hold shares of the evidence in each variable's row."""
-    found, _ = stages.fine(protocol, kind)
-    rows, sites = chosen_rows(found.plans, found.choice), found.effects.sites
-    supports = []
-    for variable, row in enumerate(rows):
-        for share in shares:
-            depth, features = evidence_support(row, sites, share)
-            supports.append(_support(stages, kind, variable, depth, features, f"S{100 * share:.0f}"))
-    return _distinct(supports)
 
 
 def fitted_directions(stages: Stages) -> list[ReadWrite]:
@@ -259,7 +255,9 @@ def _masks(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
     if method.kind == "pca":
         ranks = feature_ranks(stages.basis)
         supports = [
-            _support(stages, "pca", v, depth, range(rank), "all") for v in variables for depth, rank in enumerate(ranks)
+            support_of(tap, v, depth, range(rank), "all", stages.basis)
+            for v in variables
+            for depth, rank in enumerate(ranks)
         ]
     given = [support._replace(turn=False) for support in supports]
     tries = Tries(Mask(), options.training, learning_rates=(options.learning_rate,), sparsities=options.sparsities)
@@ -281,44 +279,6 @@ def _fine_outcome(bench: Bench, found: Refinement, elapsed: Time, selection: Sel
     if found.grid.basis is not None:
         arrays["components"] = np.abs(np.asarray(found.choice.handles.weight))
     return Outcome(found.choice, times, details, arrays)
-
-
-def _selected_supports(stages: Stages, protocol: str, kind: str) -> list[Support]:
-    """Make supports of the features that Stage B's handles move."""
-    found, _ = stages.fine(protocol, kind)
-    weight = np.asarray(found.choice.handles.weight)
-    depths = handle_depths(found.choice.handles).tolist()
-    return [
-        _support(stages, kind, v, depth, np.flatnonzero(weight[v, depth]).tolist(), "selected")
-        for v, depth in enumerate(depths)
-    ]
-
-
-def _prefix_supports(stages: Stages, protocol: str) -> list[Support]:
-    ranks = feature_ranks(stages.basis)
-    return [
-        _support(stages, "pca", v, depth, range(min(size, ranks[depth])), f"first {size}")
-        for v, depth in enumerate(stages.depths(protocol).tolist())
-        for size in stages.config.stages.prefixes
-    ]
-
-
-def _support(stages: Stages, kind: str, variable: int, depth: int, features: Sequence[int], name: str) -> Support:
-    tap = stages.bench.tap
-    if kind == "native":
-        return coordinate_support(tap, variable, int(depth), features, name)
-    basis = basis_at(stages.basis, np.asarray(depth))
-    return feature_support(tap, variable, int(depth), basis, features, name)
-
-
-def _distinct(supports: Sequence[Support]) -> list[Support]:
-    """Drop supports that repeat an earlier one of the same variable."""
-    kept: dict[tuple, Support] = {}
-    for support in supports:
-        native = support.basis is None
-        directions = support.features if native else support.encoder
-        kept.setdefault((support.variable, support.depth, native, directions.tobytes()), support)
-    return sorted(kept.values(), key=lambda support: support.variable)
 
 
 def _charged(outcome: Outcome, before: Time) -> Outcome:

@@ -30,6 +30,7 @@ from experiments.certify.options import (
     split_name,
 )
 from experiments.certify.tables import Run, tables
+from experiments.harness.options import changed
 from experiments.harness.records import Row, RunFolder, Unit, open_run
 from experiments.harness.running import run_experiment
 from experiments.harness.tables import Table, show_parts
@@ -37,7 +38,7 @@ from experiments.reduction.digits import LoadedDigits, loaded_digits, network, t
 from experiments.reduction.options import Data, NetworkOptions
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-CONFIG = Certify(quick=True, data=Data("digits"), methods=("cmr", "cip-affine", "cip-const", "vbp"))
+CONFIG = changed(Certify.preset("quick"), {"methods": ("cmr", "cip-affine", "cip-const", "vbp")})
 WIDTH = 128
 KEEPS = (128, 64, 16)
 FIDELITIES = (0.9, 0.95, 0.99)
