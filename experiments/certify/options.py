@@ -150,7 +150,7 @@ class Certify(OfDigits):
         most = f"1 to {coverage.trials}, the trials of a stream"
         valid.require("--coverage.every", coverage.every, coverage.every <= coverage.trials, most)
         if "margins" in self.studies:
-            valid.require("--trials", self.trials, self.trials >= 2, "at valid.least 2")
+            valid.require("--trials", self.trials, self.trials >= 2, "at least 2")
         kept = budgets("--keeps", self.keeps, self.width)
         for flag in ("paired", "sensitivity", "coverage"):
             kept += budgets(f"--{flag}.keep", (getattr(self, flag).keep,), self.width)

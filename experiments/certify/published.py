@@ -21,6 +21,9 @@ from experiments.harness.records import Row
 TRIALS, COVERAGE_TRIALS, LEVEL, ALPHA = 10_000, 2000, 0.05, 0.3
 FIDELITIES = (0.9, 0.95, 0.99)
 
+NETWORK = "dfb4a99c2012fa2436d7fa560654788b73c642a1cb7e778ef3059fed0818ce6b"
+"""Digest of the parameters of the network these numbers are of."""
+
 
 class Estimate(NamedTuple):
     """An IIA: the point value of independent trials, its betting interval, the point value of adaptive trials."""

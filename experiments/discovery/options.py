@@ -15,7 +15,7 @@ KEEPS = valid.Valid(lambda keep: keep >= 1, "numbers of units, each once", disti
 NAME = "discovery"
 DENSE = "dense"
 SURVIVES = 0.95
-"""The valid.least IIA of DAS, over variables and both kinds of pairs, at which the variables are still there."""
+"""The least IIA of DAS, over variables and both kinds of pairs, at which the variables are still there."""
 HARD = {
     "heq": ("sensitive", "specific"),
     "addition": ("sensitive", "invariant"),
@@ -158,6 +158,6 @@ class Discovery(Localization):
         keeps, das = getattr(self, flag).keeps, "das" if flag == "equality" else "adder-das"
         valid.most_of(f"--{flag}.keeps", keeps, width, "the units")
         ranks, sizes = getattr(self, das.replace("-", "_")).ranks, self.plot.subset_sizes
-        expected = f"one of at most {min(keeps)}, the valid.least of --{flag}.keeps"
+        expected = f"one of at most {min(keeps)}, the least of --{flag}.keeps"
         valid.require(f"--{das}.ranks", ranks, min(ranks) <= min(keeps), expected)
         valid.require("--plot.subset-sizes", sizes, min(sizes) <= min(keeps), expected)

@@ -77,7 +77,7 @@ def accuracy_table(title: str, metrics: Metrics, measures: Sequence[Measure], kn
             rows.append({**row, "run s": metrics.mean(method, "mean", "test", "seconds")})
     short = dict.fromkeys(["low", "high", "worst", *(each.header for each in others), "rand.", "shuf."], ".3f")
     heading = f"{title}, {seeds} seed{'s' if seeds > 1 else ''}"
-    return table(heading, rows, keys=1, run_s=".1f", **short).without_empty_columns()
+    return table(heading, rows, {"run s": ".1f", **short}).without_empty_columns()
 
 
 def paper_note(experiment: str, network: str) -> str:
@@ -95,7 +95,7 @@ def detail_tables(metrics: Metrics, known: Known) -> list[Part]:
         for m in metrics.tested()
         if len(metrics.values(m, "mean", "test", "seconds"))
     ]
-    times = table("seconds per seed by what is counted", rows, keys=1, **dict.fromkeys(TIMES.values(), ".2f"))
+    times = table("seconds per seed by what is counted", rows, dict.fromkeys(TIMES.values(), ".2f"))
     return [*paper_tables(metrics, known), *([times] if rows else [])]
 
 

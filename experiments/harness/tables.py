@@ -57,10 +57,11 @@ Part = Table | str
 """What a report is made of: tables and lines of text."""
 
 
-def table(title: str, rows: Sequence[Mapping[str, Any]], *, keys: int = 1, **formats: str) -> Table:
-    """Make a table of rows; `formats` are by column, an underscore standing for a space."""
-    spaced = {name.replace("_", " "): spec for name, spec in formats.items()}
-    return Table(title, pd.DataFrame(list(rows)), spaced, keys)
+def table(
+    title: str, rows: Sequence[Mapping[str, Any]], formats: Mapping[str, str] | None = None, keys: int = 1
+) -> Table:
+    """Make a table of rows."""
+    return Table(title, pd.DataFrame(list(rows)), formats or {}, keys)
 
 
 def show_parts(parts: Iterable[Part], style: Format = "terminal") -> None:
@@ -73,9 +74,9 @@ def show_parts(parts: Iterable[Part], style: Format = "terminal") -> None:
         if isinstance(part, str):
             console.print(part, highlight=False, markup=False)
             continue
-        for place, piece in enumerate(fitted(part, console.width)):
-            title = f"{piece.title} (continued)" if place else piece.title
-            console.print(_rich(piece, title), "", highlight=False)
+        console.print(part.title, style="italic", highlight=False, markup=False)
+        for piece in fitted(part, console.width):
+            console.print(_rich(piece), "", highlight=False)
 
 
 def exported(parts: Iterable[Part], style: Format) -> Iterator[str]:
@@ -108,10 +109,9 @@ def fitted(whole: Table, width: int) -> list[Table]:
     return [dataclasses.replace(whole, frame=whole.frame.filter([*names, *group])) for group in groups]
 
 
-def _rich(part: Table, title: str) -> RichTable:
+def _rich(part: Table) -> RichTable:
     # Without edges and padding the lines between columns are the gap that `fitted` counts with.
-    look = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": 0}
-    shown = RichTable(title=title, title_justify="left", **look)
+    shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for place, name in enumerate(part.frame.columns):
         shown.add_column(str(name), justify="left" if place < part.keys else "right", no_wrap=True)
     for row in part.cells().itertuples(index=False):

@@ -185,11 +185,11 @@ def explanation(config: Mcqa, shape: Shape) -> list[Part]:
         }
         for stage in [*every, total]
     ]
-    formats: dict[str, Any] = {
+    formats = {
         "prompts": ",",
         "theirs": ",",
         "FLOPs": ".1e",
-        "their_FLOPs": ".1e",
+        "their FLOPs": ".1e",
         "fewer": ",.0f",
         "MiB": ",.1f",
     }
@@ -198,7 +198,7 @@ def explanation(config: Mcqa, shape: Shape) -> list[Part]:
     return [
         f"{shape.decoder.depth} blocks of width {shape.decoder.width}, vocabulary {shape.decoder.vocabulary:,}, "
         f"prompts of {shape.tokens} tokens, {shape.window} of which {'is' if shape.window == 1 else 'are'} run again",
-        table("what this run costs in edited prompts, and the authors' way of it in whole ones", rows, **formats),
+        table("what this run costs in edited prompts, and the authors' way of it in whole ones", rows, formats),
         f"an edited prompt costs 1/{_naive(shape) / _mean_suffix(shape):,.0f} of a whole one on average over blocks, "
         "its vocabulary read in full in both; chunk: handles at once",
         f"held at once, in GiB: {parts}; together {sum(held.values()) / 2**30:.2f}",

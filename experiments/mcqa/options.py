@@ -53,7 +53,7 @@ class McqaBanks:
     """Calibration pairs."""
     test: Annotated[int, valid.least(3)] = 600
     """Test pairs."""
-    spare: Annotated[float, valid.Valid(lambda spare: spare >= 1, "at valid.least 1")] = 1.2
+    spare: Annotated[float, valid.Valid(lambda spare: spare >= 1, "at least 1")] = 1.2
     """Pairs that are made for each that is needed, before those the network gets wrong are dropped."""
 
 

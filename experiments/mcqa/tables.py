@@ -69,7 +69,9 @@ def _places(units: Sequence[Unit], metrics: Metrics) -> Table:
             row[f"{name} block"] = ",".join(map(str, np.unique(masses.argmax(axis=1))))
             row[f"{name} k"] = masses.max(axis=1).mean()
         rows += [row] if found else []
-    return table("where: the block of each handle, and how much it swaps", rows, pointer_k=".1f", answer_k=".1f")
+    return table(
+        "where: the block of each handle, and how much it swaps", rows, {"pointer k": ".1f", "answer k": ".1f"}
+    )
 
 
 def _sweep(units: Sequence[Unit], details: bool) -> list[Part]:
@@ -86,7 +88,7 @@ def _sweep(units: Sequence[Unit], details: bool) -> list[Part]:
             peaks.append(names | {"lowest IIA": row.min(), "highest IIA": row.max()} | peak)
             grid.append(names | dict(zip(blocks, row, strict=True)))
     title = "swap of the whole residual stream after a block: IIA on test pairs"
-    whole, few = table(title, grid, keys=2, **dict.fromkeys(blocks, ".3f")), len(blocks) <= FEW
+    whole, few = table(title, grid, dict.fromkeys(blocks, ".3f"), keys=2), len(blocks) <= FEW
     return [*([] if few else [table(title, peaks, keys=2)]), *([whole] if few or details else [])]
 
 

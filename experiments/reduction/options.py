@@ -149,6 +149,6 @@ class Reduction(OfDigits):
         super().check()
         counts = budgets("--keeps", self.keeps, self.width) + budgets("--both-keeps", self.both_keeps, self.width)
         widest = max((count for count in counts if count < self.width), default=1)
-        valid.require("--calibration", self.calibration, self.calibration > widest, f"at valid.least {widest + 1}")
+        valid.require("--calibration", self.calibration, self.calibration > widest, f"at least {widest + 1}")
         path = self.network.checkpoint
         valid.require("--network.checkpoint", path, path is None or path.is_file(), "an npz file")

@@ -59,5 +59,5 @@ def test_every_column_is_written_as_it_says_and_what_is_not_there_is_empty():
         {"method": "a", "run s": 1.25, "share": 0.5, "n": 3},
         {"method": "b", "run s": np.nan, "share": None, "n": 4},
     ]
-    shown = table("times", rows, run_s=".1f").cells()
+    shown = table("times", rows, {"run s": ".1f"}).cells()
     assert shown.to_numpy().tolist() == [["a", "1.2", "0.5000", "3"], ["b", "", "", "4"]]

@@ -58,8 +58,9 @@ def test_the_run_ends_well_and_explains_its_tables(done: tuple[Path, Ended]):
         str(folder),
     ):
         assert words in text, words
-    for name in ("reduction.png", "strengths.png", "scores.png"):
-        assert (folder / "figures" / name).stat().st_size > 1000
+    for name in ("accuracy", "iia", "strengths", "scores"):
+        for kind in ("png", "pdf"):
+            assert (folder / "figures" / f"{name}.{kind}").stat().st_size > 1000
 
 
 def test_keeping_every_unit_is_the_dense_network(metrics: Metrics):
@@ -155,7 +156,7 @@ def test_the_tables_are_made_from_the_records_alone(folder: Path, done: tuple[Pa
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--keeps", 200), "got --keeps [200.0], expected shares in (0, 1] or whole numbers from 2 to 128"),
+        (("--keeps", 200), "got --keeps [200.0], expected at most 128 units, the width"),
         (("--keeps", 0), "got --keeps [0.0]"),
         (("--both-keeps", 1.5), "got --both-keeps [1.5]"),
         (("--probabilities", 2), "got --probabilities [2.0]"),
