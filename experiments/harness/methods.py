@@ -128,7 +128,7 @@ def run_localization(bench: Bench, rule: Rule, menu: CutMenu, selection: Selecti
 
 
 def localization_times(
-    bench: Bench, grid: Grid, choice: Choice, spent: tuple[Time, Time], selection: Selection
+    bench: Bench, grid: Grid, choice: Choice, spent: tuple[Time, Time | None], selection: Selection
 ) -> dict[str, Time]:
     """Return the seconds of a localization by the three conventions; parts of the grid are evaluated again.
 
@@ -136,23 +136,30 @@ def localization_times(
       bench: what it ran on.
       grid: what was evaluated.
       choice: what was chosen.
-      spent: what all conventions have in common, and the evaluation of the whole grid.
+      spent: what all conventions have in common, and the evaluation of the whole grid; None where a stage was timed as
+        a whole, whose evaluation is then timed again and taken out.
       selection: how it was chosen.
     """
     common, calibrating = spent
+    if calibrating is None:
+        calibrating = Time(min(evaluated(bench, grid, selection).run, common.run))
+        common = Time(common.total - calibrating.total, common.compile)
     times, size = {"seconds": common + calibrating}, grid.cost.size
     for name, axes in (("seconds_epsilon", ("epsilon",)), ("seconds_selected", SELECTED)):
         part = grid
         for axis in axes:
             if axis in dict(part.axes):
                 part = part.only(axis, [setting[axis] for setting in choice.settings])
-        if part.cost.size == size:
-            times[name] = times["seconds"]
-            continue
-        with stopwatch() as elapsed:
-            calibrate(bench.network, bench.evidence, part, selection)
-        times[name] = common + elapsed
+        again = part.cost.size < size
+        times[name] = common + evaluated(bench, part, selection) if again else times["seconds"]
     return times
+
+
+def evaluated(bench: Bench, grid: Grid, selection: Selection) -> Time:
+    """Time the evaluation of a grid on the evidence."""
+    with stopwatch() as elapsed:
+        calibrate(bench.network, bench.evidence, grid, selection)
+    return elapsed
 
 
 class Tries(NamedTuple):

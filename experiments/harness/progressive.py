@@ -146,7 +146,7 @@ class Method(NamedTuple):
 def _coarse(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
     """Take what Stage A chose."""
     (found, elapsed), selection = stages.coarse(method.protocol), stages.protocols[method.protocol].selection
-    times = localization_times(stages.bench, found.grid, found.choice, (elapsed, Time()), selection)
+    times = localization_times(stages.bench, found.grid, found.choice, (elapsed, None), selection)
     arrays = localization_arrays(found.effects, found.plans, found.choice)
     return Outcome(found.choice, times, coupling_details(found.plans), arrays)
 
@@ -273,7 +273,7 @@ def _boundless(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcom
 
 
 def _fine_outcome(bench: Bench, found: Refinement, elapsed: Time, selection: Selection) -> Outcome:
-    times = localization_times(bench, found.grid, found.choice, (elapsed, Time()), selection)
+    times = localization_times(bench, found.grid, found.choice, (elapsed, None), selection)
     details = coupling_details(found.plans) | {"rows_without_mass": float(np.mean(found.fallback))}
     arrays = localization_arrays(found.effects, found.plans, found.choice)
     if found.grid.basis is not None:

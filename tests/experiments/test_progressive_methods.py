@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from abstraction.interventions import Handle
+from abstraction.localization.cutting import Grid
 from abstraction.tasks import addition
 from experiments.addition.experiment import Problem, known_values, make_bench
 from experiments.addition.network import trained_adder
 from experiments.addition.options import METHODS as NAMES
 from experiments.addition.options import AdderBackbone, Addition, AdditionBanks
+from experiments.harness import methods
 from experiments.harness.progressive import METHODS, Stages, refined_at
 from experiments.harness.records import RunFolder
 from experiments.harness.results import Results
 from experiments.harness.stages import StageOptions
+from experiments.harness.timing import Time
 
 CONFIG = dataclasses.replace(
     Addition.preset("quick"),
@@ -148,3 +151,20 @@ def test_a_trained_adder_is_read_back_from_its_checkpoint(problem: Problem, tmp_
     assert (known["accuracy"], known["epochs"]) == (1.0, 0.0)
     assert len(results.details["data"]) == 64
     jax.tree.map(np.testing.assert_array_equal, network.params, trained)
+
+
+def test_a_part_of_a_grid_is_not_charged_the_whole(stages: Stages, monkeypatch: pytest.MonkeyPatch):
+    seconds = {"whole": 8.0, "part": 1.0}
+    sizes = []
+
+    def evaluated(bench: object, grid: Grid, selection: object) -> Time:
+        sizes.append(grid.cost.size)
+        return Time(seconds["whole" if grid.cost.size == max(sizes) else "part"])
+
+    monkeypatch.setattr(methods, "evaluated", evaluated)
+    found, selection = stages.fine("ours", "native")[0], stages.protocols["ours"].selection
+    times = methods.localization_times(stages.bench, found.grid, found.choice, (Time(11.0, 1.0), None), selection)
+    # 11 seconds, of which 1 was compilation and 8 the evaluation of the grid; 2 are common to all conventions
+    assert {name: (each.run, each.compile) for name, each in times.items()} == {
+        "seconds": (10.0, 1.0), "seconds_epsilon": (3.0, 1.0), "seconds_selected": (3.0, 1.0)
+    }  # fmt: skip
