@@ -199,3 +199,8 @@ class Bench:
 def _in_chunks(draw: Callable[[int], np.ndarray], count: int) -> np.ndarray:
     """Draw so many trials, not all of whose masks would fit into memory."""
     return np.concatenate([draw(min(_CHUNK, count - start)) for start in range(0, count, _CHUNK)])
+
+
+def split_name(keep: int, probability: float, *rest: object) -> str:
+    """Name what a number was measured on: `keep256-p0.1-iid-betting-F0.95`."""
+    return "-".join([f"keep{keep}", f"p{probability:g}", *map(str, rest)])

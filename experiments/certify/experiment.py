@@ -29,9 +29,9 @@ from abstraction.randomness import host_generator
 from abstraction.reduction import METHODS, Calibration
 from abstraction.tasks.mnist import calibration_rows
 from experiments.certify import figures, tables
-from experiments.certify.bench import NAME, Bench, Networks
+from experiments.certify.bench import NAME, Bench, Networks, split_name
 from experiments.certify.cases import ADAPTIVE_CASES
-from experiments.certify.options import STUDIES, Certify, split_name
+from experiments.certify.options import STUDIES, Certify
 from experiments.certify.published import NETWORK
 from experiments.harness.methods import Tell
 from experiments.harness.records import Row, RunFolder, Unit

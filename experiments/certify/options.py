@@ -159,8 +159,3 @@ class Certify(OfDigits):
             count, widest = self.calibration_images, max((keep for keep in kept if keep < self.width), default=0)
             enough = f"more than {widest}, the most units kept: an affine map of them is fitted"
             valid.require("--calibration", count, count > widest, enough)
-
-
-def split_name(keep: int, probability: float, *rest: object) -> str:
-    """Name what a number was measured on: `keep256-p0.1-iid-betting-F0.95`."""
-    return "-".join([f"keep{keep}", f"p{probability:g}", *map(str, rest)])

@@ -29,6 +29,7 @@ from experiments.certify.options import (
     Certify,
     split_name,
 )
+from experiments.certify.published import NETWORK
 from experiments.certify.tables import Run, tables
 from experiments.harness.options import changed
 from experiments.harness.records import Row, RunFolder, Unit, open_run
@@ -316,7 +317,7 @@ def test_the_published_network_is_recognized(tmp_path: Path):
         pytest.skip(f"neither MNIST nor its network is in {SHARED}")
     data = loaded_digits(Data("mnist", SHARED / "mnist"), print)
     _, _, made_from = trained_network(NetworkOptions(path), data, 0, RunFolder(tmp_path), print)
-    assert made_from["data"] == certify.PUBLISHED
+    assert made_from["data"] == NETWORK
 
 
 @pytest.fixture(scope="module", name="bench")
