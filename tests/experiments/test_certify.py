@@ -22,12 +22,11 @@ from abstraction.evaluation.proposals import largest_weight
 from abstraction.reduction import Calibration
 from abstraction.tasks.mnist import load_digits
 from experiments.certify import experiment as certify
-from experiments.certify.bench import NAME, TAP, Bench, Networks
+from experiments.certify.bench import NAME, TAP, Bench, Networks, split_name
 from experiments.certify.figures import draw, trials_figure
 from experiments.certify.options import (
     STUDIES,
     Certify,
-    split_name,
 )
 from experiments.certify.published import NETWORK
 from experiments.certify.tables import Run, tables
