@@ -1,6 +1,6 @@
 """Options of binary addition."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -66,25 +66,19 @@ class Addition(CoarseToFine):
     honesty: tuple[Honesty, ...] = get_args(Honesty)
     """Searches to run again where there is nothing to find: with shuffled labels, at an earlier step, in an untrained
     network."""
-    backbone: AdderBackbone = field(default_factory=AdderBackbone)
-    banks: AdditionBanks = field(default_factory=AdditionBanks)
-    das: DasOptions = field(
-        default_factory=lambda: DasOptions(
-            (1, 2, 4, 8, 12), (2e-2,), restarts=4, strengths=_SWAPS, training=budget(max_epochs=8, patience=8)
-        )
+    backbone: AdderBackbone = AdderBackbone()
+    banks: AdditionBanks = AdditionBanks()
+    das: DasOptions = DasOptions(
+        (1, 2, 4, 8, 12), (2e-2,), restarts=4, strengths=_SWAPS, training=budget(max_epochs=8, patience=8)
     )
-    oblique: DasOptions = field(
-        default_factory=lambda: DasOptions(
-            (1, 2, 3, 4), (2e-2,), 2, parametrization="oblique", training=budget(max_epochs=15, patience=15)
-        )
+    oblique: DasOptions = DasOptions(
+        (1, 2, 3, 4), (2e-2,), 2, parametrization="oblique", training=budget(max_epochs=15, patience=15)
     )
-    das_v1: DasOptions = field(
-        default_factory=lambda: DasOptions(
-            (1, 2, 4, 8, 16),
-            (1e-2, 3e-3),
-            strengths=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
-            training=SearchConfig(batch_size=64, max_epochs=12, min_epochs=12, patience=12, steps_per_epoch=4),
-        )
+    das_v1: DasOptions = DasOptions(
+        (1, 2, 4, 8, 16),
+        (1e-2, 3e-3),
+        strengths=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+        training=SearchConfig(batch_size=64, max_epochs=12, min_epochs=12, patience=12, steps_per_epoch=4),
     )
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {

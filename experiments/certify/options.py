@@ -1,6 +1,6 @@
 """Options of certification."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from abstraction.reduction import METHODS as PRESETS
@@ -118,11 +118,11 @@ class Certify(OfDigits):
     """Share of the proposal in adaptive sampling; weights are at most 1 / (1 - alpha)."""
     calibration: Annotated[int | None, valid.COUNT] = None
     """Training images a reduction looks at; by default 2000, as published, and 1000 of the bundled digits."""
-    paired: PairedOptions = field(default_factory=PairedOptions)
-    sensitivity: SensitivityOptions = field(default_factory=SensitivityOptions)
-    coverage: CoverageOptions = field(default_factory=CoverageOptions)
-    adaptive: AdaptiveOptions = field(default_factory=AdaptiveOptions)
-    margins: MarginOptions = field(default_factory=MarginOptions)
+    paired: PairedOptions = PairedOptions()
+    sensitivity: SensitivityOptions = SensitivityOptions()
+    coverage: CoverageOptions = CoverageOptions()
+    adaptive: AdaptiveOptions = AdaptiveOptions()
+    margins: MarginOptions = MarginOptions()
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {

@@ -1,6 +1,6 @@
 """Options of discovery."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from abstraction.localization import SearchConfig
@@ -93,36 +93,26 @@ class Discovery(Localization):
     """Shuffles of the sources per handle."""
     trials: Annotated[int, valid.COUNT] = 4096
     """Interchanges per layer that dense and reduced network are compared on."""
-    equality: Reductions = field(default_factory=Reductions)
-    backbone: Backbone = field(default_factory=Backbone)
-    pairs: EqualityPairs = field(default_factory=lambda: EqualityPairs(fit=4000, calibration=2000))
-    plot: PlotGrid = field(
-        default_factory=lambda: PlotGrid(
-            (0.01, 0.1, 1.0), (1, 2, 3, 4, 6, 8, 12, 16), (0.6, 0.8, 1.0, 1.2, 1.4, 1.7, 2.0), iterations=1000
-        )
+    equality: Reductions = Reductions()
+    backbone: Backbone = Backbone()
+    pairs: EqualityPairs = EqualityPairs(fit=4000, calibration=2000)
+    plot: PlotGrid = PlotGrid(
+        (0.01, 0.1, 1.0), (1, 2, 3, 4, 6, 8, 12, 16), (0.6, 0.8, 1.0, 1.2, 1.4, 1.7, 2.0), iterations=1000
     )
-    das: DasOptions = field(
-        default_factory=lambda: DasOptions(
-            (1, 2, 4, 8, 12), (2e-2,), training=_search(max_epochs=10, sensitive_weight=0.7)
-        )
+    das: DasOptions = DasOptions((1, 2, 4, 8, 12), (2e-2,), training=_search(max_epochs=10, sensitive_weight=0.7))
+    carries: Folds = Folds()
+    adder: AdderBackbone = AdderBackbone()
+    adder_banks: AdditionBanks = AdditionBanks()
+    adder_das: DasOptions = DasOptions(
+        (1, 2, 3, 4),
+        (2e-2,),
+        restarts=2,
+        parametrization="oblique",
+        training=_search(batch_size=64, max_epochs=15, sensitive_weight=0.5),
     )
-    carries: Folds = field(default_factory=Folds)
-    adder: AdderBackbone = field(default_factory=AdderBackbone)
-    adder_banks: AdditionBanks = field(default_factory=AdditionBanks)
-    adder_das: DasOptions = field(
-        default_factory=lambda: DasOptions(
-            (1, 2, 3, 4),
-            (2e-2,),
-            restarts=2,
-            parametrization="oblique",
-            training=_search(batch_size=64, max_epochs=15, sensitive_weight=0.5),
-        )
-    )
-    choice: Units = field(default_factory=Units)
-    choice_banks: McqaBanks = field(default_factory=McqaBanks)
-    choice_das: DasOptions = field(
-        default_factory=lambda: DasOptions((2, 4, 8, 16, 32), (2e-2,), restarts=2, training=Mcqa().das.training)
-    )
+    choice: Units = Units()
+    choice_banks: McqaBanks = McqaBanks()
+    choice_das: DasOptions = DasOptions((2, 4, 8, 16, 32), (2e-2,), restarts=2, training=Mcqa().das.training)
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {

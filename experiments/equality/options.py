@@ -1,6 +1,6 @@
 """Options of hierarchical equality."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from abstraction.localization import SearchConfig
@@ -128,9 +128,7 @@ class PaperOptions:
     """K runs from 1 to this."""
     strengths: Annotated[int, valid.COUNT] = 80
     """Strengths run from 1 to this, for the whole handle."""
-    das: DasOptions = field(
-        default_factory=lambda: DasOptions(learning_rates=(1e-3,), training=SearchConfig(max_epochs=1000, patience=3))
-    )
+    das: DasOptions = DasOptions(learning_rates=(1e-3,), training=SearchConfig(max_epochs=1000, patience=3))
     """The paper's search."""
 
 
@@ -145,11 +143,11 @@ class Equality(Localization):
     """Seeds, as start:stop (stop excluded) or a comma list."""
     methods: Annotated[Names, valid.one_of(METHODS)] = METHODS
     """Methods to run; controls always run. Names ending in -paper are the paper's variants."""
-    backbone: Backbone = field(default_factory=Backbone)
-    banks: EqualityBanks = field(default_factory=EqualityBanks)
-    plot: PlotOptions = field(default_factory=PlotOptions)
-    das: DasOptions = field(default_factory=DasOptions)
-    published: PaperOptions = field(default_factory=PaperOptions)
+    backbone: Backbone = Backbone()
+    banks: EqualityBanks = EqualityBanks()
+    plot: PlotOptions = PlotOptions()
+    das: DasOptions = DasOptions()
+    published: PaperOptions = PaperOptions()
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {

@@ -5,7 +5,7 @@ A preset names the fields it changes; flags are read on top of it.
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
@@ -73,9 +73,7 @@ class DasOptions:
     """How far a trained subspace may move, chosen on calibration pairs; 1 is a swap."""
     parametrization: Parametrization = "cayley"
     """How the map stays orthogonal; oblique lets it be any invertible one."""
-    training: SearchConfig = field(
-        default_factory=lambda: SearchConfig(max_epochs=20, patience=20, cosine=True, sensitive_weight=0.7)
-    )
+    training: SearchConfig = SearchConfig(max_epochs=20, patience=20, cosine=True, sensitive_weight=0.7)
     """How rotations are trained."""
 
     def check(self, flag: str, width: int, pairs: int) -> None:

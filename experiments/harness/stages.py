@@ -1,7 +1,7 @@
 """Options of the coarse-to-fine experiments: what each stage, and each search after it, tries."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from abstraction.localization import SearchConfig
@@ -42,7 +42,7 @@ class MaskOptions:
     """Price of a feature."""
     learning_rate: Annotated[float, valid.POSITIVE] = 1e-2
     """Adam's."""
-    training: SearchConfig = field(default_factory=lambda: budget(max_epochs=8, patience=8, cosine=False))
+    training: SearchConfig = budget(max_epochs=8, patience=8, cosine=False)
     """How masks are trained."""
 
 
@@ -56,7 +56,7 @@ class BoundlessOptions:
     """The boundary's learning rate over the rotation's; .01 in the paper's revision, which hardly moves it."""
     penalty: Annotated[float, valid.PRICE] = 1.0
     """Price of the whole width."""
-    training: SearchConfig = field(default_factory=lambda: budget(max_epochs=12, patience=1, margin=1e-3, cosine=False))
+    training: SearchConfig = budget(max_epochs=12, patience=1, margin=1e-3, cosine=False)
     """How rotation and boundary are trained."""
 
 
@@ -66,7 +66,7 @@ class WeightOptions:
 
     learning_rates: Annotated[tuple[float, ...], valid.POSITIVE] = (0.02, 0.05, 0.1)
     """Adam's."""
-    training: SearchConfig = field(default_factory=lambda: budget(batch_size=128, max_epochs=12, patience=12))
+    training: SearchConfig = budget(batch_size=128, max_epochs=12, patience=12)
     """How weights are trained."""
 
 
@@ -74,13 +74,13 @@ class WeightOptions:
 class CoarseToFine(Localization):
     """What the coarse-to-fine experiments can be told."""
 
-    stages: StageOptions = field(default_factory=StageOptions)
-    das: DasOptions = field(default_factory=DasOptions)
-    oblique: DasOptions = field(default_factory=DasOptions)
-    das_v1: DasOptions = field(default_factory=DasOptions)
-    masks: MaskOptions = field(default_factory=MaskOptions)
-    boundless: BoundlessOptions = field(default_factory=BoundlessOptions)
-    weights: WeightOptions = field(default_factory=WeightOptions)
+    stages: StageOptions = StageOptions()
+    das: DasOptions = DasOptions()
+    oblique: DasOptions = DasOptions()
+    das_v1: DasOptions = DasOptions()
+    masks: MaskOptions = MaskOptions()
+    boundless: BoundlessOptions = BoundlessOptions()
+    weights: WeightOptions = WeightOptions()
 
     def check_searches(self, width: int, pairs: int) -> None:
         """Refuse searches that do not fit a state of this width and so many fit pairs."""

@@ -1,6 +1,6 @@
 """Options of multiple choice."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from abstraction.localization import SearchConfig
@@ -83,23 +83,17 @@ class Mcqa(CoarseToFine):
     """Train the small decoder again, into --out, and stop."""
     control_draws: Annotated[int, valid.least(1)] = 10
     """Random subspaces per handle."""
-    network: NetworkOptions = field(default_factory=NetworkOptions)
-    banks: McqaBanks = field(default_factory=McqaBanks)
-    stages: StageOptions = field(default_factory=lambda: StageOptions(resolutions=(32, 16, 8, 4, 2, 1)))
-    das: DasOptions = field(
-        default_factory=lambda: DasOptions((1, 2, 3, 4, 8, 16, 32), (2e-2,), restarts=2, training=_BUDGET)
+    network: NetworkOptions = NetworkOptions()
+    banks: McqaBanks = McqaBanks()
+    stages: StageOptions = StageOptions(resolutions=(32, 16, 8, 4, 2, 1))
+    das: DasOptions = DasOptions((1, 2, 3, 4, 8, 16, 32), (2e-2,), restarts=2, training=_BUDGET)
+    oblique: DasOptions = DasOptions(
+        (2, 4, 8, 16, 32), (2e-2,), restarts=2, parametrization="oblique", training=_BUDGET
     )
-    oblique: DasOptions = field(
-        default_factory=lambda: DasOptions(
-            (2, 4, 8, 16, 32), (2e-2,), restarts=2, parametrization="oblique", training=_BUDGET
-        )
-    )
-    das_v1: DasOptions = field(
-        default_factory=lambda: DasOptions(
-            (1, 2, 4, 8, 16, 32, 64),
-            (1e-3,),
-            training=SearchConfig(batch_size=64, max_epochs=100, min_epochs=5, patience=1, margin=1e-3),
-        )
+    das_v1: DasOptions = DasOptions(
+        (1, 2, 4, 8, 16, 32, 64),
+        (1e-3,),
+        training=SearchConfig(batch_size=64, max_epochs=100, min_epochs=5, patience=1, margin=1e-3),
     )
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {

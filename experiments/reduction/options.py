@@ -1,6 +1,6 @@
 """Options of mechanism reduction: the images, the network, and how it is made smaller."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -92,8 +92,8 @@ def budgets(flag: str, keeps: tuple[float, ...], width: int) -> list[int]:
 class OfDigits(Options):
     """What the experiments on a digit classifier can be told."""
 
-    data: Data = field(default_factory=Data)
-    network: NetworkOptions = field(default_factory=NetworkOptions)
+    data: Data = Data()
+    network: NetworkOptions = NetworkOptions()
 
     @property
     def width(self) -> int:
