@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
 from abstraction.artifacts import load
 from abstraction.evaluation import CLASSES, Repeats
@@ -40,6 +39,7 @@ from experiments.harness.options import DasOptions
 from experiments.harness.records import Row, RunFolder, Unit, open_run
 from experiments.harness.results import Results, seed_keys
 from experiments.harness.running import run_experiment
+from experiments.harness.tables import exported
 from experiments.mcqa.options import McqaBanks
 
 SEED = 3
@@ -89,11 +89,7 @@ def values(unit: Unit) -> dict[tuple[str, str, str, str], float]:
 
 
 def printed(units: list[Unit], *, details: bool = False) -> str:
-    console = Console(width=200)
-    with console.capture() as capture:
-        for part in discovery_tables.renderables(units, details=details):
-            console.print(part, highlight=False)
-    return capture.get()
+    return "\n".join(exported(discovery_tables.tables(units, details), "markdown"))
 
 
 def finders(method: str) -> tuple[str, ...]:
@@ -192,7 +188,9 @@ def test_tables_and_figures_need_the_units_alone(folder: Path, unit: Unit, tmp_p
     assert text == printed([unit], details=True)
     assert "variable wx" not in printed(units)
     files = discovery_figures.draw(units, tmp_path / "figures")
-    assert [file.name for file in files] == [f"discovery-{task}.png" for task in ("heq", "addition", "mcqa")]
+    assert [file.name for file in files] == [
+        f"discovery-{task}.{kind}" for task in ("heq", "addition", "mcqa") for kind in ("png", "pdf")
+    ]
     assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == sorted(file.name for file in files)
 
 
