@@ -24,10 +24,7 @@ from abstraction.tasks.mnist import load_digits
 from experiments.certify import experiment as certify
 from experiments.certify.bench import NAME, TAP, Bench, Networks, split_name
 from experiments.certify.figures import draw, trials_figure
-from experiments.certify.options import (
-    STUDIES,
-    Certify,
-)
+from experiments.certify.options import STUDIES, Certify
 from experiments.certify.published import NETWORK
 from experiments.certify.tables import Run, tables
 from experiments.harness.options import changed
