@@ -1,4 +1,4 @@
-"""Mechanism reduction on a 784-512-512-10 network with 2000 calibration inputs (CMR; spec G.7).
+"""Mechanism reduction on a 784-512-512-10 network with 2000 calibration inputs (CMR).
 
     elimination   the whole path 512 -> 8 by exact affine elimination, float64
     affine maps   256 replaced units regressed on 8 parents each

@@ -10,7 +10,7 @@ dense outputs, so H = GGN for every network; a suffix of pieces that are linear 
 Examples do not interact, so one product with a vector per example gives H v of every example. A tap that recurs (depth)
 or is spread out (space, tokens) has *positions*: its activation is laid out here as `[N, P, D]`, and a unit that is
 replaced is replaced at all positions with the same constant. Its perturbation is -eps a + kappa with eps, kappa shared
-over positions (spec B.3), and the curvature of one unit is a 2 x 2 block, not a number per position.
+over positions, and the curvature of one unit is a 2 x 2 block, not a number per position.
 
 Source: CMR, arXiv 2602.24266, second-order interventional risk.
 """

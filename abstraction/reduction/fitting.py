@@ -1,8 +1,8 @@
 """Affine folds in closed form: a_S := intercept + B a_K.
 
 For logit distortion, and any other curvature that is the same for every example, the best B does not depend on the
-curvature: it is the regression of a_S on a_K (spec B.5). Kept units are interchanged in use, so the regression is that
-under the intervention law (spec B.8):
+curvature: it is the regression of a_S on a_K. Kept units are interchanged in use, so the regression is that
+under the intervention law:
 
     B = C_SK Om_KK^-1,   C = E[1-p] Sig,   Om = Cov(a_K under the law),   intercept = mean_S - B mean_K
     D(B) = tr V_S [ Sig_SS - B C_KS - C_SK B^T + B Om B^T ] V_S^T

@@ -3,7 +3,7 @@
 `cmr` is the default: exact elimination under a mixture of interchange strengths, affine folds fitted for that mixture,
 and the reader of the reduced tap refitted to the dense outputs under the same interventions. `cmr-closed` leaves the
 refit out: closed forms only. `cip-const` and `cip-affine` are the authors' code, exactly: label cross-entropy, each
-unit solved alone, all applied at once, which collapses (spec B.9) and says so.
+unit solved alone, all applied at once, which collapses and says so.
 """
 
 import dataclasses

@@ -2,14 +2,14 @@
 
     mean, covariance      of the activation, over examples and positions that are not padding
     G_e = -E[g a],  G_k = E[g]
-    H_ee = E[a H a],  H_ek = -E[a H 1],  H_kk = E[1 H 1]        per unit, positions summed (spec B.3)
+    H_ee = E[a H a],  H_ek = -E[a H 1],  H_kk = E[1 H 1]        per unit, positions summed
     hessian = E[sum over positions of J^T L L^T J]              D x D, what an affine fold's error is weighed with
 
 Batches merge as sets of numbers do: n = n_a + n_b, C = (n_a C_a + n_b C_b) / n + (n_a n_b / n^2) d d^T with d the
 difference of the means (Chan, Golub and LeVeque). Networks run in their own precision; sums are float64. Nothing of
 size N x D x D is ever in memory, nor of classes by classes (`streaming`).
 
-Under an intervention law (spec B.8) kept units are interchanged, each with probability p, and replaced ones keep their
+Under an intervention law kept units are interchanged, each with probability p, and replaced ones keep their
 base value. With Sig the covariance, averaged over the law's strengths p:
 
     Cov(a_S, a_K) = E[1 - p] Sig_SK        Cov(a_K) = E[(1-p)^2 + p^2] Sig_KK + E[2 p (1-p)] diag(Sig_KK)
@@ -86,7 +86,7 @@ class Statistics:
 
 @pytree
 class LawMoments:
-    """Second moments of a tap under an intervention law (spec B.8); see the module's first lines.
+    """Second moments of a tap under an intervention law; see the module's first lines.
 
     Attributes:
       mean: `[D]`; interchanges do not move it. 0 where folds go through the origin; the others are then about 0 too.

@@ -9,9 +9,9 @@
 
 `rank_units` does 1 and 2, `replace_units` the rest, so one ranking serves a sweep over budgets. `reduce_network` goes
 through several taps in forward order, each ranked on the network reduced so far, with the outputs of the dense one as
-target (spec B.14), and in rounds where asked.
+target, and in rounds where asked.
 
-Source: CMR, arXiv 2602.24266; steps and names follow spec C.1.
+Source: CMR, arXiv 2602.24266; the formulas are in docs/method.md.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@
 
 over kernels and biases of what reads the taps (`head`), or the biases alone (`bias`); dW is the change of a kernel and
 sd the standard deviation of the unit it reads. Where one tap that feeds the logits is reduced this is convex: constants
-act there only through the C numbers of the bias (spec B.4), affine folds only through a linear readout of the kept
+act there only through the C numbers of the bias, affine folds only through a linear readout of the kept
 units. The pairs are the calibration inputs with kept units interchanged under the law; only the dense network's outputs
 are fitted, no labels, and no weights but the readers'.
 

@@ -1,6 +1,6 @@
 """What replacing one unit by a constant costs, in closed form, and the criteria others prune by.
 
-Replacing unit j by the constant c at every position changes the risk to second order by (CMR; spec B.2, B.3)
+Replacing unit j by the constant c at every position changes the risk to second order by (docs/method.md)
 
     Q_j(c) = G_e + c G_k + (H_ee + 2 c H_ek + c^2 H_kk) / 2
     c* = -(G_k + H_ek) / H_kk              for one position  E[h a - g] / E[h]
@@ -8,7 +8,7 @@ Replacing unit j by the constant c at every position changes the risk to second 
 
 Rescaling a ReLU unit, or a product's factor, leaves every such score unchanged. A unit without curvature is *flat*: its
 constant is its mean. With label cross-entropy scores may be negative and constants far outside of what the unit ever
-does; applied all at once such steps add up and the network collapses (spec B.9).
+does; applied all at once such steps add up and the network collapses.
 """
 
 from functools import partial
@@ -49,7 +49,7 @@ class ConstantRisk(NamedTuple):
 
     @property
     def warning(self) -> str | None:
-        """Say that these constants must not be applied together, where that is so (spec B.9)."""
+        """Say that these constants must not be applied together, where that is so."""
         negative, outside = (self.score < 0).mean(), self.outside.mean()
         if negative <= 0.05 and outside <= 0.05:
             return None
@@ -180,7 +180,7 @@ def _taylor(network: Network, batch: Calibration, tap: str, mean: Array) -> Arra
 def joint_constants(
     gradient: Float[AnyArray, " M"], hessian: Float[AnyArray, "M M"], replaced: AnyArray
 ) -> tuple[Float[np.ndarray, " S"], float]:
-    """Solve the constants of a set together: c_S = -H_kk^+ (G_k + H_ke 1), and their risk Q_S (spec B.3, B.4).
+    """Solve the constants of a set together: c_S = -H_kk^+ (G_k + H_ke 1), and their risk Q_S.
 
     Args:
       gradient: in (eps, kappa), from `replacement_hessian`, `[2 D]`.

@@ -2,7 +2,7 @@
 
 Scores under kl are nats for every layer, so layers can be ranked together without normalising; variances cannot, they
 change when a unit is rescaled. Groups (heads, tied channels) live and die together; a group's score is its units' sum,
-or, for the exact elimination, the joint risk of its units (spec B.6).
+or, for the exact elimination, the joint risk of its units (docs/method.md, Exact elimination).
 """
 
 from collections.abc import Mapping, Sequence
