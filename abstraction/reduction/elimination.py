@@ -12,7 +12,7 @@ At every step each unit's increase of D is known in closed form. With P = Om^-1 
                       - 2 V_j . (A P' C)_j - |V_j|^2 (Q_jj - U_jj^2 / P_jj)      what the others explain of j
 
 and all matrices change by rank one. Observed without intervention (v = u) this is the optimal brain surgeon's
-|V_j|^2 / P_jj on folded weights (docs/method.md); the general form is ours. Increases sum exactly to D of the final set, so
+|V_j|^2 / P_jj on folded weights; the general form is ours. Increases sum exactly to D of the final set, so
 one run gives the order and the risk of every budget.
 
 All of it is one pivoted, partial Cholesky factorisation of J = [[P, U], [U^T, Q]], in float64, on the host. Units go in
