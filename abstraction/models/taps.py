@@ -27,6 +27,8 @@ class Tap:
       depth: number of times L it occurs.
       about: one line for people.
       resumes: whether the model's `resume` runs on from it.
+      places: what its depth enumerates, as named axes and the labels along each, the last one fastest; empty where
+        depth is one axis, of layers or steps.
     """
 
     name: str
@@ -34,6 +36,12 @@ class Tap:
     depth: int = 1
     about: str = ""
     resumes: bool = False
+    places: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @property
+    def axes(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The named axes that the depth enumerates, and the labels along each; their sizes multiply to the depth."""
+        return self.places or (("layer", tuple(map(str, range(self.depth)))),)
 
 
 @runtime_checkable
