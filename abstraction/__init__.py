@@ -1,6 +1,7 @@
 """Neural causal abstraction in JAX: find a high-level causal model inside a trained network.
 
-    net   = Network(model, params)                                    # a model of the library, or load_decoder(...)
+    net   = wrap(model, params, inputs, {"hidden": "layers/[0-9]+"})   # Flax, Equinox, plain JAX: `listing` says what
+    net   = Network(model, params)                                    # or a model of the library, or load_decoder(...)
     fit, calibration, test = (record(net, encode, bank, tap="hidden") for bank in banks)
     found = plot(net, fit, unit_sites(net.taps["hidden"]), evidence=calibration)
     das   = alignment_search(key, net, fit, evidence=calibration)
@@ -50,7 +51,11 @@ if TYPE_CHECKING:
     from abstraction.models import Network as Network
     from abstraction.models import Sequential as Sequential
     from abstraction.models import TokenView as TokenView
+    from abstraction.models import check_model as check_model
+    from abstraction.models import listing as listing
     from abstraction.models import load_decoder as load_decoder
+    from abstraction.models import tap as tap
+    from abstraction.models import wrap as wrap
     from abstraction.reduction import reduce_network as reduce_network
 
 __version__ = "0.1.0"
@@ -82,7 +87,11 @@ _HOMES = {
     "Network": "abstraction.models",
     "Sequential": "abstraction.models",
     "TokenView": "abstraction.models",
+    "check_model": "abstraction.models",
+    "listing": "abstraction.models",
     "load_decoder": "abstraction.models",
+    "tap": "abstraction.models",
+    "wrap": "abstraction.models",
     "reduce_network": "abstraction.reduction",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

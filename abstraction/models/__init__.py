@@ -1,6 +1,8 @@
 """The low-level side: networks whose activations can be recorded and edited. The only room that imports Flax."""
 
+from abstraction.models.any_model import Place, WrappedModel, listing, tap, wrap
 from abstraction.models.base import Model
+from abstraction.models.checking import check_model
 from abstraction.models.decoder import Decoder
 from abstraction.models.decoder_config import DecoderConfig
 from abstraction.models.decoder_files import read_decoder, save_decoder
@@ -28,15 +30,21 @@ __all__ = [
     "Model",
     "Network",
     "Passage",
+    "Place",
     "Prompts",
     "Reducible",
     "Sequential",
     "Tap",
     "TokenView",
     "UnrolledDecoder",
+    "WrappedModel",
     "at_positions",
+    "check_model",
+    "listing",
     "load_decoder",
     "prompts_at",
     "read_decoder",
     "save_decoder",
+    "tap",
+    "wrap",
 ]

@@ -109,6 +109,15 @@ class Recordable(Protocol):
 
 
 @runtime_checkable
+class Shaped(Protocol):
+    """A model whose parameters are drawn elsewhere, by a user's own code."""
+
+    def param_shapes(self) -> Params:
+        """Return shape and type of every array of the params, in their structure."""
+        ...
+
+
+@runtime_checkable
 class Padded(Protocol):
     """A model whose inputs may be padded: what is there is neither counted nor interchanged."""
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from abstraction.models.base import Model
+from abstraction.models.base import Model, Shaped
 from abstraction.models.taps import NO_EDITS, Edits, Tap
 from abstraction.pytrees import pytree, static
 from abstraction.typing import AnyArray, Outputs, Params
@@ -71,12 +71,16 @@ def check_network(network: Network) -> None:
 
 @cache
 def _expected(model: Model) -> dict[str, tuple[int, ...]]:
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.param_shapes() if isinstance(model, Shaped) else jax.eval_shape(model.init, jax.random.key(0))
     return {path: tuple(leaf.shape) for path, leaf in _named(shapes).items()}
 
 
 def _named(params: Params) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    # Random keys are no numbers to look at; those of a module's dropout are part of its state.
+    return {
+        path: leaf for path, leaf in named.items() if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    }
 
 
 def _is_finite(leaf: AnyArray) -> bool:

@@ -1,0 +1,7 @@
+"""Any JAX model as a network with taps: naming, a program's equations, running them with edits."""
+
+from abstraction.models.any_model.listing import Candidate, Listing, listing
+from abstraction.models.any_model.program import tap
+from abstraction.models.any_model.wrapped import Place, WrappedModel, wrap
+
+__all__ = ["Candidate", "Listing", "Place", "WrappedModel", "listing", "tap", "wrap"]

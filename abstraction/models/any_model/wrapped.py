@@ -1,0 +1,253 @@
+"""A user's own network, with taps: `wrap` makes a `Network` of any JAX model without touching its source.
+
+    net = wrap(model, params, inputs, {"hidden": "layers/[0-9]+/act", "logits": "head"})
+
+The model is traced; values with a place (what a module returned, what `tap` named, what a source line computes; see
+`listing`) become taps of a `Model`, which reads and replaces them by running the traced program anew. Edits stay data,
+so everything in this library works on it: under jit, vmap and grad, through `scan`, `remat` and Python loops, whose
+steps are the depth of a tap.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from abstraction.checks import whole
+from abstraction.models.any_model.functions import Function, as_function
+from abstraction.models.any_model.interpreter import Taps, evaluate
+from abstraction.models.any_model.program import Program, Spot, spots, trace
+from abstraction.models.network import Network
+from abstraction.models.taps import NO_EDITS, Edits, Tap, check_resume, check_taps
+from abstraction.pytrees import leading_axis
+from abstraction.typing import Outputs, Params
+
+
+class Place(NamedTuple):
+    """Where a tap is.
+
+    Attributes:
+      expression: a place that `listing` shows, or a regular expression that matches the whole of several.
+      units: how many axes at the end of its values are its units; 2 for heads and their size, say, D = H E.
+    """
+
+    expression: str
+    units: int = 1
+
+
+@dataclass(frozen=True)
+class WrappedModel:
+    """A user's model; implements `abstraction.models.Model`. Compares by value where the user's model does.
+
+    Attributes:
+      function: its computation.
+      places: where each tap is.
+      found: the taps.
+      examples: the axis of examples of each tap, in the program's own order.
+      shapes: the params' structure, and the shape and type of each array.
+    """
+
+    function: Function
+    places: tuple[tuple[str, Place], ...]
+    found: tuple[Tap, ...]
+    examples: tuple[tuple[str, int], ...]
+    shapes: tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]
+
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        """The taps that were asked for."""
+        return self._taps
+
+    @cached_property
+    def _taps(self) -> Mapping[str, Tap]:
+        return {tap.name: tap for tap in self.found}
+
+    def init(self, key: Array) -> Params:
+        """Refuse to draw parameters.
+
+        Raises:
+          ValueError: always: the user's own code draws them.
+        """
+        raise ValueError("got a wrapped model to draw params of, expected the user's own code to draw them")
+
+    def param_shapes(self) -> Params:
+        """Return shape and type of every array of the params; see `abstraction.models.base.Shaped`."""
+        return jax.tree.unflatten(*self.shapes)
+
+    def apply(
+        self, params: Params, inputs: Any, edits: Edits = NO_EDITS, record: Sequence[str] = ()
+    ) -> tuple[Outputs, dict[str, Array]]:
+        """Run the network; see `Model.apply`.
+
+        Raises:
+          ValueError: what `Model.apply` refuses, or inputs with which a tap occurs another number of times.
+        """
+        check_taps(self._taps, edits, record)
+        program = self.program(params, inputs)
+        wanted = {*edits, *record}
+        units = {name: place.units for name, place in self.places}
+        taps = Taps(matcher(self.places, wanted), dict(self.examples), units, frozenset(record), {})
+        counts = taps.occurrences(program.closed.jaxpr, "")
+        if wrong := {name: counts.get(name, 0) for name in wanted if counts.get(name, 0) != self._taps[name].depth}:
+            expected = {name: self._taps[name].depth for name in wrong}
+            raise ValueError(f"got taps that occur {wrong} times with these inputs, expected {expected}, as wrapped")
+        arguments = jax.tree.leaves((params, inputs))
+        outs, records = evaluate(program.closed.jaxpr, list(program.closed.consts), arguments, edits, taps)
+        return jax.tree.unflatten(program.outputs, outs), {name: records[name] for name in record}
+
+    def resume(
+        self, params: Params, tap: str, depth: Int[Array, ""], activation: Array, *, inputs: Any, states: Array
+    ) -> Outputs:
+        """Refuse: no tap of a wrapped model is known to carry everything. See `Model.resume`.
+
+        Raises:
+          ValueError: always.
+        """
+        check_resume(self._taps, tap, depth, activation)
+        raise ValueError(f"got a resume from {tap!r} of a wrapped model, expected a run with edits")
+
+    def program(self, params: Params, inputs: Any) -> Program:
+        """Return the model's equations for params and inputs, arrays or shapes."""
+        return trace(self.function, params, inputs)
+
+
+def wrap(
+    model: Any,
+    params: Any,
+    inputs: Any,
+    taps: Mapping[str, str | Place] | Sequence[str],
+    *,
+    read: Callable[[Any], Any] | None = None,
+) -> Network:
+    """Make a network with taps of any JAX model.
+
+    Args:
+      model: a Linen, NNX or Equinox module (one example; it is mapped over the batch), or a function of params and
+        inputs. A module is left as it is.
+      params: the variables of a Linen module; None for a module that has its own; whatever a function takes, arrays or
+        an NNX or Equinox module.
+      inputs: a batch of N examples, or of their shapes: an array or a pytree of arrays that lead with N. It says how
+        large activations are; other batches may have another N.
+      taps: `{name: place}`. A place is one that `listing` shows, or a regular expression that matches the whole of
+        several, which become the depth axis in the order in which they run, or a `Place` of several axes of units. A
+        list of places names each by itself.
+      read: turns what the model returns into outputs `[N, C]`: logits at one token, say. Give a function that has a
+        name, not a fresh lambda: a model that compares unequal compiles again.
+
+    Returns:
+      The network. A tap's activation is `[L, N, ..., D]`, whatever axis the model has examples on.
+
+    Raises:
+      ValueError: no place matches, or one that cannot be opened, places of one tap that differ in shape, a value that
+        has not one axis of examples, or is a number per example; outputs that are no array that leads with examples;
+        a model whose code depends on the number of examples; or what `as_function` refuses.
+    """
+    function, arrays = as_function(model, params, read)
+    named = dict(taps) if isinstance(taps, Mapping) else {place: place for place in taps}
+    places = tuple((name, Place(at) if isinstance(at, str) else at) for name, at in named.items())
+    listed = batch_spots(function, arrays, inputs, outputs=True)
+    found, examples = zip(*(_tap(name, place, listed) for name, place in places), strict=True) if places else ((), ())
+    leaves, tree = jax.tree.flatten(arrays)
+    shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype) for leaf in leaves)
+    axes = tuple(zip(named, examples, strict=True))
+    return Network(WrappedModel(function, places, tuple(found), axes, (tree, shapes)), arrays)
+
+
+class BatchSpot(NamedTuple):
+    """A value with a place, and where its examples are.
+
+    Attributes:
+      spot: the value.
+      axis: its axis of examples, or None where it has not exactly one.
+    """
+
+    spot: Spot
+    axis: int | None
+
+
+def batch_spots(function: Function, params: Params, inputs: Any, *, outputs: bool) -> list[BatchSpot]:
+    """List the values of a function that have a place; the axis of examples is the one that grows with the batch.
+
+    Raises:
+      ValueError: the code depends on the number of examples; where `outputs`, they do not lead with examples.
+    """
+    count = leading_axis(inputs)
+    shape = lambda leaf, more: jax.ShapeDtypeStruct((count + more, *jnp.shape(leaf)[1:]), _dtype(leaf))
+    traced = [trace(function, params, jax.tree.map(lambda leaf, n=n: shape(leaf, n), inputs)) for n in (0, 1)]
+    for n, program in enumerate(traced):
+        shapes = [getattr(atom.aval, "shape", ()) for atom in program.closed.jaxpr.outvars]
+        if outputs and (len(shapes) != 1 or shapes[0][:1] != (count + n,)):
+            raise ValueError(
+                f"got outputs of shapes {shapes} for {count + n} examples, expected one array that leads with them, "
+                "[N, C]: `read` turns what the model returns into outputs"
+            )
+    here, there = (list(spots(program.closed.jaxpr)) for program in traced)
+    if [spot.place for spot in here] != [spot.place for spot in there]:
+        raise ValueError(
+            f"got another program for {count} examples than for {count + 1}, expected code that does not depend on how "
+            "many there are"
+        )
+    return [BatchSpot(one, _grown(one.shape, two.shape)) for one, two in zip(here, there, strict=True)]
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.asarray(leaf).dtype
+
+
+def _grown(small: tuple[int, ...], large: tuple[int, ...]) -> int | None:
+    if len(small) != len(large):
+        return None
+    grown = [axis for axis, (one, two) in enumerate(zip(small, large, strict=True)) if one != two]
+    return grown[0] if len(grown) == 1 and large[grown[0]] == small[grown[0]] + 1 else None
+
+
+def matcher(places: Sequence[tuple[str, Place]], wanted: set[str]) -> Callable[[Spot], str | None]:
+    """Return the function that tells which of some taps a value with a place is; the first whose place matches."""
+    expressions = [(name, place.expression, _expression(place.expression)) for name, place in places if name in wanted]
+    known: dict[str, str | None] = {}
+
+    def name_of(spot: Spot) -> str | None:
+        if spot.place not in known:
+            matches = (name for name, place, found in expressions if place == spot.place or found.fullmatch(spot.place))
+            known[spot.place] = next(matches, None)
+        return known[spot.place]
+
+    return name_of
+
+
+def _expression(place: str) -> re.Pattern[str]:
+    try:
+        return re.compile(place)
+    except re.error:
+        return re.compile(re.escape(place))
+
+
+def _tap(name: str, place: Place, listed: list[BatchSpot]) -> tuple[Tap, int]:
+    """Make a tap of all the values whose place matches."""
+    name_of = matcher([(name, place)], {name})
+    there = [each for each in listed if name_of(each.spot) is not None]
+    what = f"got tap {name!r} at {place.expression!r}"
+    if not there:
+        known = list(dict.fromkeys(each.spot.place for each in listed))
+        near = difflib.get_close_matches(place.expression, known, 3, 0.3) or known[:8]
+        raise ValueError(f"{what}, which is nowhere, expected a place such as {near}; `listing` shows all {len(known)}")
+    if closed := [each.spot for each in there if each.spot.obstacle]:
+        raise ValueError(f"{what}: {closed[0].place!r} is {closed[0].obstacle}")
+    shapes = {(each.spot.shape, each.axis) for each in there}
+    if len(shapes) != 1:
+        found = {each.spot.place: each.spot.shape for each in there}
+        raise ValueError(f"{what} with values of several shapes {found}, expected one shape: make a tap of each")
+    shape, axis = next(iter(shapes))
+    whole("axes of units", place.units)
+    if axis is None or len(shape) <= place.units:
+        raise ValueError(f"{what} of shape {shape}, expected one axis of examples and {place.units} of units at least")
+    width = math.prod((*shape[:axis], *shape[axis + 1 :])[len(shape) - 1 - place.units :])
+    depth = sum(each.spot.times for each in there)
+    return Tap(name, width, depth, f"{there[0].spot.about} at {place.expression}"), axis
