@@ -11,7 +11,7 @@ bias lie, which axes of the kernel are the tap's units, and what lies between. A
     Consumer(("block0", "down", "kernel"), ("block0", "down", "bias"))
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +22,8 @@ from abstraction.checks import indices
 from abstraction.models.base import Model
 from abstraction.typing import AnyArray, Params
 
-Path = tuple[str, ...]
+Path = tuple[Any, ...]
+"""Where an array is in params: names, or numbers in lists."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def check_kept(tap: str, kept: Any, width: int) -> Int[np.ndarray, " K"]:
 def find_array(params: Params, path: Path) -> Any:
     """Return the array at a path, or None where there is none."""
     for part in path:
-        if part not in params:
+        there = part in params if isinstance(params, Mapping) else isinstance(part, int) and part < len(params)
+        if not there:
             return None
         params = params[part]
     return params
@@ -123,6 +125,10 @@ def replace_array(params: Params, path: Path, value: AnyArray) -> Params:
     if not path:
         return value
     head, *rest = path
+    if isinstance(params, list | tuple):
+        return type(params)(
+            replace_array(old, tuple(rest), value) if n == head else old for n, old in enumerate(params)
+        )
     return {**params, head: replace_array(params.get(head, {}), tuple(rest), value)}
 
 

@@ -61,7 +61,7 @@ def suffix_at(network: Network, inputs: Any, tap: str) -> Suffix:
     if shape[0] > 1 and activation.ndim != 3:
         raise ValueError(
             f"got tap {tap!r} of shape {shape}, with depth and positions, expected one that occurs once; "
-            "a decoder has them in the form of `unrolled_decoder`"
+            "a decoder has them in the form of `unrolled_decoder`, a wrapped model where its blocks are not scanned"
         )
 
     def run(offset: Array) -> Outputs:

@@ -7,12 +7,12 @@ part of the structure. It computes one example by convention; `EquinoxCall` maps
 import dataclasses
 import sys
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple, cast
 
 import jax
 
-from abstraction.models.any_model.program import marked
+from abstraction.models.any_model.program import called
 from abstraction.typing import Params
 
 
@@ -32,31 +32,38 @@ class EquinoxCall:
 
 @dataclass(frozen=True)
 class EquinoxCarrier:
-    """An Equinox module without its arrays; compares by value."""
+    """An Equinox module without its arrays; compares by value.
+
+    Attributes:
+      tree: its structure.
+      leaves: what is no array, or the path of what is, in the order of leaves.
+    """
 
     tree: Any
-    fixed: tuple[Any, ...]
+    leaves: tuple[Any, ...]
 
     def join(self, params: Params) -> Any:
         """Return the module."""
-        arrays = iter(params)
-        leaves = [next(arrays) if each is _ARRAY else each for each in self.fixed]
-        return jax.tree.unflatten(self.tree, leaves)
+        found = [params[leaf.path] if isinstance(leaf, ArrayAt) else leaf for leaf in self.leaves]
+        return jax.tree.unflatten(self.tree, found)
 
 
-class _Array:
-    """Stands where an array was."""
+class ArrayAt(NamedTuple):
+    """Where an array was."""
 
-
-_ARRAY = _Array()
+    path: str
 
 
 def split_equinox(module: Any) -> tuple[EquinoxCarrier, Params]:
-    """Return a marked copy of a module, without its arrays, and these, in the order of its leaves."""
-    leaves, tree = jax.tree.flatten(_copied(module, ()))
-    arrays = sys.modules["equinox"].is_array
-    fixed = tuple(_ARRAY if arrays(leaf) else leaf for leaf in leaves)
-    return EquinoxCarrier(tree, fixed), [leaf for leaf in leaves if arrays(leaf)]
+    """Return a marked copy of a module, without its arrays, and these by path: `layers/0/weight`."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(_copied(module, ()))
+    is_array, params, kept = sys.modules["equinox"].is_array, {}, []
+    for path, leaf in leaves:
+        name = "/".join(str(getattr(part, "name", getattr(part, "idx", getattr(part, "key", part)))) for part in path)
+        if is_array(leaf):
+            params[name] = leaf
+        kept.append(ArrayAt(name) if is_array(leaf) else leaf)
+    return EquinoxCarrier(tree, tuple(kept)), params
 
 
 def _copied(value: Any, path: tuple[str, ...]) -> Any:
@@ -69,8 +76,7 @@ def _copied(value: Any, path: tuple[str, ...]) -> Any:
         return value
     kind = _marking(type(value), "/".join(path) or ".") if "__call__" in dir(type(value)) else type(value)
     copy = object.__new__(kind)
-    fields: Any = dataclasses.fields(kind)
-    for field in fields:
+    for field in dataclasses.fields(cast(Any, kind)):
         if hasattr(value, field.name):
             object.__setattr__(copy, field.name, _copied(getattr(value, field.name), (*path, field.name)))
     return copy
@@ -81,7 +87,7 @@ def _marking(kind: type, place: str) -> type:
     """Return a subclass that marks what it returns; one for each class and place, so that two copies are equal."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return marked(kind.__call__(self, *args, **kwargs), place, kind.__name__)
+        return called(partial(kind.__call__, self), args, kwargs, place, kind.__name__)
 
     return type(kind)(
         kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__doc__": kind.__doc__}

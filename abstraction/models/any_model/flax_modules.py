@@ -1,19 +1,19 @@
-"""Marks on what Flax modules return: Linen by interception, NNX by a subclass of each module's own class.
+"""Marks on what Flax modules read and return: Linen by interception, NNX by a subclass of each module's own class.
 
 Neither touches the user's source or his objects. A Linen module is applied under an interceptor. An NNX module is
-cloned and every module in the clone gets a subclass of its class whose `__call__` marks its output; the graph
+cloned and every module in the clone gets a subclass of its class whose `__call__` marks its input and output; the graph
 definition carries the class, so it survives `nnx.scan`, `nnx.remat` and `nnx.vmap`.
 """
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from flax import linen, nnx
 
-from abstraction.models.any_model.program import marked
+from abstraction.models.any_model.program import called
 from abstraction.typing import Params
 
 _UNCALLED = ("setup", "__init__", "__post_init__")
@@ -24,12 +24,11 @@ def linen_marks() -> Iterator[None]:
     """Mark what every Linen module returns that runs inside."""
 
     def intercept(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        value = function(*args, **kwargs)
         if context.method_name in _UNCALLED:
-            return value
+            return function(*args, **kwargs)
         path = "/".join(context.module.path) or "."
         place = path if context.method_name == "__call__" else f"{path}.{context.method_name}"
-        return marked(value, place, type(context.module).__name__)
+        return called(function, args, kwargs, place, type(context.module).__name__)
 
     with linen.intercept_methods(intercept):
         yield
@@ -72,6 +71,6 @@ def _marking(kind: type, place: str) -> type:
     """Return a subclass that marks what it returns; one for each class and place, so that two copies are equal."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return marked(kind.__call__(self, *args, **kwargs), place, kind.__name__)
+        return called(partial(kind.__call__, self), args, kwargs, place, kind.__name__)
 
     return type(kind)(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})

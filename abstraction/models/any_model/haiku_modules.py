@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from abstraction.models.any_model.program import marked
+from abstraction.models.any_model.program import called
 
 
 @contextlib.contextmanager
@@ -17,12 +17,11 @@ def haiku_marks() -> Iterator[None]:
         return
 
     def intercept(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        value = function(*args, **kwargs)
         if context.method_name == "__init__":
-            return value
+            return function(*args, **kwargs)
         path = context.module.module_name.replace("/~/", "/")
         place = path if context.method_name == "__call__" else f"{path}.{context.method_name}"
-        return marked(value, place, type(context.module).__name__)
+        return called(function, args, kwargs, place, type(context.module).__name__)
 
     with haiku.intercept_methods(intercept):
         yield

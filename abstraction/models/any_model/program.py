@@ -2,7 +2,7 @@
 
 `jax.make_jaxpr` writes a model as equations. Three kinds of value have a place by which a user can name them:
 
-    module   what a module returned, by its path: a tagger has put a mark on it
+    module   what a module returned, by its path, and what it read: "mlp/down", "mlp/down.input"
     name     what the user's own code names by `tap(value, name)`, or by JAX's `checkpoint_name`
     line     what an equation gives, by its source line and operation: "model.py:17 tanh"
 
@@ -33,6 +33,7 @@ _HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
 _SITE = os.sep + "site-packages" + os.sep
 _FRAMEWORKS = ("flax", "equinox", "haiku")
+_CHECKERS = ("jaxtyping", "beartype", "typeguard")
 
 
 class Program(NamedTuple):
@@ -56,6 +57,7 @@ class Spot(NamedTuple):
       about: the class of the module, or the operation.
       shape: its shape at one occurrence, in the program's own order of axes.
       times: how often it occurs in one run, here.
+      address: the indices by which `interpreter.evaluate` comes to it.
       obstacle: why it cannot be read and replaced; empty where it can.
     """
 
@@ -64,7 +66,12 @@ class Spot(NamedTuple):
     about: str
     shape: tuple[int, ...]
     times: int = 1
+    address: tuple[int, ...] = ()
     obstacle: str = ""
+
+
+_TOP = Spot("", "", "", ())
+"""Where the equations of a whole program are."""
 
 
 def tap(value: Array, name: str) -> Array:
@@ -81,13 +88,32 @@ def tap(value: Array, name: str) -> Array:
 
 
 def marked(value: Any, place: str, about: str) -> Any:
-    """Put a mark on every array a module returned; one that is returned twice, as a cell's carry, is named once."""
+    """Put a mark on every array of numbers in a value; one that is there twice, as a cell's carry, is named once."""
     leaves, tree = jax.tree.flatten(value)
-    arrays = {id(leaf): leaf for leaf in leaves if isinstance(leaf, jax.Array)}
+    arrays = {id(leaf): leaf for leaf in leaves if _is_floating(leaf)}
     several = len(arrays) > 1
     names = {key: f"{MARK}{place}{f'.{n}' if several else ''}{SEPARATOR}{about}" for n, key in enumerate(arrays)}
     named = {key: checkpoint_name(leaf, names[key]) for key, leaf in arrays.items()}
     return jax.tree.unflatten(tree, [named.get(id(leaf), leaf) for leaf in leaves])
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+
+
+def called(function: Callable[..., Any], args: Any, kwargs: Any, place: str, about: str) -> Any:
+    """Call a module with marks on what it reads, by position, and on what it returns."""
+    return marked(function(*marked(tuple(args), f"{place}.input", about), **kwargs), place, about)
+
+
+def tap_mark(name: str) -> str:
+    """Return the name that a program written anew gives to a tap of the old one."""
+    return f"{MARK}{tap_place(name)}{SEPARATOR}tap"
+
+
+def tap_place(name: str) -> str:
+    """Return the place of a tap in a program written anew."""
+    return f"tap:{name}"
 
 
 def trace(run: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Program:
@@ -107,27 +133,26 @@ def opened(body: Any) -> tuple[Any, list[Any]]:
     return (body.jaxpr, list(body.consts)) if isinstance(body, core.ClosedJaxpr) else (body, [])
 
 
-def spots(jaxpr: Any, times: int = 1, enclosing: str = "", obstacle: str = "") -> Iterator[Spot]:
+def spots(jaxpr: Any, within: Spot = _TOP, line: str = "") -> Iterator[Spot]:
     """List the values that have a place, in the order they run.
 
     Args:
       jaxpr: the equations.
-      times: how often they run.
-      enclosing: the source line whose inside this is; see `line_of`.
-      obstacle: why nothing here can be replaced.
+      within: how often they run, where they are, and why nothing here can be replaced.
+      line: the source line whose inside this is; see `inner_line`.
     """
-    for eqn in jaxpr.eqns:
-        kind = eqn.primitive.name
+    for index, eqn in enumerate(jaxpr.eqns):
+        kind, here = eqn.primitive.name, within._replace(address=(*within.address, index))
         inside = [opened(body)[0] for body in bodies(eqn)]
         if inside:
-            line = inner_line(eqn)
-            steps = times * eqn.params["length"] if kind == "scan" else times
-            stop = obstacle or _obstacle(kind)
-            listed = [list(spots(body, steps, line, stop)) for body in inside]
+            steps = within.times * eqn.params["length"] if kind == "scan" else within.times
+            deeper = here._replace(times=steps, obstacle=within.obstacle or _obstacle(kind))
+            below = lambda number, deeper=deeper: deeper._replace(address=(*deeper.address, number))
+            listed = [list(spots(body, below(number), inner_line(eqn))) for number, body in enumerate(inside)]
             yield from _together(listed) if kind == "cond" else (spot for each in listed for spot in each)
-        named = spot_of(eqn, enclosing)
+        named = spot_of(eqn, line)
         if named is not None:
-            yield named._replace(times=times, obstacle=obstacle)
+            yield named._replace(times=within.times, address=here.address, obstacle=within.obstacle)
 
 
 def _obstacle(kind: str) -> str:
@@ -195,6 +220,8 @@ def line_of(eqn: Any) -> tuple[str, str]:
     for frame in traceback.frames:
         name = frame.file_name
         if name.startswith((_JAX, _HERE, "<")) or (name.startswith(_STANDARD) and _SITE not in name):
+            continue
+        if any(f"{_SITE}{checker}{os.sep}" in name for checker in _CHECKERS):
             continue
         last = f"{os.path.basename(name)}:{frame.line_num}"
         if not any(f"{os.sep}{framework}{os.sep}" in name for framework in _FRAMEWORKS):

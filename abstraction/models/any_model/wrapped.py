@@ -8,6 +8,7 @@ so everything in this library works on it: under jit, vmap and grad, through `sc
 steps are the depth of a tap.
 """
 
+import dataclasses
 import difflib
 import math
 import re
@@ -18,14 +19,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
-from abstraction.checks import whole
-from abstraction.models.any_model.functions import Function, as_function
-from abstraction.models.any_model.interpreter import Taps, evaluate
-from abstraction.models.any_model.program import Program, Spot, spots, trace
+from abstraction.checks import one_of, whole
+from abstraction.models.any_model.functions import as_function
+from abstraction.models.any_model.interpreter import TOP, Changes, Taps, evaluate
+from abstraction.models.any_model.program import Spot, spots, tap_place, trace
+from abstraction.models.any_model.reducing import (
+    OFFSETS,
+    Narrowed,
+    WithOffsets,
+    consumers_of,
+    kept_params,
+    zero_offsets,
+)
+from abstraction.models.checking import check_model
 from abstraction.models.network import Network
 from abstraction.models.taps import NO_EDITS, Edits, Tap, check_resume, check_taps
+from abstraction.models.wiring import Consumer, check_kept, take_units
 from abstraction.pytrees import leading_axis
 from abstraction.typing import Outputs, Params
 
@@ -36,10 +48,12 @@ class Place(NamedTuple):
     Attributes:
       expression: a place that `listing` shows, or a regular expression that matches the whole of several.
       units: how many axes at the end of its values are its units; 2 for heads and their size, say, D = H E.
+      only: which one of its values, counted as they run; by default all of them.
     """
 
     expression: str
     units: int = 1
+    only: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,14 +65,16 @@ class WrappedModel:
       places: where each tap is.
       found: the taps.
       examples: the axis of examples of each tap, in the program's own order.
-      shapes: the params' structure, and the shape and type of each array.
+      shapes: the structure of params, and the shape and type of each array.
+      batch: likewise of the inputs it was wrapped with.
     """
 
-    function: Function
+    function: Callable[[Any, Any], Any]
     places: tuple[tuple[str, Place], ...]
     found: tuple[Tap, ...]
     examples: tuple[tuple[str, int], ...]
     shapes: tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]
+    batch: tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]
 
     @property
     def taps(self) -> Mapping[str, Tap]:
@@ -81,6 +97,41 @@ class WrappedModel:
         """Return shape and type of every array of the params; see `abstraction.models.base.Shaped`."""
         return jax.tree.unflatten(*self.shapes)
 
+    def example(self) -> Any:
+        """Return shape and type of the inputs it was wrapped with."""
+        return jax.tree.unflatten(*self.batch)
+
+    def consumers(self, tap: str) -> tuple[Consumer, ...]:
+        """Return what reads the units of a tap, as its program says; see `abstraction.models.Reducible`.
+
+        Raises:
+          ValueError: the tap is unknown, or an equation stands in the way; says which, and where.
+        """
+        one_of("tap", tap, sorted(self._taps))
+        return consumers_of(self, tap)
+
+    def with_biases(self, params: Params, tap: str) -> tuple["WrappedModel", Params]:
+        """Add an offset of 0 to what every reader of a tap gives; see `abstraction.models.Reducible`."""
+        offsets = zero_offsets(self, tap, params)
+        there = params.get(OFFSETS, {})
+        if set(offsets) <= set(there):
+            return self, params
+        params = {**params, OFFSETS: {**there, **offsets}}
+        return self._anew(WithOffsets(self, tap), params), params
+
+    def narrowed(self, params: Params, tap: str, kept: Int[np.ndarray, " K"]) -> tuple["WrappedModel", Params]:
+        """Remove the other units of a tap; see `abstraction.models.Reducible`."""
+        one_of("tap", tap, sorted(self._taps))
+        kept = check_kept(tap, kept, self._taps[tap].width)
+        params = kept_params(self, tap, params, kept, take_units)
+        return self._anew(Narrowed(self, tap, len(kept)), params), params
+
+    def _anew(self, function: Callable[[Any, Any], Any], params: Params) -> "WrappedModel":
+        """Wrap a program written anew, in which every tap is marked."""
+        places = tuple((name, Place(re.escape(tap_place(name)), place.units)) for name, place in self.places)
+        about = {tap.name: tap.about for tap in self.found}
+        return _wrapped(function, params, self.example(), places, about)
+
     def apply(
         self, params: Params, inputs: Any, edits: Edits = NO_EDITS, record: Sequence[str] = ()
     ) -> tuple[Outputs, dict[str, Array]]:
@@ -90,17 +141,25 @@ class WrappedModel:
           ValueError: what `Model.apply` refuses, or inputs with which a tap occurs another number of times.
         """
         check_taps(self._taps, edits, record)
-        program = self.program(params, inputs)
-        wanted = {*edits, *record}
+        outs, records = self.run(params, inputs, edits, record)
+        return outs, {name: records[name] for name in record}
+
+    def run(
+        self, params: Params, inputs: Any, edits: Edits = NO_EDITS, record: Sequence[str] = (), marked: bool = False
+    ) -> tuple[Any, dict[str, Array]]:
+        """Run the program with edits; `marked`, every tap of it can be found in what this is a part of."""
+        program = trace(self.function, params, inputs)
+        wanted = set(self._taps) if marked else {*edits, *record}
         units = {name: place.units for name, place in self.places}
-        taps = Taps(matcher(self.places, wanted), dict(self.examples), units, frozenset(record), {})
-        counts = taps.occurrences(program.closed.jaxpr, "")
+        named = matcher(self.places, wanted, list(spots(program.closed.jaxpr)))
+        taps = Taps(named, dict(self.examples), units, frozenset(record), {}, Changes(marked=marked))
+        counts = taps.occurrences(program.closed.jaxpr, TOP)
         if wrong := {name: counts.get(name, 0) for name in wanted if counts.get(name, 0) != self._taps[name].depth}:
             expected = {name: self._taps[name].depth for name in wrong}
             raise ValueError(f"got taps that occur {wrong} times with these inputs, expected {expected}, as wrapped")
         arguments = jax.tree.leaves((params, inputs))
         outs, records = evaluate(program.closed.jaxpr, list(program.closed.consts), arguments, edits, taps)
-        return jax.tree.unflatten(program.outputs, outs), {name: records[name] for name in record}
+        return jax.tree.unflatten(program.outputs, outs), records
 
     def resume(
         self, params: Params, tap: str, depth: Int[Array, ""], activation: Array, *, inputs: Any, states: Array
@@ -113,10 +172,6 @@ class WrappedModel:
         check_resume(self._taps, tap, depth, activation)
         raise ValueError(f"got a resume from {tap!r} of a wrapped model, expected a run with edits")
 
-    def program(self, params: Params, inputs: Any) -> Program:
-        """Return the model's equations for params and inputs, arrays or shapes."""
-        return trace(self.function, params, inputs)
-
 
 def wrap(
     model: Any,
@@ -125,6 +180,7 @@ def wrap(
     taps: Mapping[str, str | Place] | Sequence[str],
     *,
     read: Callable[[Any], Any] | None = None,
+    check: bool = False,
 ) -> Network:
     """Make a network with taps of any JAX model.
 
@@ -140,6 +196,7 @@ def wrap(
         list of places names each by itself.
       read: turns what the model returns into outputs `[N, C]`: logits at one token, say. Give a function that has a
         name, not a fresh lambda: a model that compares unequal compiles again.
+      check: whether to run the laws of `check_model` on these inputs, which takes seconds.
 
     Returns:
       The network. A tap's activation is `[L, N, ..., D]`, whatever axis the model has examples on.
@@ -147,17 +204,48 @@ def wrap(
     Raises:
       ValueError: no place matches, or one that cannot be opened, places of one tap that differ in shape, a value that
         has not one axis of examples, or is a number per example; outputs that are no array that leads with examples;
-        a model whose code depends on the number of examples; or what `as_function` refuses.
+        a model whose code depends on the number of examples; a law that is broken; or what `as_function` refuses.
     """
     function, arrays = as_function(model, params, read)
     named = dict(taps) if isinstance(taps, Mapping) else {place: place for place in taps}
     places = tuple((name, Place(at) if isinstance(at, str) else at) for name, at in named.items())
-    listed = batch_spots(function, arrays, inputs, outputs=True)
-    found, examples = zip(*(_tap(name, place, listed) for name, place in places), strict=True) if places else ((), ())
-    leaves, tree = jax.tree.flatten(arrays)
-    shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype) for leaf in leaves)
-    axes = tuple(zip(named, examples, strict=True))
-    return Network(WrappedModel(function, places, tuple(found), axes, (tree, shapes)), arrays)
+    network = Network(_wrapped(function, arrays, inputs, places, {}), arrays)
+    if check:
+        check_model(network, inputs, plain=function)
+    return network
+
+
+def _wrapped(
+    function: Callable[[Any, Any], Any],
+    params: Params,
+    inputs: Any,
+    places: tuple[tuple[str, Place], ...],
+    about: Mapping[str, str],
+) -> WrappedModel:
+    listed = batch_spots(function, params, inputs, outputs=True)
+    _check_apart(places, [each.spot for each in listed])
+    found = [_tap(name, place, listed) for name, place in places]
+    taps = tuple(dataclasses.replace(tap, about=about.get(tap.name, tap.about)) for tap, _ in found)
+    axes = tuple((tap.name, axis) for tap, axis in found)
+    return WrappedModel(function, places, taps, axes, _shapes(params), _shapes(inputs))
+
+
+def _check_apart(places: Sequence[tuple[str, Place]], listed: Sequence[Spot]) -> None:
+    """Refuse a value that is in two taps."""
+    owners: dict[tuple[int, ...], str] = {}
+    for name, place in places:
+        name_of = matcher([(name, place)], {name}, listed)
+        for spot in listed:
+            if name_of(spot) is not None and owners.setdefault(spot.address, name) != name:
+                raise ValueError(
+                    f"got {spot.place!r} in taps {owners[spot.address]!r} and {name!r}, expected each value in one: "
+                    "wrap the model again for the other"
+                )
+
+
+def _shapes(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), _dtype(leaf)) for leaf in leaves)
 
 
 class BatchSpot(NamedTuple):
@@ -172,7 +260,7 @@ class BatchSpot(NamedTuple):
     axis: int | None
 
 
-def batch_spots(function: Function, params: Params, inputs: Any, *, outputs: bool) -> list[BatchSpot]:
+def batch_spots(function: Callable[[Any, Any], Any], params: Params, inputs: Any, *, outputs: bool) -> list[BatchSpot]:
     """List the values of a function that have a place; the axis of examples is the one that grows with the batch.
 
     Raises:
@@ -208,16 +296,31 @@ def _grown(small: tuple[int, ...], large: tuple[int, ...]) -> int | None:
     return grown[0] if len(grown) == 1 and large[grown[0]] == small[grown[0]] + 1 else None
 
 
-def matcher(places: Sequence[tuple[str, Place]], wanted: set[str]) -> Callable[[Spot], str | None]:
-    """Return the function that tells which of some taps a value with a place is; the first whose place matches."""
-    expressions = [(name, place.expression, _expression(place.expression)) for name, place in places if name in wanted]
-    known: dict[str, str | None] = {}
+def matcher(
+    places: Sequence[tuple[str, Place]], wanted: set[str], listed: Sequence[Spot]
+) -> Callable[[Spot], str | None]:
+    """Return the function that tells which of some taps a value with a place is.
+
+    Args:
+      places: where each tap is.
+      wanted: the taps to tell.
+      listed: the values of the program, among which those of a tap are counted.
+    """
+    known: dict[str, list[str]] = {}
+    for name, place in places:
+        expression = _expression(place.expression)
+        for spot in {each.place for each in listed} if name in wanted else ():
+            if spot == place.expression or expression.fullmatch(spot):
+                known.setdefault(spot, []).append(name)
+    chosen = {}
+    for name, place in places:
+        if place.only is not None:
+            there = [spot.address for spot in listed if name in known.get(spot.place, ())]
+            chosen[name] = there[place.only] if place.only < len(there) else None
 
     def name_of(spot: Spot) -> str | None:
-        if spot.place not in known:
-            matches = (name for name, place, found in expressions if place == spot.place or found.fullmatch(spot.place))
-            known[spot.place] = next(matches, None)
-        return known[spot.place]
+        found = (name for name in known.get(spot.place, ()) if name not in chosen or chosen[name] == spot.address)
+        return next(found, None)
 
     return name_of
 
@@ -231,13 +334,19 @@ def _expression(place: str) -> re.Pattern[str]:
 
 def _tap(name: str, place: Place, listed: list[BatchSpot]) -> tuple[Tap, int]:
     """Make a tap of all the values whose place matches."""
-    name_of = matcher([(name, place)], {name})
-    there = [each for each in listed if name_of(each.spot) is not None]
     what = f"got tap {name!r} at {place.expression!r}"
+    whole("axes of units", place.units)
+    name_of = matcher([(name, place._replace(only=None))], {name}, [each.spot for each in listed])
+    there = [each for each in listed if name_of(each.spot) is not None]
     if not there:
         known = list(dict.fromkeys(each.spot.place for each in listed))
         near = difflib.get_close_matches(place.expression, known, 3, 0.3) or known[:8]
         raise ValueError(f"{what}, which is nowhere, expected a place such as {near}; `listing` shows all {len(known)}")
+    if place.only is not None:
+        whole(f"value of {place.expression!r}", place.only, 0, len(there) - 1)
+        there = [there[place.only]]
+        if there[0].spot.times != 1:
+            raise ValueError(f"{what}: its value {place.only} is inside a scan, whose steps are one depth axis")
     if closed := [each.spot for each in there if each.spot.obstacle]:
         raise ValueError(f"{what}: {closed[0].place!r} is {closed[0].obstacle}")
     shapes = {(each.spot.shape, each.axis) for each in there}
@@ -245,7 +354,6 @@ def _tap(name: str, place: Place, listed: list[BatchSpot]) -> tuple[Tap, int]:
         found = {each.spot.place: each.spot.shape for each in there}
         raise ValueError(f"{what} with values of several shapes {found}, expected one shape: make a tap of each")
     shape, axis = next(iter(shapes))
-    whole("axes of units", place.units)
     if axis is None or len(shape) <= place.units:
         raise ValueError(f"{what} of shape {shape}, expected one axis of examples and {place.units} of units at least")
     width = math.prod((*shape[:axis], *shape[axis + 1 :])[len(shape) - 1 - place.units :])
