@@ -78,7 +78,6 @@ def interchange(
         return place.edits(Interchange(encoded, weight))
     # Weights of 0 in place of a mask: a plain interchange, as a handle makes.
     if place.mask is not None:
-        weight = weight[:, None] if weight.ndim == 1 else weight
         mask = place.mask.reshape(tap.depth, *[1] * (weight.ndim - 2), -1)
         weight = np.where(mask, weight, 0) if isinstance(weight, np.ndarray) else jnp.where(mask, weight, 0)
     return place.edits(Interchange(place.leaf(states), weight, place.features), masked=False, within=False)
@@ -336,13 +335,14 @@ class _Place:
         array = jnp.asarray(value) if known is None else known
         if known is not None:
             array = finite(what, known) if bounded else _ordered(what, known)
-            array = array.astype(np.float32) if array.dtype.kind in "biu" or array.dtype == np.float64 else array
+            array = np.asarray(array, np.float32 if array.dtype.kind in "biu" or array.dtype == np.float64 else None)
         depth = self.tap.depth
         everywhere = self.single or array.ndim < 2
         if (array.ndim and array.shape[-1] not in (1, self.count)) or not (everywhere or array.shape[0] == depth):
             wanted = f"a number, [{self.count}] or [{'' if self.single else f'{depth}, '}..., {self.count}]"
             raise ValueError(f"got {what} of shape {array.shape} at tap {self.tap.name!r}, expected {wanted}")
-        return _repeated(array, depth) if everywhere else array
+        # A number is a vector of one: what a depth gets is an array too.
+        return _repeated(array.reshape(array.shape or (1,)), depth) if everywhere else array
 
     def edits(self, edit: Edit, *, masked: bool = True, within: bool = True) -> dict[str, Edit]:
         """Put an edit in its place."""

@@ -17,7 +17,7 @@ from abstraction.checks import flag, whole
 from abstraction.models.positions import known_values
 from abstraction.typing import AnyArray
 
-Number = float | AnyArray
+Number = float | int | AnyArray
 
 
 def sigmoid_gate(scores: Float[AnyArray, "*K"], temperature: Number) -> Float[Array, "*K"]:

@@ -82,9 +82,7 @@ def _check(network: Network, senders: Edits, receivers: Mapping[str, AnyArray], 
             )
         known = known_values(where)
         if known is not None and (known.dtype != bool or not known.any()):
-            raise ValueError(
-                f"got places of type {known.dtype} in tap {name!r}, expected truth values, some of them true"
-            )
+            raise ValueError(f"got places of type {known.dtype} in tap {name!r}, expected truth values, some true")
 
 
 def _weight(where: AnyArray) -> Array:

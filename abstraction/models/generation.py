@@ -233,9 +233,7 @@ def _sampled(sampling: Sampling, network: Network) -> tuple[Array | None, Array 
         raise ValueError(f"got stop tokens {wrong}, expected ids from 0 to {vocabulary - 1}")
     temperature = number("temperature", sampling.temperature)
     if (temperature == 0) != (sampling.key is None):
-        raise ValueError(
-            f"got temperature {temperature:g} and key {sampling.key}, expected a key if it is above 0, else None"
-        )
+        raise ValueError(f"got temperature {temperature:g} and key {sampling.key}, expected a key where it is not 0")
     if sampling.key is None:
         return None, None
     check_key(sampling.key)
