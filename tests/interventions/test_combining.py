@@ -147,10 +147,11 @@ def test_two_sources_at_two_sites_are_one_run(network):
 def test_sources_in_a_chain_are_nested_by_hand(network, skip):
     """P15, serial: s0 at depth 0 into s1, whose depth 1 goes into the base."""
     tap = network.taps["hidden"]
+    into = lambda a: None if skip else do.interchange(tap, a["hidden"][0], depth=0, units=[0, 1, 2])
     links = [
-        Link(INPUTS[1], ("hidden",), lambda a: None if skip else do.interchange(tap, a["hidden"][0], depth=0, units=[0, 1, 2])),
+        Link(INPUTS[1], ("hidden",), into),
         Link(INPUTS[2], ("hidden",), lambda a: do.interchange(tap, a["hidden"][1], depth=1)),
-    ]  # fmt: skip
+    ]
     _, first = mlp_layers(network.params, INPUTS[1])
 
     def into_second(layer, state):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from abstraction.interventions import Basis, building as do
+from abstraction.interventions import Basis
+from abstraction.interventions import building as do
 from abstraction.interventions.autoencoders import autoencoder, read_autoencoder, save_autoencoder
 from abstraction.interventions.bases import random_frames
 from abstraction.interventions.featurizers import FeatureMap, InFeatures, encoded, invertible
