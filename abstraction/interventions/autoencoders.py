@@ -104,30 +104,22 @@ def autoencoder(
     """
     one_of("kind", kind, get_args(Kind))
     flag("centered", centered)
-    found = {name: _named(name, arrays, needed=name != "threshold" or kind == "jump_relu") for name in _NAMES}
+    names = [name for name in _NAMES if name != "threshold" or kind == "jump_relu"]
+    found = {name: _named(name, arrays) for name in names}
     encoder = found["W_enc"]
-    if encoder is None or encoder.ndim != 2 or not encoder.size:
-        raise ValueError(f"got W_enc of shape {np.shape(encoder)}, expected [D, K], at least one latent")
+    if encoder.ndim != 2 or not encoder.size:
+        raise ValueError(f"got W_enc of shape {encoder.shape}, expected [D, K], at least one latent")
     width, count = encoder.shape
-    shapes = {"b_enc": (count,), "W_dec": (count, width), "b_dec": (width,), "threshold": (count,)}
-    for name, shape in shapes.items():
-        array = found[name]
-        if array is not None and array.shape != shape:
+    shapes = {"W_enc": (width, count), "b_enc": (count,), "W_dec": (count, width), "b_dec": (width,)}
+    for name, array in found.items():
+        shape = shapes.get(name, (count,))
+        if array.shape != shape:
             raise ValueError(f"got {name} of shape {array.shape}, expected {shape} beside W_enc of {encoder.shape}")
     if (top is None) == (kind == "top_k"):
         raise ValueError(f"got top {top} of kind {kind!r}, expected a number for 'top_k' and None for others")
     top = None if top is None else whole("top", top, 1, count)
-    threshold = found["threshold"] if kind == "jump_relu" else None
-    return SparseAutoencoder(
-        kind,
-        top,
-        centered,
-        encoder,
-        found["b_enc"],
-        found["W_dec"],
-        found["b_dec"],
-        threshold,  # type: ignore[arg-type]
-    )
+    rest = (found[name] for name in names[1:])
+    return SparseAutoencoder(kind, top, centered, encoder, *rest)
 
 
 def read_autoencoder(
@@ -158,12 +150,10 @@ def save_autoencoder(features: SparseAutoencoder, path: str | Path) -> None:
     write_arrays(path, FILE_KIND, arrays, about)
 
 
-def _named(name: str, arrays: Mapping[str, AnyArray], *, needed: bool) -> np.ndarray | None:
+def _named(name: str, arrays: Mapping[str, AnyArray]) -> np.ndarray:
     there = [(stored, turned) for stored, turned in _NAMES[name].items() if stored in arrays]
     if not there:
-        if needed:
-            raise ValueError(f"got arrays {sorted(arrays)}, expected {name}, or {' or '.join(list(_NAMES[name])[1:])}")
-        return None
+        raise ValueError(f"got arrays {sorted(arrays)}, expected one of {list(_NAMES[name])}")
     stored, turned = there[0]
     array = finite(stored, arrays[stored])
     return array.T if turned else array

@@ -253,10 +253,11 @@ def clamp(
     """
     place = _place(tap, depth, units, at, basis)
     bounds = [place.spread(what, bound, bounded=False) for what, bound in (("low", low), ("high", high))]
-    known = [known_values(bound) for bound in bounds]
-    if known[0] is not None and known[1] is not None:
-        wider = max(array.ndim for array in known if array is not None)
-        lower, upper = (array.reshape(array.shape[0], *[1] * (wider - array.ndim), *array.shape[1:]) for array in known)
+    known = [bound for bound in map(known_values, bounds) if bound is not None]
+    if len(known) == 2:
+        # Both lead with the depth; the shorter of them is the same for all that is between.
+        most = max(bound.ndim for bound in known)
+        lower, upper = (bound.reshape(len(bound), *[1] * (most - bound.ndim), *bound.shape[1:]) for bound in known)
         if (lower > upper).any():
             raise ValueError(f"got low {np.asarray(low).tolist()} above high {np.asarray(high).tolist()}, expected not")
     return place.edits(Clamp(*bounds))
@@ -359,7 +360,7 @@ def _place(tap: Tap, depth: Depths, units: Units, at: AnyArray | None, basis: An
     single = is_whole(depth)
     levels = np.ones(tap.depth, bool)
     if depth is not None:
-        chosen = indices(f"depths of tap {tap.name!r}", [depth] if single else depth, tap.depth)  # type: ignore[arg-type]
+        chosen = indices(f"depths of tap {tap.name!r}", np.atleast_1d(np.asarray(depth)), tap.depth)
         positive("number of depths", [len(chosen)])
         levels = np.isin(np.arange(tap.depth), chosen)
     if basis is not None and not isinstance(basis, FeatureMap):

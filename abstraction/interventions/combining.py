@@ -134,29 +134,27 @@ def _met(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray:
         return np.ones((1, 1), bool)
     if first is None or second is None:
         there = first if first is not None else second
-        return (np.asarray(there) >= 0).any(axis=-1)
+        return np.asarray((np.asarray(there) >= 0).any(axis=-1))
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"got positions in {first.shape[1]} and {second.shape[1]} examples, expected equal numbers")
-    return ((first[..., :, None] == second[..., None, :]) & (first[..., :, None] >= 0)).any(axis=(-2, -1))
+    equal = (first[..., :, None] == second[..., None, :]) & (first[..., :, None] >= 0)
+    return np.asarray(equal.any(axis=(-2, -1)))
 
 
 def _entangled(first: _Footprint, second: _Footprint) -> np.ndarray:
     """Return at which depths one of two edits writes what the other reads, `[L]`; one of them has linear features."""
+    units = [np.asarray(one.units.any(axis=1)) for one in (first, second)]
     if first.basis is None or second.basis is None:
-        coordinates, features = (first, second) if first.basis is None else (second, first)
-        read, write = _in_use(features)
-        used = coordinates.units.any(axis=1)
-        return _beyond(read * used[:, :, None], read) | _beyond(write * used[:, None, :], write)
-    (read, write), (other_read, other_write) = _in_use(first), _in_use(second)
-    here, there = write @ other_read, other_write @ read
-    return _beyond(here, write, other_read) | _beyond(there, other_write, read)
+        coordinates, features = units if first.basis is None else units[::-1]
+        read, write = _in_use(first.basis or second.basis, features)
+        return _beyond(read * coordinates[:, :, None], read) | _beyond(write * coordinates[:, None, :], write)
+    (read, write), (other_read, other_write) = _in_use(first.basis, units[0]), _in_use(second.basis, units[1])
+    return _beyond(write @ other_read, write, other_read) | _beyond(other_write @ read, other_write, read)
 
 
-def _in_use(one: _Footprint) -> tuple[np.ndarray, np.ndarray]:
-    """Return the directions that an edit reads, `[L, D, K]`, and those that it writes, `[L, K, D]`; else 0."""
-    assert one.basis is not None
-    used = one.units.any(axis=1)
-    return np.asarray(one.basis.encoder) * used[:, None, :], np.asarray(one.basis.decoder) * used[:, :, None]
+def _in_use(basis: Any, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the directions that an edit reads, `[L, D, K]`, and those that it writes, `[L, K, D]`, 0 where unused."""
+    return np.asarray(basis.encoder) * used[:, None, :], np.asarray(basis.decoder) * used[:, :, None]
 
 
 def _beyond(product: np.ndarray, *factors: np.ndarray) -> np.ndarray:
@@ -209,7 +207,7 @@ def _read_in(features: Any, one: _Footprint) -> _Footprint:
 
 def _everywhere(one: _Footprint) -> _Footprint:
     """Let an edit that acts somewhere at a depth act on all of it."""
-    return _Footprint(one.name, one.units.any(axis=(1, 2), keepdims=True), None, one.positions)
+    return _Footprint(one.name, np.asarray(one.units.any(axis=(1, 2), keepdims=True)), None, one.positions)
 
 
 def _units(leaf: Any, acts: Any) -> np.ndarray:
@@ -220,4 +218,4 @@ def _units(leaf: Any, acts: Any) -> np.ndarray:
     there = np.asarray(acts(known), bool)
     if there.ndim < 3:
         return there.reshape(len(there), 1, -1)
-    return there.any(axis=tuple(range(2, there.ndim - 1)))
+    return np.asarray(there.any(axis=tuple(range(2, there.ndim - 1))))

@@ -95,16 +95,17 @@ def generate(
         fit, a pass that is not there, or sampling that cannot be.
     """
     model = network.model
-    kind("network", model, Decoder)
-    if model.answers:  # type: ignore[union-attr]
+    if not isinstance(model, Decoder):
+        raise ValueError(f"got a network of {type(model).__name__}, expected one of Decoder")
+    if model.answers:
         raise ValueError("got a decoder of answer symbols, expected one of the whole vocabulary: Decoder(config)")
     flag("logits", logits)
     steps = whole("steps", steps)
-    _check_prompts(model, prompts, steps)  # type: ignore[arg-type]
+    _check_prompts(model, prompts, steps)
     for edits in (prompt_edits, step_edits):
         check_taps(network.taps, edits, ())
     check_edited_positions(network.taps, prompt_edits, prompts)
-    temperature, key = _sampled(sampling, network)
+    temperature, key = _sampled(sampling, model.config.vocabulary)
     stop = jnp.asarray(sampling.stop, jnp.int32)
     active = jnp.asarray(_active(passes, steps))
     edits = prompt_edits, step_edits
@@ -226,9 +227,8 @@ def _check_prompts(model: Decoder, prompts: AnyArray, steps: int) -> None:
         raise ValueError(f"got {known.shape[1]} tokens and {steps} steps, expected at most {limit} positions")
 
 
-def _sampled(sampling: Sampling, network: Network) -> tuple[Array | None, Array | None]:
+def _sampled(sampling: Sampling, vocabulary: int) -> tuple[Array | None, Array | None]:
     kind("sampling", sampling, Sampling)
-    vocabulary = network.model.config.vocabulary  # type: ignore[attr-defined]
     if wrong := [token for token in sampling.stop if not (is_whole(token) and 0 <= token < vocabulary)]:
         raise ValueError(f"got stop tokens {wrong}, expected ids from 0 to {vocabulary - 1}")
     temperature = number("temperature", sampling.temperature)

@@ -99,7 +99,7 @@ def test_several_receivers_and_units_get_their_own_paths():
 
 
 def test_several_senders_send_their_sum():
-    _, seen, written = run(BASE)
+    written = run(BASE)[2]
     theirs = run(SOURCE)[2]
     change = sum(theirs[depth] - written[depth] for depth in (0, 2))
     edits = do.interchange(NETWORK.taps["write"], states(SOURCE), depth=[0, 2])
