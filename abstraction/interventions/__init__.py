@@ -1,6 +1,6 @@
 """Interventions as data: edits, bases, sites, handles, and patching with them.
 
-    from abstraction.interventions import building as do      # zero, add, clamp, ...: one call per intervention, `together`
+    from abstraction.interventions import building as do      # a call per intervention: do.zero(tap), ...
 
 Features that are not linear are in `featurizers` and `autoencoders`, weights that are learned in `gates`, edges in
 `paths`, sources of sources in `sources`.
