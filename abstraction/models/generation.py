@@ -39,17 +39,19 @@ class Generated(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """How a token is chosen, and when to stop.
+    """How tokens are chosen, when to stop, and what is kept of the choice.
 
     Attributes:
       temperature: 0 takes the largest logit; else tokens are drawn by softmax(logits / temperature).
       key: a typed key, where tokens are drawn.
       stop: ids after which a prompt gives no more tokens.
+      logits: return what each token was chosen from.
     """
 
     temperature: float = 0.0
     key: Array | None = None
     stop: tuple[int, ...] = ()
+    logits: bool = False
 
 
 GREEDY = Sampling()
@@ -75,7 +77,6 @@ def generate(
     step_edits: Edits = NO_EDITS,
     passes: Sequence[int] | AnyArray | None = None,
     sampling: Sampling = GREEDY,
-    logits: bool = False,
 ) -> Generated:
     """Generate tokens, with edits.
 
@@ -87,8 +88,7 @@ def generate(
       step_edits: edits of passes 1 and later; they see the one token that is run, `[N, 1, D]`. A source or a vector
         may be the same in all; so is noise.
       passes: those that `step_edits` act in, some of 1 to `steps` - 1, by default all.
-      sampling: how a token is chosen, and when to stop.
-      logits: return them too.
+      sampling: how tokens are chosen, when to stop, and whether logits are returned.
 
     Raises:
       ValueError: another network, prompts that are none or padded elsewhere, too many tokens, an edit that does not
@@ -99,17 +99,15 @@ def generate(
         raise ValueError(f"got a network of {type(model).__name__}, expected one of Decoder")
     if model.answers:
         raise ValueError("got a decoder of answer symbols, expected one of the whole vocabulary: Decoder(config)")
-    flag("logits", logits)
     steps = whole("steps", steps)
     _check_prompts(model, prompts, steps)
     for edits in (prompt_edits, step_edits):
         check_taps(network.taps, edits, ())
     check_edited_positions(network.taps, prompt_edits, prompts)
     temperature, key = _sampled(sampling, model.config.vocabulary)
-    stop = jnp.asarray(sampling.stop, jnp.int32)
-    active = jnp.asarray(_active(passes, steps))
+    stop, active = jnp.asarray(sampling.stop, jnp.int32), jnp.asarray(_active(passes, steps))
     edits = prompt_edits, step_edits
-    return _generate(network, jnp.asarray(prompts, jnp.int32), edits, active, (temperature, key, stop), logits)
+    return _generate(network, jnp.asarray(prompts, jnp.int32), edits, active, (temperature, key, stop), sampling.logits)
 
 
 @partial(jax.jit, static_argnames=("logits",))
@@ -229,6 +227,7 @@ def _check_prompts(model: Decoder, prompts: AnyArray, steps: int) -> None:
 
 def _sampled(sampling: Sampling, vocabulary: int) -> tuple[Array | None, Array | None]:
     kind("sampling", sampling, Sampling)
+    flag("logits", sampling.logits)
     if wrong := [token for token in sampling.stop if not (is_whole(token) and 0 <= token < vocabulary)]:
         raise ValueError(f"got stop tokens {wrong}, expected ids from 0 to {vocabulary - 1}")
     temperature = number("temperature", sampling.temperature)

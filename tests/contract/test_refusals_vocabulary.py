@@ -227,7 +227,7 @@ GENERATION = [
     ("a seed", lambda: _made(sampling=Sampling(1.0, 3)), "expected one typed key"),
     ("a temperature below 0", lambda: _made(sampling=Sampling(-1.0, KEY)), "temperature -1.0"),
     ("a stop that is no token", lambda: _made(sampling=Sampling(stop=(23,))), r"stop tokens \[23\]"),
-    ("logits as a word", lambda: _made(logits="yes"), "expected True or False"),
+    ("logits as a word", lambda: _made(sampling=Sampling(logits="yes")), "expected True or False"),
 ]
 
 ROWS = [Refusal(*row) for row in (*PLACES, *VALUES, *TOGETHER, *FEATURES, *PATHS, *GENERATION)]

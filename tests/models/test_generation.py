@@ -12,6 +12,7 @@ from abstraction.models.generation import Sampling, generate
 
 N, T, SHORTEST, STEPS, L = 4, 5, 3, 4, 3
 # Sums in another order, through 3 blocks; logits are of order 1.
+LOGITS = Sampling(logits=True)
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -70,7 +71,13 @@ def test_cached_generation_is_that_of_whole_runs(network, passes):
     first, later = _vectors(network, 0), _vectors(network, 1)
     tokens, logits = _uncached(network, _prompts(), first, later, passes)
     made = generate(
-        network, _prompts(), STEPS, prompt_edits=_adding(first), step_edits=_adding(later), passes=passes, logits=True
+        network,
+        _prompts(),
+        STEPS,
+        prompt_edits=_adding(first),
+        step_edits=_adding(later),
+        passes=passes,
+        sampling=LOGITS,
     )
     np.testing.assert_array_equal(made.tokens, tokens)
     np.testing.assert_allclose(made.logits, logits, **CLOSE)
@@ -81,7 +88,9 @@ def test_the_edits_of_the_passes_are_felt(network):
     first, later = _vectors(network, 0), _vectors(network, 1)
     steps = _adding(later)
     run = lambda edits, passes: np.asarray(
-        generate(network, _prompts(), STEPS, prompt_edits=edits, step_edits=steps, passes=passes, logits=True).logits
+        generate(
+            network, _prompts(), STEPS, prompt_edits=edits, step_edits=steps, passes=passes, sampling=LOGITS
+        ).logits
     )
     none = _adding({name: np.zeros_like(vector) for name, vector in first.items()})
     plain, prompt, second = run(none, []), run(_adding(first), []), run(none, [2])
@@ -95,7 +104,7 @@ def test_a_prompt_is_edited_at_positions():
     prompts, vectors = _prompts(), _vectors(network)
     where = np.array([T - 1, T - 2, -1, T - 3])
     edits = _adding(vectors, where)
-    made = generate(network, prompts, 2, prompt_edits=edits, logits=True)
+    made = generate(network, prompts, 2, prompt_edits=edits, sampling=LOGITS)
     tokens = np.pad(prompts, ((0, 0), (0, 1)), constant_values=-1)
     first = np.asarray(_whole(network, tokens, edits))
     np.testing.assert_allclose(made.logits[:, 0], first, **CLOSE)
@@ -154,7 +163,7 @@ def test_a_prompt_that_has_stopped_gives_no_more():
 def test_tokens_are_drawn_by_the_softmax_of_the_logits():
     network = Network(Decoder(FAMILIES["llama"]), drawn(Decoder(FAMILIES["llama"])))
     prompts = np.repeat(_prompts()[:1, -3:], 4000, axis=0)
-    made = generate(network, prompts, 1, sampling=Sampling(0.7, jax.random.key(0)), logits=True)
+    made = generate(network, prompts, 1, sampling=Sampling(0.7, jax.random.key(0), logits=True))
     wanted = np.asarray(jax.nn.softmax(made.logits[0, 0] / 0.7))
     shares = np.bincount(np.asarray(made.tokens)[:, 0], minlength=23) / 4000
     # Five standard deviations of a share of 4,000 draws.
@@ -170,7 +179,7 @@ def test_tokens_are_drawn_by_the_softmax_of_the_logits():
 def test_edits_in_order_are_edits_of_a_pass():
     network = Network(Decoder(FAMILIES["gpt2"]), drawn(Decoder(FAMILIES["gpt2"])))
     edit = InOrder((Add(np.ones((L, 1), np.float32)), Scale(np.full((L, 1), 0.5, np.float32))))
-    one = generate(network, _prompts(), 3, step_edits={"mlp_output": edit}, logits=True).logits
-    other = generate(network, _prompts(), 3, logits=True).logits
+    one = generate(network, _prompts(), 3, step_edits={"mlp_output": edit}, sampling=LOGITS).logits
+    other = generate(network, _prompts(), 3, sampling=LOGITS).logits
     np.testing.assert_array_equal(one[:, 0], other[:, 0])
     assert jnp.abs(one - other)[:, 1:].max() > 1e-2
