@@ -123,6 +123,25 @@ def _npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     return array
 
 
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a safetensors file that may come from anywhere.
+
+    Raises:
+      ValueError: the file is damaged, or holds something else than finite real numbers.
+      FileNotFoundError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"got {path}, expected a safetensors file there")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise ValueError(f"got an unusable file {path}, expected safetensors of real numbers: {error}") from error
+    if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise ValueError(f"got arrays {broken} in {path} with values that are not finite, expected finite numbers")
+    return arrays
+
+
 def kind_of(path: str | Path) -> str:
     """Return what a file holds.
 

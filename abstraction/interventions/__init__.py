@@ -1,4 +1,10 @@
-"""Interventions as data: edits, bases, sites, handles, and patching with them."""
+"""Interventions as data: edits, bases, sites, handles, and patching with them.
+
+    from abstraction.interventions import building as do      # a call per intervention: do.zero(tap), ...
+
+Features that are not linear are in `featurizers` and `autoencoders`, weights that are learned in `gates`, edges in
+`paths`, sources of sources in `sources`.
+"""
 
 from abstraction.interventions.bases import Basis, pca_basis, rotation_basis
 from abstraction.interventions.edits import Add, InOrder, Interchange, Scale, Set, Substitute

@@ -32,6 +32,11 @@ class Basis:
     decoder: AnyArray
     mean: AnyArray
 
+    @property
+    def count(self) -> int:
+        """The number of features K."""
+        return self.encoder.shape[-1]
+
     def encode(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N K"]:
         """Read the features."""
         return (activation - self.mean) @ self.encoder
@@ -39,6 +44,10 @@ class Basis:
     def decode(self, features: Float[Array, "*N K"]) -> Float[Array, "*N D"]:
         """Write features back, without the mean, which cancels in every edit."""
         return features @ self.decoder
+
+    def shift(self, before: Float[Array, "*N K"], after: Float[Array, "*N K"]) -> Float[Array, "*N D"]:
+        """Return what a change of the features changes: decode(after) - decode(before)."""
+        return (after - before) @ self.decoder
 
 
 def rotation_basis(matrix: Float[AnyArray, "*batch D K"]) -> Basis:

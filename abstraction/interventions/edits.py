@@ -11,6 +11,7 @@ Every edit is a pytree whose arrays are leaves. At a tap with depth each leaf ca
 shapes below are those at one depth. `*N` is a pair and, where the tap has them, its positions.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -131,6 +132,84 @@ class InOrder:
         for edit in self.edits:
             activation = edit(activation)
         return activation
+
+
+@pytree
+class Noise:
+    """Add Gaussian noise: h <- h + scale g,  g ~ N(0, 1), independent over examples, positions and coordinates.
+
+    The same key gives the same noise. Example n draws from `fold_in(key, n)`: a batch of other size does not redraw it.
+
+    Attributes:
+      key: a typed key; at a tap with depth one per depth, `[L]`.
+      scale: the standard deviation, broadcastable to `[N, D]`.
+    """
+
+    key: Array
+    scale: AnyArray
+
+    def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+        one = lambda row: jax.random.normal(jax.random.fold_in(self.key, row), activation.shape[1:])
+        return activation + self.scale * jax.vmap(one)(jnp.arange(activation.shape[0]))
+
+
+@pytree
+class Clamp:
+    """Keep the activation within bounds: h <- min(max(h, low), high). Infinite bounds are none.
+
+    Attributes:
+      low: broadcastable to `[N, D]`.
+      high: likewise, nowhere below `low`.
+    """
+
+    low: AnyArray
+    high: AnyArray
+
+    def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+        return jnp.clip(activation, self.low, self.high)
+
+
+@pytree
+class Masked:
+    """Let an edit act in some places: h <- edit(h) where the mask is true, h elsewhere, exactly.
+
+    Attributes:
+      edit: what to do there.
+      mask: truth values, broadcastable to `[N, D]`.
+    """
+
+    edit: Edit
+    mask: AnyArray
+
+    def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+        return jnp.where(jnp.asarray(self.mask, bool), self.edit(activation), activation)
+
+
+@pytree
+class Renormalised:
+    """Give the edited activation the norm that it had: h <- edit(h) |h| / |edit(h)|; a zero stays a zero.
+
+    Norms are over the last axis, in float32. An edit that does nothing still does nothing, to the bit.
+
+    Attributes:
+      edit: what to do before.
+    """
+
+    edit: Edit
+
+    def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+        edited = self.edit(activation)
+        norm = _norm(edited)
+        return edited * (_norm(activation) / jnp.where(norm > 0, norm, 1.0)).astype(edited.dtype)
+
+
+def _norm(activation: Array) -> Array:
+    values = activation.astype(jnp.float32)
+    # In units of the largest entry, whose square neither overflows nor vanishes; at a zero a root has no derivative.
+    most = jax.lax.stop_gradient(jnp.abs(values).max(axis=-1, keepdims=True, initial=0.0))
+    unit = jnp.where(most > 0, most, 1.0)
+    squares = jnp.square(values / unit).sum(axis=-1, keepdims=True)
+    return jnp.where(most > 0, unit * jnp.sqrt(jnp.where(most > 0, squares, 1.0)), 0.0)
 
 
 def _interpolate(start: Array, end: AnyArray, weight: AnyArray) -> Array:

@@ -29,13 +29,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from abstraction.checks import number, one_of, places, positive
 from abstraction.interventions import Basis
+from abstraction.interventions.gates import boundary_gate
 from abstraction.localization.searching import Free
 from abstraction.localization.small_matrices import cosine_and_sine, general_inverse, inverse, orthonormalized, product
 from abstraction.localization.supports import Candidates
@@ -114,9 +114,9 @@ class Boundless:
         """Turn the start; features count the less the further they are beyond the boundary."""
         first, last = self.temperatures
         temperature = first + (last - first) * progress
-        spots = jnp.arange(candidate.start.shape[-1]) + 0.5
-        weight = jax.nn.sigmoid((free["boundary"] * candidate.rank - spots) / temperature)
-        return weight * leading(candidate.rank, len(spots)), self._turned(free, candidate)
+        count = candidate.start.shape[-1]
+        weight = boundary_gate(free["boundary"] * candidate.rank, count, temperature)
+        return weight * leading(candidate.rank, count), self._turned(free, candidate)
 
     def final(self, free: Free, candidate: Candidates) -> tuple[Array, Basis]:
         """Cut at the boundary."""

@@ -9,12 +9,12 @@ Features are the support's: coordinates, or principal components. Of coordinates
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from abstraction.checks import positive
 from abstraction.interventions import Basis
+from abstraction.interventions.gates import sigmoid_gate
 from abstraction.localization.searching import Free
 from abstraction.localization.supports import Candidates
 
@@ -56,7 +56,7 @@ class Mask:
     def _soft(self, free: Free, candidate: Candidates, progress: Array) -> Array:
         first, last = self.temperatures
         temperature = first * (last / first) ** progress
-        return jax.nn.sigmoid(free["score"] / temperature) * inside(candidate)
+        return sigmoid_gate(free["score"], temperature) * inside(candidate)
 
 
 @dataclass(frozen=True)

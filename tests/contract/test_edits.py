@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from abstraction.interventions import Add, InOrder, Interchange, Scale, Set, rotation_basis
+from abstraction.interventions.autoencoders import SparseAutoencoder
+from abstraction.interventions.combining import Together
+from abstraction.interventions.edits import Clamp, Masked, Noise, Renormalised
+from abstraction.interventions.featurizers import InFeatures, Invertible
 from abstraction.models import Edit
 
 N, D = 5, 4
@@ -19,6 +23,20 @@ def _rotation():
     return rotation_basis(jnp.linalg.qr(jnp.asarray(_arrays(1)[0, :4]))[0])
 
 
+def _autoencoder(kind, top=None):
+    draw = np.random.default_rng(2).standard_normal
+    arrays = [draw(shape).astype(np.float32) for shape in ((D, 7), (7,), (7, D), (D,), (7,))]
+    return SparseAutoencoder(kind, top, True, *(arrays if kind == "jump_relu" else arrays[:4]))
+
+
+def _forward(params, activation):
+    return activation * params["scale"]
+
+
+def _backward(params, features):
+    return features / params["scale"]
+
+
 SOURCE = jnp.asarray(_arrays()[1])
 EDITS = {
     "interchange": Interchange(SOURCE, jnp.array([0.0, 0.5, 1.0, 2.0])),
@@ -28,6 +46,18 @@ EDITS = {
     "set-some": Set(jnp.zeros(D), jnp.array([1.0, 0.0, 1.0, 0.0])),
     "add": Add(jnp.ones(D)),
     "scale": Scale(jnp.arange(D, dtype=jnp.float32)),
+    "noise": Noise(jax.random.key(0), jnp.array([1.0, 0.0, 2.0, 0.5])),
+    "clamp": Clamp(jnp.full(D, -0.5), jnp.array([0.5, 1.0, 2.0, jnp.inf])),
+    "masked": Masked(Scale(jnp.full(D, 2.0)), jnp.array([True, False, True, False])),
+    "renormalised": Renormalised(Add(jnp.ones(D))),
+    "together": Together((Set(jnp.zeros(D), jnp.array([1.0, 0.0, 0.0, 0.0])),), (Add(jnp.ones(D)),)),
+    "in-features": InFeatures(_rotation(), Clamp(jnp.full(D, -0.1), jnp.full(D, 0.2))),
+    "in-relu-latents": InFeatures(_autoencoder("relu"), Scale(jnp.arange(7.0))),
+    "in-jump-relu-latents": InFeatures(_autoencoder("jump_relu"), Scale(jnp.arange(7.0))),
+    "in-top-latents": InFeatures(_autoencoder("top_k", 2), Scale(jnp.arange(7.0))),
+    "in-an-invertible-map": InFeatures(
+        Invertible(_forward, _backward, D, {"scale": jnp.full(D, 2.0)}), Add(jnp.ones(D))
+    ),
     "in-order": InOrder((Add(jnp.ones(D)), Scale(jnp.full(D, 2.0)))),
 }
 
@@ -50,6 +80,13 @@ def test_an_edit_is_a_pytree_of_arrays_that_round_trips(edit):
     np.testing.assert_array_equal(rebuilt(SOURCE), edit(SOURCE))
 
 
+def _other(leaf):
+    """Change a leaf, not its type: numbers, truth values, keys."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.fold_in(leaf, 1)
+    return ~leaf if leaf.dtype == bool else leaf * 0.5
+
+
 def test_changing_the_values_of_an_edit_does_not_recompile(edit):
     traces = []
 
@@ -59,12 +96,12 @@ def test_changing_the_values_of_an_edit_does_not_recompile(edit):
         return edit(activation)
 
     run(edit, SOURCE)
-    run(jax.tree.map(lambda leaf: leaf + 1, edit), SOURCE)
+    run(jax.tree.map(_other, edit), SOURCE)
     assert len(traces) == 1
 
 
 def test_a_batch_of_edits_is_one_vmap(edit):
-    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf * 0.5]), edit)
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, _other(leaf)]), edit)
     activation = jnp.asarray(_arrays()[0])
     both = jax.vmap(lambda e: e(activation))(batch)
     for index in range(2):
