@@ -10,8 +10,9 @@ pairs in every *cell*, a combination of what is balanced:
     base     the value of the variable on the base
     source   the value of the variable on the source
 
-Pairs are taken in the order of the stream: one is taken if it has room in its cell of every variable. So the stream
-alone decides which pairs a bank holds, and a seeded stream gives the same bank again.
+Pairs are taken in the order of the stream: one is taken if it has room in its cell of every variable. Where the room
+that is left lies in cells that never occur together, the last pair taken that makes way for two others is given back.
+So the stream alone decides which pairs a bank holds, and a seeded stream gives the same bank again.
 """
 
 import itertools
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from abstraction.causal.pairs import PairBank, Role, concatenate_banks, label_pairs, take_rows
 from abstraction.causal.sampling import Stream
@@ -93,22 +94,84 @@ def balanced_bank(
     _check_size(size, {name: len(each) for name, each in cells.items()})
     room = [np.full(len(each), size // len(each)) for each in cells.values()]
     seen = [np.zeros(len(each), np.int64) for each in cells.values()]
-    kept: list[PairBank] = []
-    candidates = 0
+    none = np.zeros((len(grids), 0), np.int64)
+    drawn, candidates = _Drawn((), none, none, room), 0
     for base, source in stream:
-        if candidates >= max_pairs or not any(left.any() for left in room):
+        if candidates >= max_pairs or not drawn.lacks:
             break
         bank = label_pairs(model, base, source, variables=variables, role=role)
         places = _places(model, bank, tuple(by), grids)
         seen = [n + np.bincount(row[row >= 0], minlength=len(n)) for n, row in zip(seen, places, strict=True)]
-        rows, room = _fill(places, room)
-        kept.append(take_rows(bank, rows))
+        drawn = _draw(drawn, bank, places)
         candidates += bank.size
-    lacking, found = _table(cells, room), _table(cells, seen)
-    if any(left.any() for left in room):
-        raise ValueError(_impossible(tuple(by), lacking, found, candidates))
+    found = _table(cells, seen)
+    if drawn.lacks:
+        raise ValueError(_impossible(tuple(by), _table(cells, drawn.room), found, candidates))
     counts = {name: {cell: size // len(each) for cell in each} for name, each in cells.items()}
-    return Balanced(concatenate_banks(*kept), tuple(by), counts, found, candidates)
+    return Balanced(concatenate_banks(*drawn.banks), tuple(by), counts, found, candidates)
+
+
+class _Drawn(NamedTuple):
+    """What has been taken: banks, the cells of their pairs, the combinations of cells seen, and the room left."""
+
+    banks: tuple[PairBank, ...]
+    places: Int[np.ndarray, "V T"]
+    patterns: Int[np.ndarray, "V P"]
+    room: list[np.ndarray]
+
+    @property
+    def lacks(self) -> bool:
+        return any(bool(rest.any()) for rest in self.room)
+
+
+def _draw(drawn: _Drawn, bank: PairBank, places: Int[np.ndarray, "V N"]) -> _Drawn:
+    """Take from one chunk what has room; where nothing ever will, give a pair back for two others."""
+    rows, room = _fill(places, drawn.room)
+    known = np.concatenate([drawn.patterns, places[:, (places >= 0).all(axis=0)]], axis=1)
+    patterns = np.unique(known, axis=1) if known.size else known
+    drawn = _Drawn((*drawn.banks, take_rows(bank, rows)), _joined(drawn.places, places[:, rows]), patterns, room)
+    free = (places >= 0).all(axis=0)
+    free[rows] = False
+    while drawn.lacks and not _fits(patterns, drawn.room).any():
+        exchange = _exchange(drawn, np.where(free, places, -1))
+        if exchange is None:
+            break
+        given, taken = exchange
+        free[taken] = False
+        held = np.delete(np.arange(drawn.places.shape[1]), given)
+        banks = take_rows(concatenate_banks(*drawn.banks), held), take_rows(bank, taken)
+        room = [rest.copy() for rest in drawn.room]
+        for rest, old, new in zip(room, drawn.places[:, given], places[:, taken], strict=True):
+            rest[old] += 1
+            rest -= np.bincount(new, minlength=len(rest))
+        drawn = _Drawn(banks, _joined(drawn.places[:, held], places[:, taken]), patterns, room)
+    return drawn
+
+
+def _exchange(drawn: _Drawn, places: Int[np.ndarray, "V N"]) -> tuple[int, Int[np.ndarray, " 2"]] | None:
+    """Find a pair that was taken and two that were not, by index, such that these have room once it is given back."""
+    fresh, first = np.unique(places, axis=1, return_index=True)
+    for given in range(drawn.places.shape[1])[::-1]:
+        room = [rest.copy() for rest in drawn.room]
+        for rest, cell in zip(room, drawn.places[:, given], strict=True):
+            rest[cell] += 1
+        fitting = np.flatnonzero(_fits(fresh, room))
+        cells = fresh[:, fitting]
+        # Two with the same cell of a variable need room for two there.
+        two = np.stack([rest[row] >= 2 for rest, row in zip(room, cells, strict=True)])
+        beside = ((cells[:, :, None] != cells[:, None, :]) | two[:, :, None]).all(axis=0)
+        if beside.any():
+            return given, first[fitting[np.argwhere(beside)[0]]]
+    return None
+
+
+def _fits(places: Int[np.ndarray, "V N"], room: list[np.ndarray]) -> Bool[np.ndarray, " N"]:
+    """Tell which pairs have room in their cell of every variable."""
+    return (places >= 0).all(axis=0) & np.all([rest[row] > 0 for rest, row in zip(room, places, strict=True)], axis=0)
+
+
+def _joined(*places: Int[np.ndarray, "V _"]) -> Int[np.ndarray, "V _"]:
+    return np.concatenate(places, axis=1)
 
 
 def _table(cells: Mapping[str, list[tuple[Any, ...]]], counts: list[np.ndarray]) -> Counts:
@@ -173,12 +236,12 @@ def _index(what: str, name: str, column: np.ndarray, values: np.ndarray) -> Int[
 def _fill(places: Int[np.ndarray, "V N"], room: list[np.ndarray]) -> tuple[Int[np.ndarray, " K"], list[np.ndarray]]:
     """Take each pair, in order, that has room in its cell of every variable; return them and the room that is left.
 
-    All pairs up to the first that overfills a cell are taken at once. That cell is then full for good, so there are no
-    more rounds than cells, whatever the number of pairs.
+    All pairs up to the first that would overfill a cell are taken at once. That cell is then full, so there are no more
+    rounds than cells, whatever the number of pairs.
     """
-    left, room, taken = np.flatnonzero((places >= 0).all(axis=0)), [rest.copy() for rest in room], []
+    left, room, taken = np.arange(places.shape[1]), [rest.copy() for rest in room], []
     while len(left):
-        left = left[np.all([rest[row[left]] > 0 for rest, row in zip(room, places, strict=True)], axis=0)]
+        left = left[_fits(places[:, left], room)]
         over = np.any([_rank(row[left]) > rest[row[left]] for rest, row in zip(room, places, strict=True)], axis=0)
         stop = int(over.argmax()) if over.any() else len(left)
         for rest, row in zip(room, places, strict=True):

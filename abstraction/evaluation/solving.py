@@ -12,6 +12,7 @@ the loss is counted for every variable, apart for its sensitive and its invarian
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -121,7 +122,7 @@ def solved(
             f"got outputs of shape {outputs.shape}, expected [N, C], one row for each of {count} inputs; look at one "
             "token (`TokenView`) or wrap the model"
         )
-    read = np.asarray(readout.decode(outputs))
+    read = np.asarray(readout.decode(jnp.asarray(outputs)))
     base, source = (
         read[place] == readout.check(label, outputs.shape[1])
         for place, label in zip(places, (factual, own), strict=True)
