@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from abstraction.causal.pairs import PairBank, Role, concatenate_banks, label_pairs, take_rows
+from abstraction.causal.pairs import PairBank, Role, check_variables, concatenate_banks, label_pairs, take_rows
 from abstraction.causal.sampling import Stream
 from abstraction.causal.scm import CausalModel
 from abstraction.checks import whole
@@ -89,6 +89,7 @@ def balanced_bank(
         or `max_pairs` candidates have been seen, with a cell unfilled: says which, and how often it occurred.
     """
     whole("max_pairs", max_pairs)
+    check_variables(model, variables)
     grids = [_grid(by, name) for name in variables]
     cells = {name: list(itertools.product(*(v.tolist() for v in g))) for name, g in zip(variables, grids, strict=True)}
     _check_size(size, {name: len(each) for name, each in cells.items()})

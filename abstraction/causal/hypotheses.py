@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Real
 
-from abstraction.causal.pairs import PairBank, check_bank, counterfactual_labels, of_one_type
+from abstraction.causal.pairs import PairBank, check_bank, check_variables, counterfactual_labels, of_one_type
 from abstraction.causal.sampling import Stream
 from abstraction.causal.scm import CausalModel
 from abstraction.checks import kind, whole
@@ -148,6 +148,8 @@ def _check_hypotheses(hypotheses: Mapping[str, Hypothesis]) -> None:
     for name, value in hypotheses.items():
         if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], CausalModel)):
             raise ValueError(f"got hypothesis {name!r} = {value!r}, expected (causal model, variable or variables)")
+        kind(f"variables of {name!r}", value[1], Sequence)
+        check_variables(value[0], _as_names(value[1]))
     inputs = {name: sorted(model.inputs) for name, (model, _) in hypotheses.items()}
     if len({tuple(found) for found in inputs.values()}) != 1:
         raise ValueError(f"got models of inputs {inputs}, expected the same in each")

@@ -95,7 +95,7 @@ def label_pairs(
     """
     if role not in get_args(Role):
         raise ValueError(f"got role {role!r}, expected one of {get_args(Role)}")
-    _check_variables(model, variables)
+    check_variables(model, variables)
     found = counterfactual_labels(model, base, source, [(name,) for name in variables])
     eligible = np.ones(found.labels.shape, dtype=bool)
     return PairBank(found.base, found.source, found.factual, found.labels, eligible, tuple(variables), role)
@@ -118,7 +118,7 @@ def counterfactual_labels(
       ValueError: as `label_pairs`.
     """
     for names in interchanges:
-        _check_variables(model, names)
+        check_variables(model, names)
     bases, sources = _columns(model, base, "base"), _columns(model, source, "source")
     counts = {f"{side} {name!r}": len(c) for side, x in (("base", bases), ("source", sources)) for name, c in x.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
@@ -270,6 +270,19 @@ def shared_pairs(first: PairBank, second: PairBank) -> int:
     return len(_pair_keys(first) & _pair_keys(second))
 
 
+def check_variables(model: CausalModel, variables: Sequence[str]) -> None:
+    """Refuse variables that cannot be interchanged.
+
+    Raises:
+      ValueError: there is none, one is given twice, or is not of the model.
+    """
+    if isinstance(variables, str) or not len(variables) or len(set(variables)) != len(variables):
+        raise ValueError(f"got variables {variables!r}, expected one or more of {list(model.variables)}, each once")
+    unknown = [name for name in variables if name not in model.variables]
+    if unknown:
+        raise ValueError(f"got an interchange of {unknown}, expected variables among {list(model.variables)}")
+
+
 def checked_indices(indices: Collection[int], count: int | None, what: str) -> list[int]:
     """Return indices as integers.
 
@@ -290,14 +303,6 @@ def checked_indices(indices: Collection[int], count: int | None, what: str) -> l
     if any(index < 0 or (count is not None and index >= count) for index in chosen) or len(set(chosen)) != len(chosen):
         raise ValueError(f"got {what} {indices}, expected {valid}, each once")
     return chosen
-
-
-def _check_variables(model: CausalModel, variables: Sequence[str]) -> None:
-    if isinstance(variables, str) or not len(variables) or len(set(variables)) != len(variables):
-        raise ValueError(f"got variables {variables!r}, expected one or more of {list(model.variables)}, each once")
-    unknown = [name for name in variables if name not in model.variables]
-    if unknown:
-        raise ValueError(f"got an interchange of {unknown}, expected variables among {list(model.variables)}")
 
 
 def _columns(model: CausalModel, setting: Setting, side: str) -> dict[str, np.ndarray]:

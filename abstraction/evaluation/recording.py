@@ -146,7 +146,7 @@ def encoded_inputs(encode: Encode, setting: Setting, size: int, what: tuple[str,
     inputs = jax.tree.map(_array, encode(setting))
     rows = leading_axis(inputs)
     if rows != size:
-        raise ValueError(f"got {rows} {side} inputs {whose}, expected {size}, one for each pair")
+        raise ValueError(f"got {rows} {side} inputs {whose}, expected {size}, one for each setting")
     for leaf in jax.tree.leaves(inputs):
         if np.issubdtype(leaf.dtype, np.inexact) and not np.isfinite(np.asarray(leaf)).all():
             row = np.flatnonzero(~np.isfinite(np.asarray(leaf)).reshape(rows, -1).all(axis=1))[0]

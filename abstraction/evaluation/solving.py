@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from abstraction.causal import CausalModel, PairBank
 from abstraction.causal.pairs import check_bank, counterfactual_labels, take_rows
-from abstraction.checks import whole
+from abstraction.checks import kind, whole
 from abstraction.evaluation.readouts import CLASSES, Readout
 from abstraction.evaluation.recording import Encode, encoded_inputs
 from abstraction.interventions.patching import factual_outputs
@@ -108,6 +108,7 @@ def solved(
         `record` refuses.
     """
     whole("batch", batch)
+    kind("model", model, CausalModel)
     check_network(network)
     check_bank(bank)
     factual, own = _answers(model, bank)
