@@ -10,11 +10,12 @@ pairs in every *cell*, a combination of what is balanced:
     base     the value of the variable on the base
     source   the value of the variable on the source
 
-Pairs are taken in the order of the stream: one is taken if it has room in its cell of every variable. Where the room
-that is left lies in cells that never occur together, the last pair taken that makes way for two others is given back.
-So the stream alone decides which pairs a bank holds, and a seeded stream gives the same bank again.
+A pair counts for each variable apart: it is taken for every variable in whose cell there is room, in the order of the
+stream, and is eligible for those in the bank. So variables whose cells exclude each other are balanced all the same,
+and a seeded stream gives the same bank again.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ class Balanced(NamedTuple):
     Attributes:
       bank: the pairs.
       by: what is balanced, in the order in which a cell has it.
-      counts: pairs of the bank in every cell of every variable, all the same.
+      counts: eligible pairs of the bank in every cell of every variable, all the same.
       seen: candidates in every cell, among those that were looked at.
       candidates: how many were looked at.
     """
@@ -72,8 +73,8 @@ def balanced_bank(
 ) -> Balanced:
     """Draw pairs until every combination of what is balanced occurs equally often for every variable.
 
-    Pairs with a value that is not listed are left out. Variables are balanced each on its own; together they need not
-    be.
+    Pairs with a value that is not listed are left out. The bank has `size` eligible pairs of each variable, and `size`
+    to V times as many in all.
 
     Args:
       model: the causal model that labels the pairs.
@@ -81,7 +82,7 @@ def balanced_bank(
       by: what to balance, some of `WHAT`, and its values: one list for all variables, or one for each by name.
       variables: the variables to label.
       role: what the bank is for.
-      size: pairs to draw, a multiple of the number of cells.
+      size: pairs to draw for each variable, a multiple of the number of cells.
       max_pairs: candidates to look at before the policy is declared impossible.
 
     Raises:
@@ -95,84 +96,35 @@ def balanced_bank(
     _check_size(size, {name: len(each) for name, each in cells.items()})
     room = [np.full(len(each), size // len(each)) for each in cells.values()]
     seen = [np.zeros(len(each), np.int64) for each in cells.values()]
-    none = np.zeros((len(grids), 0), np.int64)
-    drawn, candidates = _Drawn((), none, none, room), 0
+    kept: list[PairBank] = []
+    candidates = 0
     for base, source in stream:
-        if candidates >= max_pairs or not drawn.lacks:
+        if candidates >= max_pairs or not any(rest.any() for rest in room):
             break
         bank = label_pairs(model, base, source, variables=variables, role=role)
         places = _places(model, bank, tuple(by), grids)
-        seen = [n + np.bincount(row[row >= 0], minlength=len(n)) for n, row in zip(seen, places, strict=True)]
-        drawn = _draw(drawn, bank, places)
+        taken = np.stack([_taken(row, rest) for row, rest in zip(places, room, strict=True)])
+        room = [rest - _counted(row[own], rest) for rest, row, own in zip(room, places, taken, strict=True)]
+        seen = [count + _counted(row, count) for count, row in zip(seen, places, strict=True)]
+        kept.append(take_rows(dataclasses.replace(bank, eligible=taken), np.flatnonzero(taken.any(axis=0))))
         candidates += bank.size
     found = _table(cells, seen)
-    if drawn.lacks:
-        raise ValueError(_impossible(tuple(by), _table(cells, drawn.room), found, candidates))
+    if any(rest.any() for rest in room):
+        raise ValueError(_impossible(tuple(by), _table(cells, room), found, candidates))
     counts = {name: {cell: size // len(each) for cell in each} for name, each in cells.items()}
-    return Balanced(concatenate_banks(*drawn.banks), tuple(by), counts, found, candidates)
+    return Balanced(concatenate_banks(*kept), tuple(by), counts, found, candidates)
 
 
-class _Drawn(NamedTuple):
-    """What has been taken: banks, the cells of their pairs, the combinations of cells seen, and the room left."""
-
-    banks: tuple[PairBank, ...]
-    places: Int[np.ndarray, "V T"]
-    patterns: Int[np.ndarray, "V P"]
-    room: list[np.ndarray]
-
-    @property
-    def lacks(self) -> bool:
-        return any(bool(rest.any()) for rest in self.room)
+def _taken(cells: Int[np.ndarray, " N"], room: Int[np.ndarray, " cells"]) -> Bool[np.ndarray, " N"]:
+    """Take of every cell as many pairs as there is room for, the first ones."""
+    order = np.argsort(cells, kind="stable")
+    rank = np.empty(len(cells), np.int64)
+    rank[order] = np.arange(len(cells)) - np.searchsorted(cells[order], cells[order])
+    return (cells >= 0) & (rank < room[cells])
 
 
-def _draw(drawn: _Drawn, bank: PairBank, places: Int[np.ndarray, "V N"]) -> _Drawn:
-    """Take from one chunk what has room; where nothing ever will, give a pair back for two others."""
-    rows, room = _fill(places, drawn.room)
-    known = np.concatenate([drawn.patterns, places[:, (places >= 0).all(axis=0)]], axis=1)
-    patterns = np.unique(known, axis=1) if known.size else known
-    drawn = _Drawn((*drawn.banks, take_rows(bank, rows)), _joined(drawn.places, places[:, rows]), patterns, room)
-    free = (places >= 0).all(axis=0)
-    free[rows] = False
-    while drawn.lacks and not _fits(patterns, drawn.room).any():
-        exchange = _exchange(drawn, np.where(free, places, -1))
-        if exchange is None:
-            break
-        given, taken = exchange
-        free[taken] = False
-        held = np.delete(np.arange(drawn.places.shape[1]), given)
-        banks = take_rows(concatenate_banks(*drawn.banks), held), take_rows(bank, taken)
-        room = [rest.copy() for rest in drawn.room]
-        for rest, old, new in zip(room, drawn.places[:, given], places[:, taken], strict=True):
-            rest[old] += 1
-            rest -= np.bincount(new, minlength=len(rest))
-        drawn = _Drawn(banks, _joined(drawn.places[:, held], places[:, taken]), patterns, room)
-    return drawn
-
-
-def _exchange(drawn: _Drawn, places: Int[np.ndarray, "V N"]) -> tuple[int, Int[np.ndarray, " 2"]] | None:
-    """Find a pair that was taken and two that were not, by index, such that these have room once it is given back."""
-    fresh, first = np.unique(places, axis=1, return_index=True)
-    for given in range(drawn.places.shape[1])[::-1]:
-        room = [rest.copy() for rest in drawn.room]
-        for rest, cell in zip(room, drawn.places[:, given], strict=True):
-            rest[cell] += 1
-        fitting = np.flatnonzero(_fits(fresh, room))
-        cells = fresh[:, fitting]
-        # Two with the same cell of a variable need room for two there.
-        two = np.stack([rest[row] >= 2 for rest, row in zip(room, cells, strict=True)])
-        beside = ((cells[:, :, None] != cells[:, None, :]) | two[:, :, None]).all(axis=0)
-        if beside.any():
-            return given, first[fitting[np.argwhere(beside)[0]]]
-    return None
-
-
-def _fits(places: Int[np.ndarray, "V N"], room: list[np.ndarray]) -> Bool[np.ndarray, " N"]:
-    """Tell which pairs have room in their cell of every variable."""
-    return (places >= 0).all(axis=0) & np.all([rest[row] > 0 for rest, row in zip(room, places, strict=True)], axis=0)
-
-
-def _joined(*places: Int[np.ndarray, "V _"]) -> Int[np.ndarray, "V _"]:
-    return np.concatenate(places, axis=1)
+def _counted(cells: Int[np.ndarray, " N"], like: Int[np.ndarray, " cells"]) -> Int[np.ndarray, " cells"]:
+    return np.bincount(cells[cells >= 0], minlength=len(like))
 
 
 def _table(cells: Mapping[str, list[tuple[Any, ...]]], counts: list[np.ndarray]) -> Counts:
@@ -234,32 +186,6 @@ def _index(what: str, name: str, column: np.ndarray, values: np.ndarray) -> Int[
     return np.where(same.any(axis=0), same.argmax(axis=0), -1)
 
 
-def _fill(places: Int[np.ndarray, "V N"], room: list[np.ndarray]) -> tuple[Int[np.ndarray, " K"], list[np.ndarray]]:
-    """Take each pair, in order, that has room in its cell of every variable; return them and the room that is left.
-
-    All pairs up to the first that would overfill a cell are taken at once. That cell is then full, so there are no more
-    rounds than cells, whatever the number of pairs.
-    """
-    left, room, taken = np.arange(places.shape[1]), [rest.copy() for rest in room], []
-    while len(left):
-        left = left[_fits(places[:, left], room)]
-        over = np.any([_rank(row[left]) > rest[row[left]] for rest, row in zip(room, places, strict=True)], axis=0)
-        stop = int(over.argmax()) if over.any() else len(left)
-        for rest, row in zip(room, places, strict=True):
-            rest -= np.bincount(row[left[:stop]], minlength=len(rest))
-        taken.append(left[:stop])
-        left = left[stop:]
-    return np.concatenate([np.zeros(0, np.int64), *taken]), room
-
-
-def _rank(cells: Int[np.ndarray, " K"]) -> Int[np.ndarray, " K"]:
-    """Count, for each entry, those up to and with it that are in the same cell."""
-    order = np.argsort(cells, kind="stable")
-    ranks = np.empty(len(cells), np.int64)
-    ranks[order] = np.arange(len(cells)) - np.searchsorted(cells[order], cells[order]) + 1
-    return ranks
-
-
 def _impossible(by: tuple[str, ...], missing: Counts, seen: Counts, candidates: int) -> str:
     lacking = [
         f"{count} more pairs of {name!r} with {_words(by, cell)} ({seen[name][cell] or 'never'} seen)"
@@ -270,8 +196,7 @@ def _impossible(by: tuple[str, ...], missing: Counts, seen: Counts, candidates: 
     more = [f"and {len(lacking) - _SHOWN} others"] if len(lacking) > _SHOWN else []
     return (
         f"got a balance that cannot be reached: it lacks {'; '.join(lacking[:_SHOWN] + more)}; {candidates} candidates "
-        "were searched, expected values that occur together, fewer things to balance, one variable at a time or a "
-        "larger pool"
+        "were searched, expected values that occur together, fewer things to balance or a larger pool"
     )
 
 
