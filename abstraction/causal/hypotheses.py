@@ -207,10 +207,12 @@ def _agreements(
     """Count the sensitive and invariant pairs of each, and those among them to which another gives the same label."""
     active = labels != labels[-2]
     masks = np.stack([eligible & active, eligible & ~active], axis=1)
-    agreed = [
-        [(labels[:, mask] == own[mask]).sum(axis=1) for mask in both] for own, both in zip(labels, masks, strict=True)
-    ]
-    return masks.sum(axis=-1), np.moveaxis(np.array(agreed), 1, 2)
+    hits = np.zeros((len(labels), len(labels), 2), np.int64)
+    for first, own in enumerate(labels):
+        same = labels == own
+        for half, mask in enumerate(masks[first]):
+            hits[first, :, half] = np.count_nonzero(same & mask, axis=1)
+    return np.count_nonzero(masks, axis=-1), hits
 
 
 def _as_names(variables: str | Sequence[str]) -> tuple[str, ...]:
