@@ -1,7 +1,7 @@
 # make reproduce   make the environment and reproduce the papers' tables that exist so far
 # make test        make the environment and pass the tests
 # make slow        the tests that are left out there because they take longer: some minutes
-# make parity      also install PyTorch and POT, and compare with them
+# make parity      also install PyTorch, POT and pyvene, and compare with them
 # make bench       measure against PyTorch side by side
 # make lint        ruff and pyright
 PYTHON ?= python3

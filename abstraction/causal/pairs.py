@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from operator import index as integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Real
@@ -61,6 +61,22 @@ class PairBank:
         return len(self.factual)
 
 
+class Labelled(NamedTuple):
+    """N pairs and the labels of I interchanges.
+
+    Attributes:
+      base: input variables of the base run, each `[N]`.
+      source: input variables of the source run, each `[N]`.
+      factual: output of the causal model on the base, `[N]`, finite.
+      labels: output after each interchange, `[I, N]`, finite and of the same type.
+    """
+
+    base: dict[str, np.ndarray]
+    source: dict[str, np.ndarray]
+    factual: Real[np.ndarray, " N"]
+    labels: Real[np.ndarray, "I N"]
+
+
 def label_pairs(
     model: CausalModel, base: Setting, source: Setting, *, variables: Sequence[str], role: Role
 ) -> PairBank:
@@ -79,19 +95,42 @@ def label_pairs(
     """
     if role not in get_args(Role):
         raise ValueError(f"got role {role!r}, expected one of {get_args(Role)}")
-    _check_variables(model, variables)
+    check_variables(model, variables)
+    found = counterfactual_labels(model, base, source, [(name,) for name in variables])
+    eligible = np.ones(found.labels.shape, dtype=bool)
+    return PairBank(found.base, found.source, found.factual, found.labels, eligible, tuple(variables), role)
+
+
+def counterfactual_labels(
+    model: CausalModel, base: Setting, source: Setting, interchanges: Sequence[Sequence[str]]
+) -> Labelled:
+    """Compute the factual output and the label of every interchange, of one variable or of several at once.
+
+        y(b; Z_i <- z_i(s) for all i in I)
+
+    Args:
+      model: the causal model.
+      base: a value for each of its inputs, `[N]` with N at least 1.
+      source: likewise; row n is the source of base n.
+      interchanges: the I variables of each; that of the output has the source's own output as label.
+
+    Raises:
+      ValueError: as `label_pairs`.
+    """
+    for names in interchanges:
+        check_variables(model, names)
     bases, sources = _columns(model, base, "base"), _columns(model, source, "source")
     counts = {f"{side} {name!r}": len(c) for side, x in (("base", bases), ("source", sources)) for name, c in x.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(f"got rows {counts}, expected one row per pair in each, and at least one pair")
     size = next(iter(counts.values()))
     factual, given = _evaluated(model, bases, size, "base"), _evaluated(model, sources, size, "source")
-    outputs = {"the factual output": factual[model.output]}
-    for name in variables:
-        outputs[f"the label of {name!r}"] = model.do(bases, {name: given[name]})[model.output]
-    first, *labels = _of_one_type([_numbers(model, what, value, size) for what, value in outputs.items()])
-    eligible = np.ones((len(labels), size), dtype=bool)
-    return PairBank(bases, sources, first, np.stack(labels), eligible, tuple(variables), role)
+    outputs = [("the factual output", factual[model.output])]
+    for names in interchanges:
+        label = model.do(bases, {name: given[name] for name in names})[model.output]
+        outputs.append((f"the label of {' and '.join(map(repr, names))}", label))
+    first, *labels = of_one_type([_numbers(model, what, value, size) for what, value in outputs])
+    return Labelled(bases, sources, first, np.stack(labels))
 
 
 def check_bank(bank: PairBank) -> None:
@@ -156,8 +195,8 @@ def concatenate_banks(*banks: PairBank) -> PairBank:
         banks[0],
         base=_join([bank.base for bank in banks]),
         source=_join([bank.source for bank in banks]),
-        factual=np.concatenate(_of_one_type([bank.factual for bank in banks])),
-        labels=np.concatenate(_of_one_type([bank.labels for bank in banks]), axis=1),
+        factual=np.concatenate(of_one_type([bank.factual for bank in banks])),
+        labels=np.concatenate(of_one_type([bank.labels for bank in banks]), axis=1),
         eligible=np.concatenate([bank.eligible for bank in banks], axis=1),
     )
 
@@ -231,6 +270,19 @@ def shared_pairs(first: PairBank, second: PairBank) -> int:
     return len(_pair_keys(first) & _pair_keys(second))
 
 
+def check_variables(model: CausalModel, variables: Sequence[str]) -> None:
+    """Refuse variables that cannot be interchanged.
+
+    Raises:
+      ValueError: there is none, one is given twice, or is not of the model.
+    """
+    if isinstance(variables, str) or not len(variables) or len(set(variables)) != len(variables):
+        raise ValueError(f"got variables {variables!r}, expected one or more of {list(model.variables)}, each once")
+    unknown = [name for name in variables if name not in model.variables]
+    if unknown:
+        raise ValueError(f"got an interchange of {unknown}, expected variables among {list(model.variables)}")
+
+
 def checked_indices(indices: Collection[int], count: int | None, what: str) -> list[int]:
     """Return indices as integers.
 
@@ -251,14 +303,6 @@ def checked_indices(indices: Collection[int], count: int | None, what: str) -> l
     if any(index < 0 or (count is not None and index >= count) for index in chosen) or len(set(chosen)) != len(chosen):
         raise ValueError(f"got {what} {indices}, expected {valid}, each once")
     return chosen
-
-
-def _check_variables(model: CausalModel, variables: Sequence[str]) -> None:
-    if isinstance(variables, str) or not len(variables) or len(set(variables)) != len(variables):
-        raise ValueError(f"got variables {variables!r}, expected one or more of {list(model.variables)}, each once")
-    unknown = [name for name in variables if name not in model.variables]
-    if unknown:
-        raise ValueError(f"got an interchange of {unknown}, expected variables among {list(model.variables)}")
 
 
 def _columns(model: CausalModel, setting: Setting, side: str) -> dict[str, np.ndarray]:
@@ -304,8 +348,12 @@ def _numbers(model: CausalModel, what: str, value: Any, size: int) -> np.ndarray
     return numbers.astype(np.int32) if numbers.dtype == bool else numbers
 
 
-def _of_one_type(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Bring arrays to their common type, if that keeps every value."""
+def of_one_type(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Bring arrays to their common type.
+
+    Raises:
+      ValueError: that would not keep every value.
+    """
     common = np.result_type(*arrays)
     cast = [array.astype(common) for array in arrays]
     for array, changed in zip(arrays, cast, strict=True):
@@ -323,4 +371,4 @@ def _pair_keys(bank: PairBank) -> set[tuple[Any, ...]]:
 
 
 def _join(settings: Sequence[Setting]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate(_of_one_type([setting[name] for setting in settings])) for name in settings[0]}
+    return {name: np.concatenate(of_one_type([setting[name] for setting in settings])) for name in settings[0]}

@@ -4,8 +4,9 @@ A policy is a list of quotas over the active masks, filled from a stream of cand
 gives them (PLOT, Sec. 4: pairs that change for one variable, for both, for none).
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from abstraction.causal.pairs import (
     take_rows,
 )
 from abstraction.causal.scm import CausalModel
+from abstraction.checks import whole
 from abstraction.typing import Setting
 
 Stream = Iterable[tuple[Setting, Setting]]
@@ -46,6 +48,32 @@ class Quota:
     def __post_init__(self) -> None:
         checked_indices([self.count], None, "a quota's count")
         checked_indices(self.variables, None, "variables")
+
+
+def uniform_stream(
+    seed: int, values: Mapping[str, Sequence[Any]], chunk: int = 4096
+) -> Iterator[tuple[Setting, Setting]]:
+    """Yield pairs whose inputs are drawn independently and uniformly from lists of values, without end.
+
+    Args:
+      seed: of the pairs.
+      values: what each input may be.
+      chunk: pairs at a time; another size draws other pairs.
+
+    Raises:
+      ValueError: a number out of its range, no inputs, or an input without values in one axis.
+    """
+    whole("seed", seed, 0)
+    whole("chunk", chunk)
+    lists = {name: np.asarray(listed) for name, listed in values.items()}
+    if not lists or any(listed.ndim != 1 or not len(listed) for listed in lists.values()):
+        shapes = {name: listed.shape for name, listed in lists.items()}
+        raise ValueError(f"got values of shapes {shapes}, expected one or more inputs and a list of values for each")
+    generator = np.random.default_rng(seed)
+    while True:
+        sides = ({name: generator.choice(listed, chunk) for name, listed in lists.items()} for _ in range(2))
+        base, source = sides
+        yield base, source
 
 
 def changes(variable: int, count: int) -> Quota:

@@ -130,16 +130,32 @@ def record_together(
     return recorded
 
 
-def _encoded(name: str, encode: Encode, bank: PairBank, side: str) -> Any:
-    inputs = jax.tree.map(_array, encode(getattr(bank, side)))
+def encoded_inputs(encode: Encode, setting: Setting, size: int, what: tuple[str, str]) -> Any:
+    """Encode settings, and look at what comes out.
+
+    Args:
+      encode: makes network inputs of settings.
+      setting: values of the causal inputs, each `[N]`.
+      size: how many settings N there are.
+      what: whose inputs these are, for messages: "base" and "of bank 'fit'".
+
+    Raises:
+      ValueError: another number of inputs than of settings, or inputs that are not finite numbers.
+    """
+    side, whose = what
+    inputs = jax.tree.map(_array, encode(setting))
     rows = leading_axis(inputs)
-    if rows != bank.size:
-        raise ValueError(f"got {rows} {side} inputs of bank {name!r}, expected {bank.size}, one for each pair")
+    if rows != size:
+        raise ValueError(f"got {rows} {side} inputs {whose}, expected {size}, one for each setting")
     for leaf in jax.tree.leaves(inputs):
         if np.issubdtype(leaf.dtype, np.inexact) and not np.isfinite(np.asarray(leaf)).all():
             row = np.flatnonzero(~np.isfinite(np.asarray(leaf)).reshape(rows, -1).all(axis=1))[0]
-            raise ValueError(f"got {side} input {row} of bank {name!r} that is not finite, expected finite numbers")
+            raise ValueError(f"got {side} input {row} {whose} that is not finite, expected finite numbers")
     return inputs
+
+
+def _encoded(name: str, encode: Encode, bank: PairBank, side: str) -> Any:
+    return encoded_inputs(encode, getattr(bank, side), bank.size, (side, f"of bank {name!r}"))
 
 
 def _array(leaf: Any) -> AnyArray:

@@ -1,4 +1,4 @@
-"""Bad inputs of causal models, pair banks, sampling policies and readouts: a new entry point joins by a row."""
+"""Bad inputs of causal models, banks, sampling policies, hypotheses and readouts: a new entry point joins by a row."""
 
 import dataclasses
 
@@ -16,8 +16,10 @@ from abstraction.causal import (
     sample_bank,
     unchanged,
 )
+from abstraction.causal.balancing import balanced_bank
+from abstraction.causal.hypotheses import distinguishable
 from abstraction.causal.pairs import check_bank, restrict, select_variables, shared_pairs, shuffle_labels
-from abstraction.causal.sampling import changes_any, changes_none
+from abstraction.causal.sampling import changes_any, changes_none, uniform_stream
 from abstraction.evaluation import Bits, Classes
 
 MODEL = causal_model(("a", "b"), "y", m=lambda a: a, y=lambda m, b: m ^ b)
@@ -45,6 +47,15 @@ def _with(**changed):
 def _float_bank(values):
     model = causal_model(("a", "b"), "y", y=lambda a, b: a * 1.0 + b)
     return label_pairs(model, {"a": values, "b": values}, {"a": values, "b": values}, variables=("y",), role="fit")
+
+
+def _told(pairs=((BASE, SOURCE),), hypotheses=None, **options):
+    return distinguishable(pairs, {"m": (MODEL, "m")} if hypotheses is None else hypotheses, **options)
+
+
+def _balance(by=None, stream=((BASE, SOURCE),), size=2, **options):
+    by = {"label": (0, 1)} if by is None else by
+    return balanced_bank(MODEL, stream, by, size=size, **{"variables": ("m",), "role": "fit", **options})
 
 
 NAN = np.array([0, np.nan, 0, 0, 0, 0, 0, 0])
@@ -167,6 +178,67 @@ POLICIES = [
     Refusal("chunks of one source", lambda: _sample([changes_any(1)], ((BASE, SHORT),)), "one row per pair"),
 ]
 
+WRONG = causal_model(("a", "b"), "y", m=lambda a: a, y=lambda m, b: m | b)
+TOLD = [
+    Refusal("no hypotheses", lambda: _told(hypotheses={}), r"got hypotheses \[\]"),
+    Refusal("hypotheses in a list", lambda: _told(hypotheses=[(MODEL, "m")]), "expected Mapping"),
+    Refusal("a hypothesis of nothing", lambda: _told(hypotheses={"nothing": (MODEL, "m")}), "names other than"),
+    Refusal("a hypothesis without a name", lambda: _told(hypotheses={3: (MODEL, "m")}), "names other than"),
+    Refusal("a variable without a model", lambda: _told(hypotheses={"m": "m"}), "hypothesis 'm' = 'm'"),
+    Refusal("a model without a variable", lambda: _told(hypotheses={"m": (MODEL,)}), "variable or variables"),
+    Refusal("a variable by index", lambda: _told(hypotheses={"m": (MODEL, 0)}), "got variables of 'm' 0"),
+    Refusal("an unknown hypothesis", lambda: _told(hypotheses={"z": (MODEL, "z")}), r"an interchange of \['z'\]"),
+    Refusal("a hypothesis of no variable", lambda: _told(hypotheses={"z": (MODEL, ())}), "one or more of"),
+    Refusal("a variable twice in one", lambda: _told(hypotheses={"m": (MODEL, ("m", "m"))}), "each once"),
+    Refusal(
+        "models of other inputs",
+        lambda: _told(hypotheses={"m": (MODEL, "m"), "o": (OTHER, "m")}),
+        "got models of inputs .* expected the same",
+    ),
+    Refusal(
+        "models that answer differently",
+        lambda: _told(hypotheses={"m": (MODEL, "m"), "w": (WRONG, "m")}),
+        r"got models that answer base 5 by 0 \('m'\) and 1 \('w'\)",
+    ),
+    Refusal("no pairs to tell by", lambda: _told(()), "got no pairs"),
+    Refusal("pairs that are none", lambda: _told(3), "got pairs 3"),
+    Refusal("one pair for a stream", lambda: _told((BASE, SOURCE)), "got a chunk of pairs dict"),
+    Refusal("chunks of one source for all", lambda: _told(((BASE, SHORT),)), "one row per pair"),
+    Refusal("a broken bank", lambda: _told(_with(labels=BANK.labels[:, :4])), "of shapes"),
+    Refusal("no differing pair asked for", lambda: _told(least=0), "got least 0"),
+    Refusal("a stream of no pairs", lambda: _told(max_pairs=0), "got max_pairs 0"),
+]
+
+BALANCES = [
+    Refusal("nothing to balance", lambda: _balance({}), r"got \{\} to balance"),
+    Refusal("a balance in one word", lambda: _balance("label"), r"got \['label'\] to balance"),
+    Refusal("an unknown balance", lambda: _balance({"labels": (0, 1)}), r"got \['labels'\] to balance"),
+    Refusal("a balance without values", lambda: _balance({"label": ()}), "expected at least one"),
+    Refusal("a value twice", lambda: _balance({"label": (0, 0)}), "each once"),
+    Refusal("values that are one word", lambda: _balance({"label": "01"}), "a list of numbers or of words"),
+    Refusal("one value for a list", lambda: _balance({"label": 1}), "a list of numbers or of words"),
+    Refusal("values that are NaN", lambda: _balance({"label": (0, np.nan)}), "finite ones"),
+    Refusal("values that are objects", lambda: _balance({"label": (None, 1)}), "a list of numbers or of words"),
+    Refusal(
+        "words for labels", lambda: _balance({"label": ("0", "1")}), "got values .* of 'label', expected some like"
+    ),
+    Refusal("values of another variable", lambda: _balance({"source": {"y": (0, 1)}}), "expected some for 'm'"),
+    Refusal("a size that is odd", lambda: _balance(size=3), r"size of 3 pairs for cells \{'m': 2\}"),
+    Refusal("a bank of no pairs", lambda: _balance(size=0), "got size 0"),
+    Refusal("half a pair", lambda: _balance(size=2.0), "got size 2.0"),
+    Refusal("no candidates", lambda: _balance(max_pairs=0), "got max_pairs 0"),
+    Refusal("an empty stream to balance", lambda: _balance(stream=()), "0 candidates"),
+    Refusal("a label that never occurs", lambda: _balance({"label": (0, 2)}), r"with label 2 \(never seen\)"),
+    Refusal("a pool too small to balance", lambda: _balance(size=200), "more pairs of 'm' with label 0 .* seen"),
+    Refusal("an unknown variable to balance", lambda: _balance(variables=("z",)), r"an interchange of \['z'\]"),
+    Refusal("no variable to balance", lambda: _balance(variables=()), "one or more of"),
+    Refusal("a balanced bank of no role", lambda: _balance(role="train"), "got role 'train'"),
+    Refusal("a stream by a negative seed", lambda: next(uniform_stream(-1, {"a": (0, 1)})), "got seed -1"),
+    Refusal("a stream of nothing", lambda: next(uniform_stream(0, {})), "one or more inputs"),
+    Refusal("a stream of an input without values", lambda: next(uniform_stream(0, {"a": ()})), "a list of values"),
+    Refusal("a stream of empty chunks", lambda: next(uniform_stream(0, {"a": (0, 1)}, 0)), "got chunk 0"),
+]
+
 READOUTS = [
     Refusal("classes from 1", lambda: Classes().check(np.array([1, 2]), 2), r"got label 2 at \[1\], expected classes"),
     Refusal("a negative class", lambda: Classes().check(np.array([[0, -1]]), 2), r"got label -1 at \[0, 1\]"),
@@ -190,7 +262,14 @@ READOUTS = [
 
 ROWS = [
     pytest.param(row, id=f"{table}: {row.name}")
-    for table, rows in (("model", MODELS), ("bank", BANKS), ("policy", POLICIES), ("readout", READOUTS))
+    for table, rows in (
+        ("model", MODELS),
+        ("bank", BANKS),
+        ("policy", POLICIES),
+        ("hypotheses", TOLD),
+        ("balance", BALANCES),
+        ("readout", READOUTS),
+    )
     for row in rows
 ]
 

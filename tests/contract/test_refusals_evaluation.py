@@ -1,4 +1,4 @@
-"""Bad inputs of recording, tallying, judging and intervals: each is refused by name."""
+"""Bad inputs of recording, solving, tallying, judging and intervals: each is refused by name."""
 
 import dataclasses
 
@@ -13,6 +13,7 @@ from abstraction.evaluation.controls import random_subspaces
 from abstraction.evaluation.iia import unique_handles
 from abstraction.evaluation.judging import judge_alone, judge_controls
 from abstraction.evaluation.recording import record_together
+from abstraction.evaluation.solving import solved
 from abstraction.interventions import Handle, rotation_basis
 from abstraction.interventions.handles import take_handle
 from abstraction.interventions.patching import take_pairs
@@ -40,6 +41,10 @@ def _record(network=NETWORK, encode=_encode, bank=BANK, tap="hidden", **options)
     return record(network, encode, bank, tap=tap, **options)
 
 
+def _solved(network=NETWORK, encode=_encode, bank=BANK, model=COPY, **options):
+    return solved(network, encode, bank, model, **options)
+
+
 def _changed(**change):
     return dataclasses.replace(BANK, **change)
 
@@ -47,6 +52,13 @@ def _changed(**change):
 def _params(value):
     params = jax.device_get(NETWORK.params)
     return Network(MODEL, {**params, "head": {**params["head"], "bias": np.full(4, value, np.float32)}})
+
+
+def _never():
+    """A fifth class that is none of the labels, and always the answer."""
+    model = MLP(2, 4, 2, 5)
+    params = jax.device_get(model.init(jax.random.key(0)))
+    return Network(model, {**params, "head": {**params["head"], "bias": np.array([0, 0, 0, 0, 1e6], np.float32)}})
 
 
 def _tally(variable=(0, 1), handles=HANDLES, recorded=RECORDED):
@@ -95,6 +107,30 @@ RECORDING = [
     ("two taps, one wanted", lambda: _record(tap=("hidden", "logits")).tap, "expected one, or a tap by name"),
     ("shuffled past the end", lambda: RECORDED.shuffled(np.arange(1, 9)), r"sources from \[8\]"),
     ("shuffled by fewer", lambda: RECORDED.shuffled(np.arange(3)), r"order of shape \(3,\), expected \(8,\)"),
+]
+
+OR = causal_model(("a", "b"), "y", p=lambda a: a, q=lambda b: b, y=lambda p, q: p | q)
+OF_A = causal_model(("a",), "y", p=lambda a: a, q=lambda a: a, y=lambda p, q: p + 2 * q)
+SOLVING = [
+    (
+        "a network that solves nothing",
+        lambda: _solved(_never()),
+        r"solves none of 8 pairs \(it answers 0.0000 of bases",
+    ),
+    ("a bank of another model", lambda: _solved(model=OR), "got a bank whose pair .* what the causal model answers"),
+    ("a model of other inputs", lambda: _solved(model=OF_A), "got base inputs"),
+    ("no causal model", lambda: _solved(model=MODEL), "expected CausalModel"),
+    (
+        "inputs by the wrong number",
+        lambda: _solved(encode=lambda s: _encode(s)[:1]),
+        "got 1 distinct inputs of the bank",
+    ),
+    ("inputs to solve that are NaN", lambda: _solved(encode=lambda s: _encode(s) * np.nan), "distinct input 0 of the"),
+    ("weights that solve by NaN", lambda: _solved(_params(np.nan)), r"params\['head'\]\['bias'\]"),
+    ("answers past the classes", lambda: _solved(readout=Classes(3)), "label 3 at .*, expected classes 0 to 2"),
+    ("batches of nothing", lambda: _solved(batch=0), "got batch 0"),
+    ("a bank that is broken", lambda: _solved(bank=_changed(role="train")), "role 'train'"),
+    ("a bank of other labels", lambda: _solved(bank=_changed(factual=1 - BANK.factual)), "got a bank whose pair 0"),
 ]
 
 TALLYING = [
@@ -166,7 +202,7 @@ INTERVALS = [
     ("a level of means", lambda: mean_interval(np.ones(3), 1.5), "level 1.5"),
 ]
 
-ROWS = [Refusal(*row) for row in (*RECORDING, *TALLYING, *JUDGING, *INTERVALS)]
+ROWS = [Refusal(*row) for row in (*RECORDING, *SOLVING, *TALLYING, *JUDGING, *INTERVALS)]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
