@@ -4,6 +4,8 @@
 # make parity      also install PyTorch and POT, and compare with them
 # make bench       measure against PyTorch side by side
 # make lint        ruff and pyright
+# make docs        the site, into build/site; a broken link fails
+# make notebooks   the tutorials as notebooks, into build/notebooks
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +15,7 @@ ADDERS ?= $(wildcard ../shared/data)
 CLASSIFIER ?= $(wildcard ../shared/data/mnist_mlp_seed0.npz)
 PUBLISHED = $(if $(CLASSIFIER),--network.checkpoint $(CLASSIFIER))
 
-.PHONY: reproduce test slow parity bench lint quick clean
+.PHONY: reproduce test slow parity bench lint docs notebooks quick clean
 
 reproduce: $(VENV)/.experiments
 	$(BIN)/python -m experiments heq --seeds 1:4 --out runs/reproduce/heq --resume
@@ -41,6 +43,13 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: $(VENV)/.docs
+	mkdir -p build/notebooks
+	cd docs/tutorials && ../../$(BIN)/jupytext --quiet --from py:percent --to ../../build/notebooks//ipynb *.py
+
 quick: $(VENV)/.experiments
 	rm -rf runs/quick
 	$(BIN)/python -m experiments heq --quick --out runs/quick/heq
@@ -57,8 +66,9 @@ $(VENV)/.experiments: EXTRAS = experiments
 $(VENV)/.test: EXTRAS = experiments,test
 $(VENV)/.parity: EXTRAS = experiments,test,parity
 $(VENV)/.benchmarks: EXTRAS = experiments,benchmarks
+$(VENV)/.docs: EXTRAS = docs
 
-$(VENV)/.experiments $(VENV)/.test $(VENV)/.parity $(VENV)/.benchmarks: pyproject.toml
+$(VENV)/.experiments $(VENV)/.test $(VENV)/.parity $(VENV)/.benchmarks $(VENV)/.docs: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	touch $@

@@ -1,0 +1,29 @@
+"""Docstrings as they are read in the code: what is laid out in columns, or is a formula, keeps its lines on the site."""
+
+import re
+from typing import Any
+
+import griffe
+
+COLUMNS = re.compile(r"\S {2,}\S")
+
+
+class KeepColumns(griffe.Extension):
+    """Fence the paragraphs of a docstring whose words are set in columns."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Rewrite the docstring of every object."""
+        if obj.docstring is not None:
+            obj.docstring.value = fenced(obj.docstring.value)
+
+
+def fenced(text: str) -> str:
+    """Fence paragraphs with columns, and leave all others."""
+    return "\n\n".join(
+        f"```text\n{part}\n```" if _has_columns(part) else part for part in re.split(r"\n[ \t]*\n", text)
+    )
+
+
+def _has_columns(part: str) -> bool:
+    lines = part.splitlines()
+    return all(not line.startswith("    ") for line in lines) and any(map(COLUMNS.search, lines))
