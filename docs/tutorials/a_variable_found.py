@@ -120,6 +120,26 @@ for what, by_method in scores.items():
         print(f"\n{what}, {method}\n{score}")
 
 # %% [markdown]
+# ```text
+# WX and YZ, PLOT
+# variable      iia      low     high   chance identity   random shuffled  verdict
+# wx         0.8510   0.8282   0.8717   0.5005   0.5005   0.5599   0.5070  above its controls
+# yz         0.8207   0.7957   0.8439   0.5169   0.5005   0.5876   0.4963  above its controls
+#
+# WX and YZ, DAS
+# variable      iia      low     high   chance identity   random shuffled  verdict
+# wx         0.9335   0.9163   0.9482   0.5005   0.5005   0.5677   0.5099  above its controls
+# yz         0.9284   0.9107   0.9436   0.5169   0.5005   0.5564   0.5047  above its controls
+#
+# WY, PLOT
+# variable      iia      low     high   chance identity   random shuffled  verdict
+# wy         0.4954   0.4649   0.5260   0.5231   0.4995   0.4899   0.4980  not above its controls
+#
+# WY, DAS
+# variable      iia      low     high   chance identity   random shuffled  verdict
+# wy         0.4879   0.4572   0.5187   0.5231   0.4995   0.4880   0.4994  not above its controls
+# ```
+#
 # ## The verdict
 #
 # WX and YZ are there: both methods flip the answer where the causal model says so and nowhere else, far above every
@@ -129,6 +149,8 @@ for what, by_method in scores.items():
 #
 # What this does not say: that the network holds *nothing* about WY. It says that no handle these methods can express,
 # at this tap, plays its part. A claim of absence is as wide as the search.
+#
+# ![IIA of every variable and method, beside the highest control](a_variable_found.png)
 
 # %%
 for method, score in scores["WX and YZ"].items():
