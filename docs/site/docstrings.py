@@ -1,4 +1,4 @@
-"""Docstrings as they are read in the code: what is laid out in columns, or is a formula, keeps its lines on the site."""
+"""Docstrings as they are read in the code: what is laid out in columns keeps its lines on the site."""
 
 import re
 from typing import Any

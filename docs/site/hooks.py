@@ -168,7 +168,9 @@ def _module(path: str) -> str:
 
 def _door(path: str, module: Any) -> str:
     """List the names that a room exports, each by its first line."""
-    exported = _homes(module) if path == "abstraction" else {name: module[name].target_path for name in module.exports or ()}
+    exported = (
+        _homes(module) if path == "abstraction" else {name: module[name].target_path for name in module.exports or ()}
+    )
     names = sorted(exported, key=str.lower)
     rows = [f"| [`{name}`][{_final(module, exported[name])}] | {_first(module, exported[name])} |" for name in names]
     table = ["## Names", "", "| | |", "|---|---|", *rows] if rows else []
@@ -176,7 +178,7 @@ def _door(path: str, module: Any) -> str:
     return "\n".join([f"# `{path}`", "", f"::: {path}", options, "", *table, ""])
 
 
-def _homes(package: Any) -> dict[str, str]:
+def _homes() -> dict[str, str]:
     """Read where the front door finds each name: it imports them when they are asked for."""
     source = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
     homes = re.findall(r"^    from (abstraction[.\w]*) import (\w+) as ", source, flags=re.MULTILINE)

@@ -11,6 +11,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+
 from abstraction import MLP, Network, alignment_search, certify, judge, record, reduce_network
 from abstraction.causal import concatenate_banks
 from abstraction.evaluation import CLASSES, bernoulli_trials, confidence_sequence, interchanged_outputs
@@ -71,9 +72,7 @@ generator, losses = np.random.default_rng(0), {}
 print(f"{'network':8} {'tap':8} {'fidelity':>8}  " + "  ".join(f"{f'F = {each}':17}" for each in THRESHOLDS))
 for name, reduction in reduced.items():
     for fold in reduction.plan.folds:
-        drawn = bernoulli_trials(
-            generator, examples=len(unseen), units=len(fold.kept), probability=0.1, trials=TRIALS
-        )
+        drawn = bernoulli_trials(generator, examples=len(unseen), units=len(fold.kept), probability=0.1, trials=TRIALS)
         before = interchanged_outputs(view(dense, fold.tap, fold.kept), unseen, drawn)
         after = interchanged_outputs(reduction.view(fold.tap), unseen, drawn)
         losses[name, fold.tap] = bounded_losses(before, after)["zero_one"]
@@ -98,10 +97,10 @@ for name, reduction in reduced.items():
 # ```
 #
 # The smaller `cmr` network answers nearly as the dense one does, and at every layer its fidelity is certified to reach
-# .90 after 155 trials at most. That it reaches .99 is refuted: units that were folded into others move with
-# them when those are interchanged, and in the dense network they do not. Accuracy alone, .992 beside .997, would have
-# hidden this. A certificate needs the fewest trials where the fidelity is far from F: at `hidden2` it is .9375, so .90 is
-# shown after 103 trials, and that it stays below .95 takes 3102.
+# .90 after 155 trials at most. That it reaches .99 is refuted: units that were folded into others move with them when
+# those are interchanged, and in the dense network they do not. Accuracy alone, .992 beside .997, would have hidden
+# this. A certificate needs the fewest trials where the fidelity is far from F: at `hidden2` it is .9375, so .90 is shown
+# after 103 trials, and that it stays below .95 takes 3102.
 #
 # ![The fidelity of both networks, as it becomes known with trials](shrink_and_certify.png)
 
@@ -133,8 +132,8 @@ figure.savefig("shrink_and_certify.png")
 # %%
 banks = equality.independent_banks(seed=0, fit=3000, calibration=1500, test=1000)
 tests, found = concatenate_banks(*banks.tests.values()), {}
+encode = lambda setting: equality.encode(vectors, equality.rows_of(setting))
 for name, network in networks.items():
-    encode = lambda setting: equality.encode(vectors, equality.rows_of(setting))
     record_bank = lambda bank, network=network: record(network, encode, bank, tap="hidden1")
     das = alignment_search(jax.random.key(1), network, record_bank(banks.fit), evidence=record_bank(banks.calibration))
     score = judge(network, das.handles, record_bank(tests))["test"]
