@@ -48,7 +48,9 @@ docs: $(VENV)/.docs
 
 notebooks: $(VENV)/.docs
 	mkdir -p build/notebooks
-	cd docs/tutorials && ../../$(BIN)/jupytext --quiet --from py:percent --to ../../build/notebooks//ipynb *.py
+	for each in docs/tutorials/*.py; do \
+		$(BIN)/jupytext --quiet --from py:percent --output build/notebooks/$$(basename $$each .py).ipynb $$each || exit 1; \
+	done
 
 quick: $(VENV)/.experiments
 	rm -rf runs/quick

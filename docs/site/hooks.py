@@ -168,9 +168,8 @@ def _module(path: str) -> str:
 
 def _door(path: str, module: Any) -> str:
     """List the names that a room exports, each by its first line."""
-    exported = (
-        _homes(module) if path == "abstraction" else {name: module[name].target_path for name in module.exports or ()}
-    )
+    exports = {name: module[name].target_path for name in module.exports or ()}
+    exported = _homes() if path == "abstraction" else exports
     names = sorted(exported, key=str.lower)
     rows = [f"| [`{name}`][{_final(module, exported[name])}] | {_first(module, exported[name])} |" for name in names]
     table = ["## Names", "", "| | |", "|---|---|", *rows] if rows else []

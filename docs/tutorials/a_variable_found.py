@@ -93,10 +93,9 @@ answers = np.asarray(other["test"].runs.outputs).argmax(axis=-1)
 assert (both["test"].bank.factual == other["test"].bank.factual).all()  # the models agree on every input
 print(f"answers of the network that are right: {(answers == other['test'].bank.factual).mean():.3f}")
 for bank in (both["test"].bank, other["test"].bank):
-    print(
-        "share of pairs that must change:",
-        dict(zip(bank.variables, bank.active.mean(axis=1).round(3).tolist(), strict=True)),
-    )
+    shares = bank.active.mean(axis=1).round(3).tolist()
+    print("share of pairs that must change:", dict(zip(bank.variables, shares, strict=True)))
+
 
 # %% [markdown]
 # ## Search, and judge once

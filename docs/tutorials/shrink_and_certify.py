@@ -99,8 +99,8 @@ for name, reduction in reduced.items():
 # The smaller `cmr` network answers nearly as the dense one does, and at every layer its fidelity is certified to reach
 # .90 after 155 trials at most. That it reaches .99 is refuted: units that were folded into others move with them when
 # those are interchanged, and in the dense network they do not. Accuracy alone, .992 beside .997, would have hidden
-# this. A certificate needs the fewest trials where the fidelity is far from F: at `hidden2` it is .9375, so .90 is shown
-# after 103 trials, and that it stays below .95 takes 3102.
+# this. A certificate needs the fewest trials where the fidelity is far from F: at `hidden2` it is .9375, so .90 is
+# shown after 103 trials, and that it stays below .95 takes 3102.
 #
 # ![The fidelity of both networks, as it becomes known with trials](shrink_and_certify.png)
 
