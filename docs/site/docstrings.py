@@ -6,6 +6,7 @@ from typing import Any
 import griffe
 
 COLUMNS = re.compile(r"\S {2,}\S")
+SECTION = re.compile(r"[A-Z]\w+:\n")
 
 
 class KeepColumns(griffe.Extension):
@@ -18,12 +19,10 @@ class KeepColumns(griffe.Extension):
 
 
 def fenced(text: str) -> str:
-    """Fence paragraphs with columns, and leave all others."""
-    return "\n\n".join(
-        f"```text\n{part}\n```" if _has_columns(part) else part for part in re.split(r"\n[ \t]*\n", text)
-    )
+    """Fence paragraphs with columns; leave the first line, sections, and what is indented, which is code already."""
+    first, *others = re.split(r"\n[ \t]*\n", text)
+    return "\n\n".join([first, *(f"```text\n{part}\n```" if _has_columns(part) else part for part in others)])
 
 
 def _has_columns(part: str) -> bool:
-    lines = part.splitlines()
-    return all(not line.startswith("    ") for line in lines) and any(map(COLUMNS.search, lines))
+    return not (SECTION.match(part) or part.startswith("    ")) and any(map(COLUMNS.search, part.splitlines()))
