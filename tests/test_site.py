@@ -1,7 +1,6 @@
-"""The site: what its hooks make of links, formulas and docstrings. `make docs` builds all of it and refuses the rest."""
+"""The site: what its hooks make of links, formulas and docstrings. `make docs` builds all of it."""
 
-import importlib.util
-import sys
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +12,7 @@ SITE = Path(__file__).parent.parent / "docs" / "site"
 def _module(name, *packages):
     for package in packages:
         pytest.importorskip(package, reason="make docs installs it")
-    spec = importlib.util.spec_from_file_location(f"site_{name}", SITE / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**runpy.run_path(str(SITE / f"{name}.py")))
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from abstraction import (
     record,
     unit_sites,
 )
+from abstraction.causal.pairs import Role
 from abstraction.evaluation import CLASSES
 from abstraction.evaluation.readouts import FactualLoss
 from abstraction.tasks import equality
@@ -77,7 +78,7 @@ def pairs(seed, count):
     return base, {"w": w, "x": either(w, x), "y": y, "z": either(y, z)}
 
 
-SIZES = {"fit": 3000, "calibration": 1500, "test": 2000}
+SIZES: dict[Role, int] = {"fit": 3000, "calibration": 1500, "test": 2000}
 DRAWN = {role: pairs(seed, size) for seed, (role, size) in enumerate(SIZES.items())}
 
 
@@ -163,7 +164,7 @@ for method, score in scores["WY"].items():
 
 figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
 rows = [
-    {**row, "label": f"{row['variable'].upper()}\n{method}"}
+    {**row, "label": f"{str(row['variable']).upper()}\n{method}"}
     for by_method in scores.values()
     for method, score in by_method.items()
     for row in score.rows()
