@@ -79,7 +79,7 @@ def pairs(seed, count):
 
 
 SIZES: dict[Role, int] = {"fit": 3000, "calibration": 1500, "test": 2000}
-DRAWN = {role: pairs(seed, size) for seed, (role, size) in enumerate(SIZES.items())}
+DRAWN: dict[Role, tuple] = {role: pairs(seed, size) for seed, (role, size) in enumerate(SIZES.items())}
 
 
 def recorded(causal, variables):
