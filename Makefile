@@ -4,6 +4,8 @@
 # make parity      also install PyTorch, POT and pyvene, and compare with them
 # make bench       measure against PyTorch side by side
 # make lint        ruff and pyright
+# make docs        the site, into build/site; a broken link fails
+# make notebooks   the tutorials as notebooks, into build/notebooks
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +15,7 @@ ADDERS ?= $(wildcard ../shared/data)
 CLASSIFIER ?= $(wildcard ../shared/data/mnist_mlp_seed0.npz)
 PUBLISHED = $(if $(CLASSIFIER),--network.checkpoint $(CLASSIFIER))
 
-.PHONY: reproduce test slow parity bench lint quick clean
+.PHONY: reproduce test slow parity bench lint docs notebooks quick clean
 
 reproduce: $(VENV)/.experiments
 	$(BIN)/python -m experiments heq --seeds 1:4 --out runs/reproduce/heq --resume
@@ -41,6 +43,15 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs build --strict
+
+notebooks: $(VENV)/.docs
+	mkdir -p build/notebooks
+	for each in docs/tutorials/*.py; do \
+		$(BIN)/jupytext --quiet --from py:percent --output build/notebooks/$$(basename $$each .py).ipynb $$each || exit 1; \
+	done
+
 quick: $(VENV)/.experiments
 	rm -rf runs/quick
 	$(BIN)/python -m experiments heq --quick --out runs/quick/heq
@@ -57,8 +68,9 @@ $(VENV)/.experiments: EXTRAS = experiments
 $(VENV)/.test: EXTRAS = experiments,test
 $(VENV)/.parity: EXTRAS = experiments,test,parity
 $(VENV)/.benchmarks: EXTRAS = experiments,benchmarks
+$(VENV)/.docs: EXTRAS = docs
 
-$(VENV)/.experiments $(VENV)/.test $(VENV)/.parity $(VENV)/.benchmarks: pyproject.toml
+$(VENV)/.experiments $(VENV)/.test $(VENV)/.parity $(VENV)/.benchmarks $(VENV)/.docs: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	touch $@

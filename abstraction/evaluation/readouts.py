@@ -120,6 +120,7 @@ class Bits:
 
 
 CLASSES = Classes()
+"""One class per output: the default."""
 
 
 def scored(
