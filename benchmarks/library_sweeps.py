@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from abstraction.typing import AnyArray
 from benchmarks.torch_sweeps import Sites, head_outputs, head_units, last_inputs, margin
 
-Sweep = Callable[[Sites], np.ndarray]
+Sweep = Callable[[Sites], AnyArray]
 """Returns the margin of every site, `[S]`."""
 
 
@@ -60,7 +61,7 @@ def lens_sweep(network: GPT2LMHeadModel, base: Tensor, source: Tensor) -> Sweep:
     with torch.no_grad():
         _, cache = bridge.run_with_cache(source, names_filter=lambda name: name.endswith("attn.hook_z"))
 
-    def sweep(sites: Sites) -> np.ndarray:
+    def sweep(sites: Sites) -> AnyArray:
         index = pd.DataFrame(sites, columns=["layer", "pos", "head"])
         with torch.no_grad(), redirect_stderr(io.StringIO()):  # its progress bar
             margins = generic_activation_patch(
@@ -106,7 +107,7 @@ def pyvene_sweep(network: GPT2LMHeadModel, base: Tensor, source: Tensor) -> Swee
         wrapped.append(pyvene.IntervenableModel(config, network))
         wrapped[-1].disable_model_gradients()
 
-    def sweep(sites: Sites) -> np.ndarray:
+    def sweep(sites: Sites) -> AnyArray:
         margins = []
         with torch.no_grad():
             for layer, position, head in sites.tolist():
@@ -132,7 +133,7 @@ def nnsight_sweep(network: GPT2LMHeadModel, base: Tensor, source: Tensor) -> Swe
         states = head_outputs(network, source)
     model: Any = NNsight(network)
 
-    def sweep(sites: Sites) -> np.ndarray:
+    def sweep(sites: Sites) -> AnyArray:
         margins = []
         for layer, position, head in sites.tolist():
             units = head_units(network, head)

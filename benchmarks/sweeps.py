@@ -28,6 +28,7 @@ from transformers import GPT2LMHeadModel
 from abstraction.interventions import Add, Interchange
 from abstraction.interventions.patching import Runs, map_handles, run_pairs
 from abstraction.models import Decoder, Network, at_positions, load_decoder
+from abstraction.typing import AnyArray
 from benchmarks.library_sweeps import LIBRARIES, Sweep, lens_screen
 from benchmarks.records import OURS, Row, Timing, compare, measure, require_agreement
 from benchmarks.torch_oracle import measure_torch
@@ -43,8 +44,9 @@ from benchmarks.torch_sweeps import (
 )
 
 NAME, TAP, VOCABULARY = "sweeps", "head_output", 1000
-FEW, SCREENED, PLACES = 4, 4, 4
-"""Sites that are timed where each is a forward pass, pairs of the screen that goes from pair to pair, and positions."""
+CHECKED, FEW, SCREENED, PLACES = 4, 2, 4, 4
+"""Sites on which all have to agree, sites that are timed where each is a forward pass, pairs that are where each is a
+backward pass, and positions that are where sites of a position share."""
 MANY = 512
 """Sites from which on those that share are timed at some positions."""
 NOT_TIMED = Timing(math.nan, 0.0, 0, "")
@@ -170,7 +172,10 @@ def exact_rows(size: str, problem: Problem, sites: Sites, budget: float) -> tupl
     """Time every way to patch all sites; return the rows, and the name and time of what users call."""
     exact = prepared(problem)
     few, part = spread(sites, FEW), mirrored(problem, sites)
-    margins = {name: sweep(few) for name, sweep in {**exact.single, "best": exact.best, OURS: exact.mine}.items()}
+    margins = {
+        name: sweep(spread(sites, CHECKED))
+        for name, sweep in {**exact.single, "best": exact.best, OURS: exact.mine}.items()
+    }
     require_agreement(margins, atol=CLOSE)
     require_effects(margins[OURS])
     timings = dict(timed(name, sweep, few, sites) for name, sweep in exact.single.items())
@@ -179,7 +184,7 @@ def exact_rows(size: str, problem: Problem, sites: Sites, budget: float) -> tupl
     timings |= {f"{name}: not installed": NOT_TIMED for name, library in LIBRARIES.items() if not library.installed}
     best = "PyTorch, what follows from a site alone, keys and values reused"
     name, shared = timed(f"{best}, once recorded", exact.best, part, sites, budget=budget)
-    recording = measure(lambda: keep(problem.network, *problem.tensors()), budget=budget)
+    recording = measure_torch(lambda: keep(problem.network, *problem.tensors()), budget=budget)
     timings |= {f"{best}, recording and sweep": both(recording, shared), name: shared}
     name, mine = timed(f"{OURS}, once recorded", exact.mine, few, sites, budget=budget)
     recording = measure(lambda: problem.record().source, budget=budget, compiled=True)
@@ -222,7 +227,7 @@ def timed(name: str, sweep: Sweep, some: Sites, sites: Sites, *, budget: float |
         name = f"{name}, {len(some)} of {len(sites)} sites timed and scaled"
     call = lambda: sweep(some)
     if budget is None:
-        timing = measure(call, budget=0, least=1)
+        timing = measure_torch(call, budget=0, least=1)
     elif name.startswith(OURS):
         timing = measure(call, budget=budget, compiled=True, least=1)
     else:
@@ -239,14 +244,15 @@ def both(recording: Timing, sweep: Timing) -> Timing:
     )
 
 
-def require_effects(margins: np.ndarray) -> None:
+def require_effects(margins: AnyArray) -> None:
     """Refuse to time sites that do not matter: all implementations would agree on them.
 
     Raises:
       RuntimeError: with how far the margins differ.
     """
-    if not np.ptp(margins) > 30 * CLOSE:
-        raise RuntimeError(f"got margins that differ by {np.ptp(margins)}, expected sites that matter")
+    spread = float(np.ptp(np.asarray(margins)))
+    if not spread > 30 * CLOSE:
+        raise RuntimeError(f"got margins that differ by {spread}, expected sites that matter")
 
 
 def screen_rows(problem: Problem, exact: tuple[str, Timing], budget: float) -> list[Row]:
@@ -263,7 +269,7 @@ def screen_rows(problem: Problem, exact: tuple[str, Timing], budget: float) -> l
     if LIBRARIES["TransformerLens"].installed:
         effects[lens] = lens_screen(problem.network, base, source)()
         some = lens_screen(problem.network, base[:SCREENED], source[:SCREENED])
-        scaled = measure(some, budget=0, least=1).scaled(len(base) / SCREENED)
+        scaled = measure_torch(some, budget=0, least=1).scaled(len(base) / SCREENED)
         timings[f"{lens}, {SCREENED} of {len(base)} pairs timed and scaled"] = scaled
     else:
         timings[f"{lens}: not installed"] = NOT_TIMED
@@ -297,7 +303,8 @@ def grown_rows(size: str, problem: Problem, budget: float) -> list[Row]:
     hooked = partial(hooked_sweep, problem.network, base, states)
     best = partial(suffix_sweep, problem.network, keep(problem.network, base, source))
     mine = partial(ours, problem, problem.record())
-    require_agreement({OURS: mine(few), "hooks": hooked(few), "best": best(few)}, atol=CLOSE)
+    some = spread(sites, CHECKED)
+    require_agreement({OURS: mine(some), "hooks": hooked(some), "best": best(some)}, atol=CLOSE)
     baseline, slowest = timed("PyTorch hooks, sources kept", hooked, few, sites)
     timings = dict(
         [
