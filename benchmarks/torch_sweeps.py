@@ -27,6 +27,9 @@ from torch import Tensor, nn
 ANSWERS = (0, 1)
 """The two tokens whose logits are compared."""
 
+TOGETHER = 2**19
+"""Numbers of the residual streams that are run at once: more fall out of the cache, fewer do not fill a matrix."""
+
 Sites = Int[np.ndarray, "S 3"]
 """Layer, position and head of each site."""
 
@@ -165,7 +168,9 @@ def suffix_sweep(network: GPT2LMHeadModel, kept: Kept, sites: Sites) -> np.ndarr
     margins = np.empty(len(sites), np.float32)
     with torch.inference_mode():
         for layer, position, rows in _places(sites):
-            margins[rows] = _suffix_margins(network, kept, layer, position, sites[rows, 2])
+            size = max(1, TOGETHER // (kept.streams[0][:, position:].numel()))
+            for some in np.array_split(rows, -(-len(rows) // size)):
+                margins[some] = _suffix_margins(network, kept, layer, position, sites[some, 2])
     return margins
 
 
@@ -185,7 +190,7 @@ def _suffix_margins(network: GPT2LMHeadModel, kept: Kept, layer: int, position: 
     writes = block.attn.c_proj.weight.unflatten(0, (network.config.n_head, -1))[chosen]
     added = torch.einsum("nge,ged->gnd", kept.changes[layer][:, position, chosen], writes)
     token = kept.middles[layer][:, position] + added
-    stream = (token + block.mlp(block.ln_2(token)))[:, :, None]
+    stream = _through_mlp(block, token)[:, :, None]
     for index in range(layer + 1, len(blocks)):
         if index == layer + 1:
             fresh = _split(blocks[index].attn.c_attn(blocks[index].ln_1(stream)), network.config.n_head)
@@ -218,4 +223,10 @@ def _rest_of_block(block: Any, stream: Tensor, maps: Tensor, before: Tensor, *, 
         *(part.flatten(0, 1) for part in (query, key, value)), attn_mask=seen
     )
     stream = stream + block.attn.c_proj(mixed.transpose(1, 2).flatten(-2).unflatten(0, stream.shape[:2]))
-    return stream + block.mlp(block.ln_2(stream))
+    return _through_mlp(block, stream)
+
+
+def _through_mlp(block: Any, stream: Tensor) -> Tensor:
+    """Run the MLP with PyTorch's own GELU, which is one pass over memory where that of the block is eight."""
+    hidden = nn.functional.gelu(block.mlp.c_fc(block.ln_2(stream)), approximate="tanh")
+    return stream + block.mlp.c_proj(hidden)
