@@ -28,6 +28,7 @@ Name = Literal[
     "certification",
     "suffix",
     "decoder_das",
+    "sweeps",
     "growth",
 ]
 GROWTH = "growth"
@@ -53,6 +54,7 @@ class Options:
     certification  confidence sequences over 10000 trials;
     suffix       4 layers of a transformer patched at the last token of 200 prompts;
     decoder_das  24 rotations of ranks 1 to 64 trained in a transformer 576 wide;
+    sweeps       every head of every layer and position of a GPT-2 patched, and screened to first order;
     growth       time and memory of every driver over two decades of sizes, and plots."""
     out: Path = Path("benchmarks/results/speed.csv")
     """Where the rows go, as CSV; rows of other benchmarks stay there."""

@@ -1,6 +1,7 @@
 """Timing and rows: how every benchmark measures, compares and reports."""
 
 import csv
+import math
 import os
 import platform
 import sys
@@ -17,7 +18,10 @@ from benchmarks.memory import peak_memory
 
 OURS = "abstraction"
 """How the names of this library's rows begin."""
-PACKAGES = ("abstraction-jax", "jax", "jaxlib", "ott-jax", "numpy", "torch", "pyvene", "transformers", "POT")
+PACKAGES = (
+    "abstraction-jax", "jax", "jaxlib", "ott-jax", "numpy", "torch", "transformers", "pyvene", "transformer-lens",
+    "nnsight", "POT",
+)  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -97,10 +101,11 @@ def _seconds(function: Callable[[], Any]) -> float:
 def compare(benchmark: str, size: str, timings: Mapping[str, Timing], *, baseline: str) -> list[Row]:
     """Make rows of implementations that computed the same thing; `baseline` is the name of one of them.
 
-    A rival is one whose name does not begin with ours.
+    A rival is one whose name does not begin with ours. One that could not be timed is NaN, and so are its ratios.
     """
     reference = timings[baseline].seconds
     rivals = [timing.seconds for name, timing in timings.items() if not name.startswith(OURS)]
+    rivals = [seconds for seconds in rivals if not math.isnan(seconds)]
     return [
         Row(
             benchmark,

@@ -47,8 +47,8 @@ class TorchMLP(nn.Module):
         return self.head(hidden)
 
 
-def measure_torch(function: Callable[[], Any], *, budget: float) -> Timing:
-    """Time a PyTorch function with one thread and with all of them, and return the faster.
+def measure_torch(function: Callable[[], Any], *, budget: float, least: int = 3) -> Timing:
+    """Time a PyTorch function with one thread and with all of them, and return the faster; see `measure`.
 
     Operations this small often do not repay the second thread, and lose much to it on a machine that is not idle.
     """
@@ -56,7 +56,7 @@ def measure_torch(function: Callable[[], Any], *, budget: float) -> Timing:
     timings = []
     for count in {1, threads}:
         torch.set_num_threads(count)
-        timings.append(measure(function, budget=budget))
+        timings.append(measure(function, budget=budget, least=least))
     torch.set_num_threads(threads)
     return min(timings, key=lambda timing: timing.seconds)
 
