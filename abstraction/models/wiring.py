@@ -110,6 +110,11 @@ def check_kept(tap: str, kept: Any, width: int) -> Int[np.ndarray, " K"]:
     return units
 
 
+def dotted(path: Path) -> str:
+    """Write a path for people."""
+    return ".".join(map(str, path))
+
+
 def find_array(params: Params, path: Path) -> Any:
     """Return the array at a path, or None where there is none."""
     for part in path:

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 
 from abstraction.checks import finite, whole
 from abstraction.models import Consumer, Network, Reducible
-from abstraction.models.wiring import Path, find_array, replace_array
+from abstraction.models.wiring import Path, dotted, find_array, replace_array
 from abstraction.pytrees import pytree, static
 from abstraction.typing import AnyArray, Params
 
@@ -209,9 +209,7 @@ def _carried(
         shift, scale = (np.asarray(end).reshape(-1, fold.width) for end in ends)
     lost = (scale[:, kept] == 0).any(axis=0) & coefficients.any(axis=0)
     if lost.any():
-        raise ValueError(
-            f"kept units {kept[lost].tolist()} are lost on the way to {'.'.join(map(str, consumer.kernel))}: scale 0"
-        )
+        raise ValueError(f"kept units {kept[lost].tolist()} are lost on the way to {dotted(consumer.kernel)}: scale 0")
     safe = np.where(scale[:, kept] == 0, 1.0, scale[:, kept])
     coefficients = scale[:, replaced, None] * coefficients / safe[:, None, :]
     return values - np.einsum("psk,pk->ps", coefficients, shift[:, kept]), coefficients
@@ -229,7 +227,7 @@ def _folded(
     if kernel is None or prod(kernel.shape[axis] for axis in consumer.axes) != len(intercept) * fold.width:
         found = "no kernel" if kernel is None else f"a kernel of shape {kernel.shape}"
         raise ValueError(
-            f"got {found} at {'.'.join(map(str, consumer.kernel))}, expected one that reads {len(intercept) * fold.width} values"
+            f"got {found} at {dotted(consumer.kernel)}, expected one that reads {len(intercept) * fold.width} values"
         )
     front = tuple(range(len(consumer.axes)))
     moved = np.moveaxis(np.asarray(kernel, float), consumer.axes, front)
@@ -263,7 +261,7 @@ def _like(path: Path, value: np.ndarray, like: AnyArray) -> AnyArray:
     largest, most = float(np.abs(value).max(initial=0.0)), float(jnp.finfo(like.dtype).max)
     if not largest <= most:
         raise ValueError(
-            f"got a fold that makes {'.'.join(map(str, path))} as large as {largest:g}, expected at most {most:g}, the range of "
+            f"got a fold that makes {dotted(path)} as large as {largest:g}, expected at most {most:g}, the range of "
             f"its {like.dtype}; give the weights a wider type"
         )
     value = value.astype(like.dtype)
