@@ -29,6 +29,7 @@ Name = Literal[
     "suffix",
     "decoder_das",
     "sweeps",
+    "wrapped",
     "growth",
 ]
 GROWTH = "growth"
@@ -55,6 +56,7 @@ class Options:
     suffix       4 layers of a transformer patched at the last token of 200 prompts;
     decoder_das  24 rotations of ranks 1 to 64 trained in a transformer 576 wide;
     sweeps       every head of every layer and position of a GPT-2 patched, and screened to first order;
+    wrapped      a wrapped model beside one with taps written by hand;
     growth       time and memory of every driver over two decades of sizes, and plots."""
     out: Path = Path("benchmarks/results/speed.csv")
     """Where the rows go, as CSV; rows of other benchmarks stay there."""

@@ -161,9 +161,13 @@ def evaluate(
 
 
 def _slices(edits: Edits, seen: Mapping[str, int], inside: Mapping[str, int]) -> Edits:
-    """Return the edits of the occurrences that come next."""
+    """Return the edits of the occurrences that come next; where these are all, as they are, which copies nothing."""
+
+    def part(leaf: Array, start: int, count: int) -> Array:
+        return leaf if (start, count) == (0, len(leaf)) else leaf[start : start + count]
+
     return {
-        name: jax.tree.map(lambda leaf, at=seen[name], count=count: leaf[at : at + count], edits[name])
+        name: jax.tree.map(partial(part, start=seen[name], count=count), edits[name])
         for name, count in inside.items()
         if name in edits
     }
@@ -171,7 +175,8 @@ def _slices(edits: Edits, seen: Mapping[str, int], inside: Mapping[str, int]) ->
 
 def _edited(name: str, value: Array, edits: Edits, occurrence: int, taps: Taps) -> tuple[list[Array], Array]:
     """Return a value after its edit, as the program has it, and as a tap, `[N, ..., D]`."""
-    one = {name: jax.tree.map(lambda leaf: leaf[occurrence], edits[name])} if name in edits else edits
+    pick = lambda leaf: jnp.squeeze(leaf, 0) if len(leaf) == 1 else leaf[occurrence]
+    one = {name: jax.tree.map(pick, edits[name])} if name in edits else edits
     if name not in taps.axes:
         return [tapped(name, value, one)], value
     axis, units = taps.axes[name], taps.units[name]
@@ -245,6 +250,11 @@ def _rebuilt(call: _Call, values: list[Any], edits: Edits) -> tuple[list[Any], R
     return run(values, edits)
 
 
+def _by_step(leaf: Array, length: int) -> Array:
+    """Group the occurrences of a scan by its steps; one each stay as they are: XLA would copy what is reshaped."""
+    return leaf if len(leaf) == length else jnp.reshape(leaf, (length, -1, *leaf.shape[1:]))
+
+
 def _scan(call: _Call, values: list[Any], edits: Edits) -> tuple[list[Any], Records]:
     """Write a scan anew, with edits of its steps as `xs`, and their records as `ys`, in the order they run."""
     options = call.eqn.params
@@ -252,10 +262,14 @@ def _scan(call: _Call, values: list[Any], edits: Edits) -> tuple[list[Any], Reco
     first, second = options["num_consts"], options["num_consts"] + options["num_carry"]
     shared, carry, slices = values[:first], values[first:second], values[second:]
     turned = lambda leaf: jnp.flip(leaf, 0) if backwards else leaf
-    stepwise = jax.tree.map(lambda leaf: turned(jnp.reshape(leaf, (length, -1, *leaf.shape[1:]))), edits)
+    stepwise = jax.tree.map(lambda leaf: turned(_by_step(leaf, length)), edits)
+    once = {name for name, edit in edits.items() if all(len(leaf) == length for leaf in jax.tree.leaves(edit))}
 
     def step(carry: list[Any], each: tuple[list[Any], Edits]) -> tuple[list[Any], tuple[list[Any], Records]]:
         slices, edits = each
+        edits = {
+            name: jax.tree.map(lambda leaf: leaf[None], edit) if name in once else edit for name, edit in edits.items()
+        }
         outs, found = call.run(options["jaxpr"], 0, [*shared, *carry, *slices], edits)
         return outs[: len(carry)], (outs[len(carry) :], found)
 
