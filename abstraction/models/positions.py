@@ -5,7 +5,7 @@ edit leaves such an example alone, a record of it is NaN. Positions that are no 
 known. Where they are traced, nothing can be refused: a record past the end is NaN, and an edit there writes NaN.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -93,6 +93,42 @@ def token_positions(tokens: Int[AnyArray, "N T"]) -> Int[Array, "N T"]:
 def last_token(tokens: Int[AnyArray, "N T"]) -> Int[Array, " N"]:
     """Return the index of each prompt's last token."""
     return tokens.shape[1] - 1 - jnp.argmax(token_mask(tokens)[:, ::-1], axis=1)
+
+
+def highlighted(
+    tokens: Int[AnyArray, "N T"],
+    positions: Int[AnyArray, "N ..."],
+    decode: Callable[[Sequence[int]], str] | None = None,
+) -> list[str]:
+    """Write prompts with the chosen tokens in brackets, without padding, so that it is seen where they are.
+
+    Args:
+      tokens: padded with -1.
+      positions: `[N]` or `[N, P]`; -1 for none.
+      decode: the text of some ids, as a tokenizer's; None writes the ids, apart.
+
+    Raises:
+      ValueError: prompts that cannot be, or a position that is no token of its prompt.
+    """
+    check_tokens(tokens)
+    check_positions(tokens, positions)
+    text = decode or (lambda ids: "".join(f" {token}" for token in ids))
+    return [
+        _in_brackets(row, set(chosen), text)
+        for row, chosen in zip(np.asarray(tokens).tolist(), np.reshape(positions, (len(tokens), -1)).tolist(), strict=True)
+    ]
+
+
+def _in_brackets(row: list[int], chosen: set[int], text: Callable[[Sequence[int]], str]) -> str:
+    """Decode what is between chosen tokens together, since a token alone may be written otherwise."""
+    parts, between = [], []
+    for index, token in enumerate(row):
+        if index in chosen:
+            parts += [text(between)] * bool(between) + [f"[{text([token])}]"]
+            between = []
+        elif token >= 0:
+            between.append(token)
+    return "".join([*parts, *[text(between)] * bool(between)])
 
 
 def check_tokens(tokens: AnyArray, vocabulary: int | None = None) -> None:
