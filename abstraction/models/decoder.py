@@ -190,7 +190,10 @@ class Decoder:
         def step(stream: Array, slices: tuple) -> tuple[Array, tuple[Past | None, dict[str, Array]]]:
             weights, local, edits = slices
             stream, fresh, values = nnx.merge(graph, weights)(stream, place, None, local, edits)
-            return stream, (fresh if cache else None, {name: keep(name, values[name]) for name in record if name in values})
+            return stream, (
+                fresh if cache else None,
+                {name: keep(name, values[name]) for name in record if name in values},
+            )
 
         stream = network.embed(tokens, place.positions)
         stream, (past, recorded) = jax.lax.scan(step, stream, (weights, self._windowed(), per_block))

@@ -112,23 +112,22 @@ def highlighted(
     """
     check_tokens(tokens)
     check_positions(tokens, positions)
-    text = decode or (lambda ids: "".join(f" {token}" for token in ids))
-    return [
-        _in_brackets(row, set(chosen), text)
-        for row, chosen in zip(np.asarray(tokens).tolist(), np.reshape(positions, (len(tokens), -1)).tolist(), strict=True)
-    ]
+    text = decode or (lambda ids: " ".join(map(str, ids)))
+    known, chosen = np.asarray(tokens), np.reshape(positions, (len(tokens), -1))
+    return [_in_brackets(row, set(here.tolist()), text) for row, here in zip(known, chosen, strict=True)]
 
 
-def _in_brackets(row: list[int], chosen: set[int], text: Callable[[Sequence[int]], str]) -> str:
-    """Decode what is between chosen tokens together, since a token alone may be written otherwise."""
-    parts, between = [], []
-    for index, token in enumerate(row):
-        if index in chosen:
-            parts += [text(between)] * bool(between) + [f"[{text([token])}]"]
-            between = []
-        elif token >= 0:
-            between.append(token)
-    return "".join([*parts, *[text(between)] * bool(between)])
+def _in_brackets(row: np.ndarray, chosen: set[int], text: Callable[[Sequence[int]], str]) -> str:
+    """Write a token as what it adds to the text before it: spaces between words are of no token alone."""
+    written, so_far, ids = "", "", []
+    for index in np.flatnonzero(row >= 0).tolist():
+        ids.append(int(row[index]))
+        now = text(ids)
+        # Part of a character changes what is before it.
+        piece = now.removeprefix(so_far) if now.startswith(so_far) else text(ids[-1:])
+        word, so_far = piece.lstrip(), now
+        written += f"{piece[: len(piece) - len(word)]}[{word}]" if index in chosen else piece
+    return written
 
 
 def check_tokens(tokens: AnyArray, vocabulary: int | None = None) -> None:
