@@ -240,7 +240,8 @@ class PlaceView:
             raise ValueError(f"got tap {tap!r} of shape {shape}, expected [L, N, T, D], with an axis of tokens")
         if not isinstance(self.model, Padded):
             return np.ones(shape[1:3], bool)
-        return np.broadcast_to(np.asarray(self.model.present(inputs, tap)), shape[1:3])
+        with jax.ensure_compile_time_eval():  # inputs are known, in a function that is traced too
+            return np.broadcast_to(np.asarray(self.model.present(inputs, tap)), shape[1:3])
 
 
 @cache

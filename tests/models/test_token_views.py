@@ -264,7 +264,7 @@ def test_views_refuse_what_they_cannot_run(gemma, rng):
     )
     with pytest.raises(ValueError, match="got prompts that have not been run"):
         resume(TAP)
-    with pytest.raises(ValueError, match="got a resume from 'logits', expected one of .*'block_output'"):
+    with pytest.raises(ValueError, match=r"got a resume from 'logits', expected one of .*'block_output'"):
         resume("logits")
 
 
