@@ -85,9 +85,9 @@ def numbers(
         return share(patched) - share(base)
     if measure == "logit_difference":
         # Losses differ by the logits: the normaliser is the same for both labels.
-        margin = lambda outputs: (
-            readout.loss(outputs, labels.factual) - jax.vmap(lambda row: readout.loss(outputs, row))(labels.labels)
-        )
+        every, factual = jnp.asarray(labels.labels), jnp.asarray(labels.factual)
+        losses = lambda outputs: jax.vmap(lambda row: readout.loss(outputs, row))(every)
+        margin = lambda outputs: readout.loss(outputs, factual) - losses(outputs)
         return margin(patched) - margin(base)
     if isinstance(measure, str):
         raise ValueError(f"got measure {measure!r}, expected one of {measure_names()[1:]} or a function")
