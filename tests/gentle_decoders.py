@@ -18,6 +18,7 @@ from hooked_decoders import CONFIGS, network, torch, transformers
 from abstraction.interventions import Add, Basis, InOrder, Interchange, Set
 from abstraction.models import load_decoder
 from abstraction.models.positions import AtPositions
+from abstraction.models.taps import NO_EDITS
 
 PLAIN = {"head_dim": None}
 """Heads as wide as D / H: what pyvene takes for granted."""
@@ -55,9 +56,9 @@ def every_logit(ours, tokens, edits):
 
 
 @jax.jit
-def recorded(ours, tokens):
+def recorded(ours, tokens, edits=NO_EDITS):
     """Run and keep every tap that has positions."""
-    return ours.model.apply(ours.params, tokens, {}, tuple(name for name in ours.taps if name != "logits"))[1]
+    return ours.model.apply(ours.params, tokens, edits, tuple(name for name in ours.taps if name != "logits"))[1]
 
 
 def table_edits(ours, prompts, places, changes):

@@ -266,7 +266,7 @@ MUTANTS = {
         lambda self, free, one, progress: ((GATE(self, free, one, progress)[0] > 0.5) * 1.0, GATE(self, free, one, progress)[1]),
     ),
     "P9 never cut": (
-        check_boundless, Boundless, "final", lambda self, free, one: (jnp.ones(D), GATE(self, free, one, 0.0)[1]),
+        check_boundless, Boundless, "final", lambda self, free, one: (jnp.ones(D), GATE(self, free, one, jnp.zeros(()))[1]),
     ),
     "P10 soft at the end": (
         check_mask, Mask, "final", lambda self, free, one: (SOFT(self, free, one, jnp.float32(0)), one.basis),

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from broken import broken
@@ -256,7 +257,7 @@ def _reversed(self, activation):
 
 
 def _beside(self, activation):
-    return TRUE_POSITIONS(AtPositions(self.edit, np.where(self.positions < 0, -1, self.positions + 1)), activation)
+    return TRUE_POSITIONS(AtPositions(self.edit, jnp.where(self.positions < 0, -1, self.positions + 1)), activation)
 
 
 TRUE_INTERCHANGE, TRUE_POSITIONS = Interchange.__call__, AtPositions.__call__
