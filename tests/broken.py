@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 
 import jax
+import pytest
 
 
 @contextmanager
@@ -16,3 +17,11 @@ def broken(place, name, wrong):
     finally:
         setattr(place, name, right)
         jax.clear_caches()
+
+
+@contextmanager
+def noticed(place, name, wrong):
+    """Break a behaviour, and expect what is checked meanwhile to fail, for a better reason than that nothing moves."""
+    with broken(place, name, wrong), pytest.raises(AssertionError) as failure:
+        yield
+    assert "moves nothing" not in str(failure.value), failure.value

@@ -1,13 +1,13 @@
 """Rows P7 to P11: features of a state, by formulas in PyTorch and by pyvene's own interventions where it is there.
 
-    P7 subspaces and partitions   P8 low-rank DAS   P9 boundless   P10 masks   P11 standardised principal components
+P7 subspaces and partitions   P8 low-rank DAS   P9 boundless   P10 masks   P11 standardised principal components
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from broken import broken
+from broken import noticed
 
 from abstraction.interventions import Basis, Interchange, pca_basis, rotation_basis
 from abstraction.interventions.bases import random_frames
@@ -92,7 +92,10 @@ def _pyvene_partition(space, matrix, part):
         theirs = pv.LowRankRotatedSpaceIntervention(low_rank_dimension=matrix.shape[1], **options)
         _set_frame(theirs.rotate_layer, matrix)
     with torch.no_grad():
-        args = [torch.tensor(states)[:, None] if space == "coordinates" else torch.tensor(states) for states in (BASE, SOURCE)]
+        args = [
+            torch.tensor(states)[:, None] if space == "coordinates" else torch.tensor(states)
+            for states in (BASE, SOURCE)
+        ]
         # In the space of features pyvene wants an axis of positions for a swap, and none for its low-rank formula.
         if space == "rotation":
             args = [states[:, None] for states in args]
@@ -163,7 +166,7 @@ def test_a_learned_width_is_a_row_of_sigmoids_and_at_last_a_prefix():
 
 
 @pytest.mark.skipif(pv is None, reason="pyvene is the oracle: pip install -e '.[parity]'")
-def test_pyvene_s_boundary_is_two_sigmoids_of_which_the_lower_halves_the_first_feature():
+def test_the_boundary_of_pyvene_halves_the_first_feature_and_ours_does_not():
     """P9: given pyvene's weights ours does what it does; they differ from ours in the first feature alone, as T -> 0."""
     theirs = pv.BoundlessRotatedSpaceIntervention(embed_dim=D)
     matrix = frame()
@@ -194,7 +197,9 @@ def check_mask():
         np.testing.assert_allclose(soft, wanted, rtol=1e-4)
         got = ours(soft, basis)
         moved(got)
-        np.testing.assert_allclose(got, (1 - wanted) * torch.tensor(BASE) + wanted * torch.tensor(SOURCE), rtol=0, atol=2e-5)
+        np.testing.assert_allclose(
+            got, (1 - wanted) * torch.tensor(BASE) + wanted * torch.tensor(SOURCE), rtol=0, atol=2e-5
+        )
         if pv is not None:
             theirs = pv.SigmoidMaskIntervention(embed_dim=D)
             theirs.mask.data = torch.tensor(SCORES)
@@ -232,7 +237,9 @@ def check_components():
     np.testing.assert_allclose(got, SOURCE, rtol=0, atol=1e-5)
     for centred in (True, False):
         plain = pca_basis(STATES, centered=centred)
-        np.testing.assert_allclose(plain.encode(jnp.asarray(BASE)) @ plain.decoder + plain.mean, BASE, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            plain.encode(jnp.asarray(BASE)) @ plain.decoder + plain.mean, BASE, rtol=0, atol=1e-5
+        )
         np.testing.assert_allclose(ours(np.ones(D), plain), SOURCE, rtol=0, atol=1e-5)
         part = ours(np.ones(K), pca_basis(STATES, rank=K, centered=centred, whitened=True))
         np.testing.assert_allclose(part, by_loops(np.asarray(plain.encoder), range(K)), rtol=0, atol=1e-5)
@@ -282,5 +289,5 @@ MUTANTS = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_row_notices_what_is_broken(mutant):
     check, place, name, wrong = MUTANTS[mutant]
-    with broken(place, name, wrong), pytest.raises(AssertionError):
+    with noticed(place, name, wrong):
         check()

@@ -74,7 +74,9 @@ def _torch(net, base, labels, free):
     patched.backward()
     gradients = {name: leaf.grad.numpy() for name, leaf in leaves.items()}
     for path, name in TORCH_NAMES.items():
-        found = [net.get_parameter(f"model.layers.{block}.{name}").grad.numpy().T for block in range(len(net.model.layers))]
+        found = [
+            net.get_parameter(f"model.layers.{block}.{name}").grad.numpy().T for block in range(len(net.model.layers))
+        ]
         gradients[path] = np.stack(found)
     gradients["embedding",] = net.get_parameter("model.embed_tokens.weight").grad.numpy()
     return patched.item(), clean, gradients

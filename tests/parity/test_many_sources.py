@@ -7,7 +7,7 @@ installed.
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from broken import broken
+from broken import noticed
 from gentle_decoders import at, every_logit, gentle, recorded, table_edits
 from hooked_decoders import hook_run, replacing, torch
 
@@ -245,11 +245,11 @@ MUTANTS = {
 @pytest.mark.parametrize("row", MUTANTS)
 def test_a_row_notices_what_is_broken(row):
     place, wrong = MUTANTS[row]
-    with broken(place, "__call__", wrong), pytest.raises(AssertionError):
+    with noticed(place, "__call__", wrong):
         CHECKS[row]()
 
 
-def test_only_the_first_of_edits_in_order_is_noticed():
+def test_edits_of_which_one_is_dropped_are_noticed():
     """P16: of edits in order none may be dropped."""
-    with broken(InOrder, "__call__", lambda self, h: TURNS(InOrder(self.edits[:1]), h)), pytest.raises(AssertionError):
+    with noticed(InOrder, "__call__", lambda self, h: TURNS(InOrder(self.edits[:1]), h)):
         check_order()

@@ -86,7 +86,9 @@ def check_independence():
 
     def run(where):
         index = np.maximum(where, 0)
-        values = np.stack([layer[np.arange(N) if where.ndim == 1 else np.arange(N)[:, None], index] for layer in states])
+        values = np.stack(
+            [layer[np.arange(N) if where.ndim == 1 else np.arange(N)[:, None], index] for layer in states]
+        )
         weight = (np.arange(L) == 1).reshape(L, *[1] * where.ndim) * np.ones(values.shape[-1], np.float32)
         edit = at_positions(Interchange(jnp.asarray(values), jnp.asarray(weight)), where, depth=L)
         return fresh(ours, base, {"block_output": edit})[0]
