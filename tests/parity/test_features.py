@@ -92,12 +92,9 @@ def _pyvene_partition(space, matrix, part):
         theirs = pv.LowRankRotatedSpaceIntervention(low_rank_dimension=matrix.shape[1], **options)
         _set_frame(theirs.rotate_layer, matrix)
     with torch.no_grad():
-        args = [
-            torch.tensor(states)[:, None] if space == "coordinates" else torch.tensor(states)
-            for states in (BASE, SOURCE)
-        ]
-        # In the space of features pyvene wants an axis of positions for a swap, and none for its low-rank formula.
-        if space == "rotation":
+        args = [torch.tensor(states) for states in (BASE, SOURCE)]
+        # pyvene wants an axis of positions for a swap, and none for its low-rank formula.
+        if space != "low rank":
             args = [states[:, None] for states in args]
         return theirs(*args, subspaces=[[part]] * N).numpy().reshape(N, D)
 
@@ -137,8 +134,8 @@ def _candidate(rank=D):
     return candidates.take(0)
 
 
-def _boundary(boundary, temperature, flat=True):
-    """Ours at the end of training has the last temperature."""
+def _boundary(boundary, temperature):
+    """Return our weights and basis at a boundary, whose temperature does not fall."""
     search = Boundless(temperatures=(temperature, temperature))
     free = {"frame": jnp.zeros((D, D)), "boundary": jnp.float32(boundary)}
     return search.features(free, _candidate(), jnp.zeros(()))
@@ -261,7 +258,7 @@ def _without_rest(self, activation):
 
 
 RIGHT = Interchange.__call__
-SOFT, HARD, GATE = Mask._soft, Mask.final, Boundless.features
+SOFT, GATE = Mask._soft, Boundless.features
 MUTANTS = {
     "P7 coordinates": (lambda: check_partition("coordinates", 1), Interchange, "__call__", _whole),
     "P7 rotation": (lambda: check_partition("rotation", 1), Interchange, "__call__", _whole),
@@ -270,15 +267,17 @@ MUTANTS = {
     "P8 written to itself": (check_low_rank, Basis, "decode", lambda self, z: 2 * z @ self.decoder),
     "P9 a hard gate": (
         check_boundless, Boundless, "features",
-        lambda self, free, one, progress: ((GATE(self, free, one, progress)[0] > 0.5) * 1.0, GATE(self, free, one, progress)[1]),
+        lambda self, *args: ((GATE(self, *args)[0] > 0.5) * 1.0, GATE(self, *args)[1]),
     ),
     "P9 never cut": (
-        check_boundless, Boundless, "final", lambda self, free, one: (jnp.ones(D), GATE(self, free, one, jnp.zeros(()))[1]),
+        check_boundless, Boundless, "final", lambda self, *args: (jnp.ones(D), GATE(self, *args, jnp.zeros(()))[1]),
     ),
     "P10 soft at the end": (
         check_mask, Mask, "final", lambda self, free, one: (SOFT(self, free, one, jnp.float32(0)), one.basis),
     ),
-    "P10 no temperature": (check_mask, Mask, "_soft", lambda self, free, one, progress: SOFT(self, free, one, 0 * progress)),
+    "P10 no temperature": (
+        check_mask, Mask, "_soft", lambda self, free, one, progress: SOFT(self, free, one, 0 * progress),
+    ),
     "P11 the mean is written too": (
         check_components, Basis, "decode", lambda self, z: z @ self.decoder + self.mean,
     ),
