@@ -11,7 +11,13 @@ CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
-OPTIMIZED = ("experiments", "parity", "reduction/test_published.py", "evaluation/test_sequences.py")
+_LONG = ("couplings", "das", "decoders.", "interventions", "mcqa_models", "mlp", "mnist")
+OPTIMIZED = (
+    "experiments",
+    *(f"parity/test_{name}" for name in _LONG),
+    "reduction/test_published.py",
+    "evaluation/test_sequences.py",
+)
 """Tests that run longer than they compile."""
 
 _hook = install_import_hook("abstraction", "beartype.beartype")

@@ -48,9 +48,12 @@ LENGTHS = {"none": [T] * N, "left": [5, 9, 6, 7], "right": [5, 9, 6, 7]}
 
 @pytest.fixture(scope="module", params=CONFIGS, name="case")
 def _case(request, tmp_path_factory):
-    kind, rng = request.param, np.random.default_rng(1)
-    net = network(kind)
-    folder = tmp_path_factory.mktemp(kind)
+    return built(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def built(kind, folder):
+    """Write a network, read it, and run both forms once."""
+    net, rng = network(kind), np.random.default_rng(1)
     net.save_pretrained(folder)
     ours = load_decoder(folder)
     base = padded(rng, ours.model.config.vocabulary, [6, 9, 7, 8], "left")
@@ -63,6 +66,13 @@ def _case(request, tmp_path_factory):
 def _run(ours, tokens, edits, record=(), at=None):
     run = ours.model.run(ours.params, tokens, edits, record, at=at)
     return run.outputs, run.recorded
+
+
+@jax.jit
+def _read(ours, stream):
+    """Read the stream before the last norm at every position."""
+    network = ours.model.network(ours.params)
+    return ours.model.read(network, stream.reshape(-1, stream.shape[-1])).reshape(*stream.shape[:2], -1)
 
 
 def _close(ours, theirs, place=""):
@@ -115,11 +125,13 @@ def _check_patch(case, *changes, changed=(True,) * N):
     rows, last = np.arange(N), ends(case.base)
     wanted, seen = hook_run(case.net, case.kind, case.base, edits)
     moved = np.abs(wanted - case.clean[0])[rows, last].max(axis=1)
-    assert (moved > MOVED)[changed].all(), (changes[0][:2], moved)
-    assert moved.max() > 10 * MOVED, (changes[0][:2], moved)
+    assert (moved > MOVED)[changed].all(), ("moves nothing", changes[0][:2], moved)
+    assert moved.max() > 10 * MOVED, ("moves nothing", changes[0][:2], moved)
     assert not moved[np.logical_not(changed)].any(), (changes[0][:2], moved)
     got, values = _patched(case, *interchanges)
     np.testing.assert_allclose(got, wanted[rows, last], **CLOSE, err_msg=str(changes[0][:2]))
+    every = np.asarray(_read(case.network, values["final_input"][0]))
+    np.testing.assert_allclose(every[case.base >= 0], wanted[case.base >= 0], **CLOSE, err_msg=str(changes[0][:2]))
     return values, seen
 
 
@@ -202,36 +214,43 @@ def test_ragged_positions_are_what_loops_over_examples_do(case):
         _check_patch(case, (tap, 1, where, tap, 1, source, None), changed=(True, False, True, True))
 
 
-def test_zero_constant_and_added_vectors_are_what_hooks_do(case, rng):
-    """P6: zero at all positions; a vector in place of z, another added to the stream, at one position per example."""
+def test_zero_constant_mean_added_and_subtracted_vectors_are_what_hooks_do(case, rng):
+    """P6: zero at all positions; at one per example a vector or a mean in its place, added, and subtracted."""
     taps, depth = case.network.taps, 1
-    vector = {tap: rng.standard_normal(taps[tap].width).astype(np.float32) for tap in ("head_output", "block_output")}
+    vector = {
+        tap: rng.standard_normal(taps[tap].width).astype(np.float32)
+        for tap in ("head_output", "block_output", "block_input")
+    }
+    vector["attention_output"] = case.ours["attention_output"][depth][case.source >= 0].mean(axis=0)
     where = _positions(case)[0][:, 0] - np.array([0, 1, 2, 3])
 
     def ours(active):
         at = lambda tap, array: np.where(np.arange(L)[:, None] == depth, array, 0).astype(np.float32) * (tap == active)
-        one = lambda tap: np.ones(taps[tap].width)
-        edits = {
-            "mlp_output": Set(np.zeros((L, 1), np.float32), at("mlp_output", one("mlp_output"))),
-            "head_output": Set(np.tile(vector["head_output"], (L, 1)), at("head_output", one("head_output"))),
-            "block_output": Add(at("block_output", vector["block_output"])),
-        }
-        for tap in vector:
-            edits[tap] = at_positions(edits[tap], where, depth=L)
+        put = lambda tap, value: Set(np.tile(value, (L, 1)), at(tap, np.ones(taps[tap].width)))
+        edits = {"mlp_output": Set(np.zeros((L, 1), np.float32), at("mlp_output", np.ones(taps["mlp_output"].width)))}
+        changes = {tap: put(tap, vector[tap]) for tap in ("head_output", "attention_output")}
+        changes["block_output"] = Add(at("block_output", vector["block_output"]))
+        changes["block_input"] = Add(-at("block_input", vector["block_input"]))
+        edits |= {tap: at_positions(edit, where, depth=L) for tap, edit in changes.items()}
         return _run(case.network, case.base, edits)[0]
 
-    def added(value):
+    def moved_by(offset, value):
         for n in range(N):
-            value[n, where[n]] += torch.tensor(vector["block_output"])
+            value[n, where[n]] += torch.tensor(offset)
         return value
 
-    constant = [[vector["head_output"]]] * N
-    oracle = {"mlp_output": torch.zeros_like, "block_output": added}
-    oracle["head_output"] = replacing(where[:, None], constant)
+    mean = case.theirs["attention_output", depth][case.source >= 0].mean(axis=0)
+    oracle = {
+        "mlp_output": torch.zeros_like,
+        "block_output": partial(moved_by, vector["block_output"]),
+        "block_input": partial(moved_by, -vector["block_input"]),
+        "head_output": replacing(where[:, None], [[vector["head_output"]]] * N),
+        "attention_output": replacing(where[:, None], [[mean]] * N),
+    }
     rows, last = np.arange(N), ends(case.base)
     for tap, edit in oracle.items():
         wanted, _ = hook_run(case.net, case.kind, case.base, {(tap, depth): edit})
-        assert (np.abs(wanted - case.clean[0])[rows, last].max(axis=1) > MOVED).all(), tap
+        assert (np.abs(wanted - case.clean[0])[rows, last].max(axis=1) > MOVED).all(), f"{tap} moves nothing"
         np.testing.assert_allclose(ours(tap), wanted[rows, last], **CLOSE, err_msg=tap)
 
 

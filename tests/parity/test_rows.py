@@ -1,0 +1,43 @@
+"""Every row of the parity checks has a test that is there, and one that sees it fail."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from parity_rows import PENDING, ROWS
+
+FOLDER = Path(__file__).parent
+
+
+def tests_there():
+    """Return `file::name` of every test of this folder, without importing it."""
+    return {
+        f"{path.name}::{node.name}"
+        for path in FOLDER.glob("test_*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+def missing(rows, pending):
+    """Say what a table of rows lacks."""
+    known, there = [f"P{number}" for number in range(1, 27)], tests_there()
+    lost = [row for row in known if (row in rows) == (row in pending)]
+    unknown = sorted({*rows, *pending} - set(known))
+    empty = [name for name, row in rows.items() if not row.tests or not row.faults]
+    gone = [test for row in rows.values() for test in (*row.tests, *row.faults) if test not in there]
+    return lost + unknown + empty + gone
+
+
+def test_every_row_has_its_tests():
+    assert not missing(ROWS, PENDING)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_that_vanishes_is_missed(row):
+    assert missing({name: found for name, found in ROWS.items() if name != row}, PENDING) == [row]
+
+
+def test_a_test_that_vanishes_is_missed():
+    row = ROWS["P1"]._replace(tests=("test_decoders.py::test_that_is_gone",))
+    assert missing({**ROWS, "P1": row}, PENDING) == ["test_decoders.py::test_that_is_gone"]
