@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
+from jax.extend.core import primitives
 from jaxtyping import Array
 
 MARK, SEPARATOR = "abstraction:", "|"
@@ -77,7 +79,7 @@ def tap(value: Array, name: str) -> Array:
     Returns:
       The value.
     """
-    return checkpoint_name(value, name)
+    return checkpoint_name(_mapped_first(value), name)
 
 
 def marked(value: Any, place: str, about: str) -> Any:
@@ -86,8 +88,17 @@ def marked(value: Any, place: str, about: str) -> Any:
     arrays = {id(leaf): leaf for leaf in leaves if isinstance(leaf, jax.Array)}
     several = len(arrays) > 1
     names = {key: f"{MARK}{place}{f'.{n}' if several else ''}{SEPARATOR}{about}" for n, key in enumerate(arrays)}
-    named = {key: checkpoint_name(leaf, names[key]) for key, leaf in arrays.items()}
+    named = {key: checkpoint_name(_mapped_first(leaf), names[key]) for key, leaf in arrays.items()}
     return jax.tree.unflatten(tree, [named.get(id(leaf), leaf) for leaf in leaves])
+
+
+def _mapped_first(value: Array) -> Array:
+    """Return the value; where a `vmap` maps it, with the mapped axis in front.
+
+    A `vmap` has its axis wherever that suits its last operation: of a matrix times a vector, mapped over tokens, the
+    tokens are last, and units would be taken for tokens. A transposition, here of nothing, has it in front.
+    """
+    return primitives.transpose_p.bind(jnp.asarray(value), permutation=tuple(range(jnp.ndim(value))))
 
 
 def trace(run: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Program:
@@ -194,6 +205,8 @@ def line_of(eqn: Any) -> tuple[str, str]:
     within, last = "", ""
     for frame in traceback.frames:
         name = frame.file_name
+        if not last and name == __file__:
+            return "", ""  # of a mark
         if name.startswith((_JAX, _HERE, "<")) or (name.startswith(_STANDARD) and _SITE not in name):
             continue
         last = f"{os.path.basename(name)}:{frame.line_num}"
