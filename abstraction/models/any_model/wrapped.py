@@ -239,7 +239,7 @@ def _tap(name: str, place: Place, listed: list[BatchSpot]) -> tuple[Tap, int]:
         near = difflib.get_close_matches(place.expression, known, 3, 0.3) or known[:8]
         raise ValueError(f"{what}, which is nowhere, expected a place such as {near}; `listing` shows all {len(known)}")
     if closed := [each.spot for each in there if each.spot.obstacle]:
-        raise ValueError(f"{what}: {closed[0].place!r} is {closed[0].obstacle}")
+        raise ValueError(f"{what}: {closed[0].place!r} is {closed[0].obstacle}; expected a value that is open")
     shapes = {(each.spot.shape, each.axis) for each in there}
     if len(shapes) != 1:
         found = {each.spot.place: each.spot.shape for each in there}
