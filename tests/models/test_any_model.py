@@ -15,7 +15,7 @@ import pytest
 from compilations import compilations
 from flax import nnx
 from zoo import linen_networks
-from zoo.table import ROWS, Case, case
+from zoo.table import ROWS, Case, case, keep
 
 from abstraction.interventions import Interchange, unit_sites
 from abstraction.interventions.handles import take_handle
@@ -60,8 +60,8 @@ def _swap(ready, **weights):
     return {name: Interchange(states, weigh(name, states)) for name, states in ready.source.items()}
 
 
-def _hand(ready, edit):
-    return ready.case.by_hand(ready.case.base, edit)
+def _hand(ready, edit, inputs=None):
+    return ready.case.by_hand(ready.case.base if inputs is None else inputs, edit)
 
 
 @pytest.fixture
@@ -91,11 +91,11 @@ def test_every_law_of_the_contract_holds(ready):
 def test_records_are_what_a_forward_by_hand_sees(ready):
     seen = {}
 
-    def keep(tap, depth, value):
+    def see(tap, depth, value):
         seen.setdefault(tap, {})[depth] = value
         return value
 
-    np.testing.assert_allclose(ready.outputs, _hand(ready, keep), **CLOSE)
+    np.testing.assert_allclose(ready.outputs, _hand(ready, see), **CLOSE)
     for tap, states in ready.base.items():
         by_hand = np.stack([seen[tap][depth] for depth in range(len(seen[tap]))])
         assert ready.network.taps[tap].depth == len(by_hand)
@@ -107,8 +107,11 @@ def test_weight_zero_changes_nothing_and_weight_one_of_a_whole_state_is_the_sour
     kept, states = _run(ready.network, ready.case.base, _swap(ready))
     np.testing.assert_allclose(kept, ready.outputs, **CLOSE)
     jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, **CLOSE), states, ready.base)
-    state, expected = ready.case.state, _run(ready.network, ready.case.source, _swap(ready))[0]
-    outputs, states = _run(ready.network, ready.case.base, _swap(ready, **{state: np.ones(len(ready.base[state]))}))
+    state = ready.case.state
+    whole = _swap(ready, **{state: np.ones(len(ready.base[state]))})
+    expected, _ = _run(ready.network, ready.case.source, whole)
+    outputs, states = _run(ready.network, ready.case.base, whole)
+    np.testing.assert_allclose(outputs, _hand(ready, keep, ready.case.source), **CLOSE)
     np.testing.assert_array_equal(states[state], ready.source[state])
     np.testing.assert_array_equal(outputs, expected)
     assert not np.allclose(outputs, kept, atol=1e-2)
