@@ -199,6 +199,7 @@ def test_gradients_through_edits_are_those_of_central_differences(wrapped):
     np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("wrapped", ["a Python loop", "scan, reverse", "switch in scan", "remat of scan"], indirect=True)
 def test_a_batch_of_edits_is_a_loop_over_them(wrapped):
     network, (x, y), backwards = wrapped
     source = jnp.asarray(_oracle(network.params, y, backwards)[1], jnp.float32)
