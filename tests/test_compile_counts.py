@@ -31,7 +31,6 @@ from abstraction.reduction import METHODS, Calibration
 from abstraction.reduction.pipeline import replace_units
 from abstraction.reduction.ranking import rank_units
 
-
 REPEATS = Repeats(draws=3, shuffles=2)
 
 

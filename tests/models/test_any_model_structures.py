@@ -95,7 +95,8 @@ def _backward(h, kernel):
 
 
 _backward.defvjp(
-    lambda h, kernel: jax.vjp(lambda h, kernel: jnp.tanh(h @ kernel), h, kernel), lambda pull, cotangent: pull(cotangent)
+    lambda h, kernel: jax.vjp(lambda h, kernel: jnp.tanh(h @ kernel), h, kernel),
+    lambda pull, cotangent: pull(cotangent),
 )
 
 
@@ -199,7 +200,9 @@ def test_gradients_through_edits_are_those_of_central_differences(wrapped):
     np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("wrapped", ["a Python loop", "scan, reverse", "switch in scan", "remat of scan"], indirect=True)
+@pytest.mark.parametrize(
+    "wrapped", ["a Python loop", "scan, reverse", "switch in scan", "remat of scan"], indirect=True
+)
 def test_a_batch_of_edits_is_a_loop_over_them(wrapped):
     network, (x, y), backwards = wrapped
     source = jnp.asarray(_oracle(network.params, y, backwards)[1], jnp.float32)
@@ -291,4 +294,6 @@ def test_a_listing_names_what_is_there_and_what_is_closed(rng):
 
 
 def _until(h, steps):
-    return jax.lax.while_loop(lambda each: each[0] < STEPS, lambda each: (each[0] + 1, _step(each[1], steps[each[0]])), (0, h))[1]
+    return jax.lax.while_loop(
+        lambda each: each[0] < STEPS, lambda each: (each[0] + 1, _step(each[1], steps[each[0]])), (0, h)
+    )[1]

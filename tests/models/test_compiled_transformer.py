@@ -41,7 +41,7 @@ PROGRAM = causal_model(
     ("t0", "t1", "t2"), "y", p=lambda t0: t0 % 2, q=lambda t1: t1 // 2, y=lambda p, q, t2: p + 2 * q + 0 * t2
 )
 N = 96
-CONTROLS = Repeats(draws=5, shuffles=3)
+CONTROLS = Repeats(draws=3, shuffles=2)
 PLACES = {AFTER_FIRST_MLP: ("parity", "half"), AFTER_SECOND_ATTENTION: ("p", "q")}
 """The coordinates that hold p and q after each part; before, tokens hold both, and after, y holds both."""
 
@@ -114,7 +114,7 @@ def test_each_variable_is_written_where_the_labels_say(setup):
 
 
 def _plot(setup, sites):
-    recipe = Recipe(Transport(epsilons=(0.01, 0.1)), CutMenu((1, 2, 3), (1.0,)), controls=CONTROLS)
+    recipe = Recipe(Transport(epsilons=(0.01, 0.1)), CutMenu((1, 2), (1.0,)), controls=None)
     return plot(setup.network, setup.fit, sites, recipe, evidence=setup.calibration)
 
 
@@ -123,7 +123,7 @@ def _judged(setup, handles) -> Score:
 
 
 def test_plot_finds_the_coordinates_that_the_compiler_labels(setup):
-    """Of 96 coordinates, two for each variable, and all that holds it at that depth."""
+    """Of 96 coordinates, the two that hold each variable at a depth."""
     found = _plot(setup, unit_sites(setup.tap))
     score = _judged(setup, found.handles)
     np.testing.assert_array_equal(score.tally.combined, 1.0)
@@ -133,7 +133,7 @@ def test_plot_finds_the_coordinates_that_the_compiler_labels(setup):
         depth = int(mass[variable].sum(axis=1).argmax())
         moved = np.argwhere(mass[variable] > 0.5).tolist()
         assert moved == [[depth, column] for column in setup.compiled.coordinates(PLACES[depth][variable])]
-        assert (mass[variable] > 0.5).sum() == (mass[variable] > 1e-3).sum()
+        assert (mass[variable] > 1e-3).sum() == 2
 
 
 @pytest.mark.parametrize("depth", PLACES)
@@ -153,9 +153,11 @@ def test_alignment_search_finds_the_subspace_that_the_compiler_labels(setup, dep
 
 def _search(setup, supports):
     candidates = candidate_grid(jax.random.key(0), setup.tap, supports, ranks=(1,), learning_rates=(0.1,))
-    config = SearchConfig(max_epochs=40, min_epochs=40, batch_size=N, cosine=True, sensitive_weight=0.5)
-    search = Search(config=config, controls=CONTROLS)
-    found = alignment_search(jax.random.key(1), setup.network, setup.fit, candidates, search, evidence=setup.calibration)
+    config = SearchConfig(max_epochs=25, min_epochs=25, batch_size=N, cosine=True, sensitive_weight=0.5)
+    search = Search(config=config, controls=None)
+    found = alignment_search(
+        jax.random.key(1), setup.network, setup.fit, candidates, search, evidence=setup.calibration
+    )
     return _judged(setup, found.handles), found.handles
 
 
@@ -169,7 +171,9 @@ def test_neither_finds_a_variable_where_it_is_not(setup):
     """After the second attention all but p's own coordinates, after the last MLP all but those of y."""
     others = _elsewhere(setup, AFTER_SECOND_ATTENTION, "p")
     last = _elsewhere(setup, AFTER_SECOND_MLP, "y")
-    sites = [(AFTER_SECOND_ATTENTION, [column]) for column in others] + [(AFTER_SECOND_MLP, [column]) for column in last]
+    sites = [(AFTER_SECOND_ATTENTION, [column]) for column in others] + [
+        (AFTER_SECOND_MLP, [column]) for column in last
+    ]
     score = _judged(setup, _plot(setup, coordinate_sites(setup.tap, sites)).handles)
     assert not score.exceeds[0]
     assert score.exceeds[1], "q is there"

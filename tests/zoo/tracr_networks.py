@@ -1,4 +1,4 @@
-"""A transformer whose variables' places are known: a RASP program that tracr compiled to the weights of a Haiku network.
+"""A transformer whose variables' places are known: a RASP program, compiled by tracr to a Haiku network.
 
 The program reads tokens t0, t1, t2 and says, at every token,
 
@@ -32,7 +32,7 @@ class Compiled(NamedTuple):
     bos: int
 
     def coordinates(self, name: str) -> list[int]:
-        """Return the coordinates of the residual stream that hold a variable, by the compiler's labels `name_7:value`."""
+        """Return the coordinates of the residual stream that the compiler labels by a variable, `name_7:value`."""
         labels = [label.split(":")[0].rsplit("_", 1)[0] for label in self.model.residual_labels]
         return [index for index, label in enumerate(labels) if label == name]
 
