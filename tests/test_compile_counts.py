@@ -1,9 +1,8 @@
 """An intervention is data: another network, site, strength or eps compiles nothing."""
 
-from contextlib import contextmanager
-
 import jax
 import numpy as np
+from compilations import compilations
 from planted import planted
 
 from abstraction.evaluation import Repeats, bernoulli_trials, interchanged_outputs, judge
@@ -31,23 +30,6 @@ from abstraction.models import Activation, Dense, Network, Sequential
 from abstraction.reduction import METHODS, Calibration
 from abstraction.reduction.pipeline import replace_units
 from abstraction.reduction.ranking import rank_units
-
-
-@contextmanager
-def _compilations():
-    """Count programs handed to the compiler."""
-    events = []
-
-    def listen(event, duration_secs, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield events
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
 
 REPEATS = Repeats(draws=3, shuffles=2)
 
@@ -78,9 +60,9 @@ def _everything(plant, seed, epsilons, strengths, rates, order):
 
 def test_the_second_call_compiles_nothing():
     first, second = planted(rotate=False), planted(rotate=True)
-    with _compilations() as cold:
+    with compilations() as cold:
         before = _everything(first, 0, (0.1, 1.0), (1.0,), (1e-3,), np.arange(6))
-    with _compilations() as warm:
+    with compilations() as warm:
         after = _everything(second, 1, (0.2, 2.0), (0.7,), (1e-2,), np.arange(6)[::-1].copy())
     assert cold, "the counter counts"
     assert not np.array_equal(before, after), "the second call is another problem"
@@ -93,7 +75,7 @@ def test_interchange_trials_of_other_units_masks_and_weights_compile_nothing(rng
     draw = lambda p: bernoulli_trials(rng, examples=9, units=3, probability=p, trials=8)
     interchanged_outputs(view(Network(model, params), "hidden", np.arange(3)), inputs, draw(0.1))
     other = view(Network(model, jax.tree.map(lambda leaf: leaf * 2, params)), "hidden", np.array([1, 4, 5]))
-    with _compilations() as events:
+    with compilations() as events:
         interchanged_outputs(other, inputs, draw(0.9))
     assert not events
 
@@ -102,7 +84,7 @@ def test_ranking_and_folding_another_network_of_the_same_shape_compiles_nothing(
     model = Sequential((5,), (Dense("one", 6), Activation("hidden", "relu"), Dense("two", 4)))
     inputs = rng.standard_normal((40, 5)).astype(np.float32)
     for step in range(2):
-        with _compilations() as events:
+        with compilations() as events:
             params = model.init(jax.random.key(step))
             ranking = rank_units(Network(model, params), Calibration(inputs), "hidden", METHODS["cmr-closed"])
             for keep in (5, 3, 2):

@@ -41,7 +41,7 @@ class Handle:
     basis: Basis | None = None
     depth: AnyArray | None = None
 
-    def edits(self, source: Float[Array, "L N D"]) -> Edits:
+    def edits(self, source: Float[Array, "L N *P D"]) -> Edits:
         """The interchange of this handle's features with those of recorded source states.
 
         With a depth, the weights elsewhere are 0.

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-WIDTH, HEADS, DEPTH, VOCABULARY = 12, 3, 3, 11
+WIDTH, HEADS, DEPTH, VOCABULARY = 12, 3, 2, 11
 
 
 class MLP(eqx.Module):

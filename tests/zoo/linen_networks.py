@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-WIDTH, HEADS, DEPTH, VOCABULARY, HIDDEN = 12, 3, 3, 11, 7
+WIDTH, HEADS, DEPTH, VOCABULARY, HIDDEN = 12, 3, 2, 11, 7
 
 
 class MLP(nn.Module):

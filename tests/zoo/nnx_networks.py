@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-WIDTH, HEADS, DEPTH, VOCABULARY = 12, 3, 3, 11
+WIDTH, HEADS, DEPTH, VOCABULARY = 12, 3, 2, 11
 
 
 class MLP(nnx.Module):

@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
+from jax.extend.core import primitives
 from jaxtyping import Array
 
 MARK, SEPARATOR = "abstraction:", "|"
@@ -84,7 +86,7 @@ def tap(value: Array, name: str) -> Array:
     Returns:
       The value.
     """
-    return checkpoint_name(value, name)
+    return checkpoint_name(_mapped_first(value), name)
 
 
 def marked(value: Any, place: str, about: str) -> Any:
@@ -93,7 +95,7 @@ def marked(value: Any, place: str, about: str) -> Any:
     arrays = {id(leaf): leaf for leaf in leaves if _is_floating(leaf)}
     several = len(arrays) > 1
     names = {key: f"{MARK}{place}{f'.{n}' if several else ''}{SEPARATOR}{about}" for n, key in enumerate(arrays)}
-    named = {key: checkpoint_name(leaf, names[key]) for key, leaf in arrays.items()}
+    named = {key: checkpoint_name(_mapped_first(leaf), names[key]) for key, leaf in arrays.items()}
     return jax.tree.unflatten(tree, [named.get(id(leaf), leaf) for leaf in leaves])
 
 
@@ -114,6 +116,15 @@ def tap_mark(name: str) -> str:
 def tap_place(name: str) -> str:
     """Return the place of a tap in a program written anew."""
     return f"tap:{name}"
+
+
+def _mapped_first(value: Array) -> Array:
+    """Return the value; where a `vmap` maps it, with the mapped axis in front.
+
+    A `vmap` has its axis wherever that suits its last operation: of a matrix times a vector, mapped over tokens, the
+    tokens are last, and units would be taken for tokens. A transposition, here of nothing, has it in front.
+    """
+    return primitives.transpose_p.bind(jnp.asarray(value), permutation=tuple(range(jnp.ndim(value))))
 
 
 def trace(run: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Program:
@@ -219,6 +230,8 @@ def line_of(eqn: Any) -> tuple[str, str]:
     within, last = "", ""
     for frame in traceback.frames:
         name = frame.file_name
+        if not last and name == __file__:
+            return "", ""  # of a mark
         if name.startswith((_JAX, _HERE, "<")) or (name.startswith(_STANDARD) and _SITE not in name):
             continue
         if any(f"{_SITE}{checker}{os.sep}" in name for checker in _CHECKERS):

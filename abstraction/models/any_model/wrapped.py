@@ -348,7 +348,7 @@ def _tap(name: str, place: Place, listed: list[BatchSpot]) -> tuple[Tap, int]:
         if there[0].spot.times != 1:
             raise ValueError(f"{what}: its value {place.only} is inside a scan, whose steps are one depth axis")
     if closed := [each.spot for each in there if each.spot.obstacle]:
-        raise ValueError(f"{what}: {closed[0].place!r} is {closed[0].obstacle}")
+        raise ValueError(f"{what}: {closed[0].place!r} is {closed[0].obstacle}; expected a value that is open")
     shapes = {(each.spot.shape, each.axis) for each in there}
     if len(shapes) != 1:
         found = {each.spot.place: each.spot.shape for each in there}
