@@ -19,8 +19,17 @@ from abstraction.interventions.bases import random_frames
 from abstraction.interventions.patching import map_handles, patched_outputs, run_pairs
 from abstraction.localization import Rotation, SearchConfig, candidate_grid, full_supports
 from abstraction.localization.searching import train_candidates
-from abstraction.models import MLP, Decoder, Network, TokenView, at_positions, decoder, decoder_blocks, prompts_at
-from abstraction.models import token_views
+from abstraction.models import (
+    MLP,
+    Decoder,
+    Network,
+    TokenView,
+    at_positions,
+    decoder,
+    decoder_blocks,
+    prompts_at,
+    token_views,
+)
 from abstraction.models.decoder_unrolled import unrolled_decoder
 
 N, T, L, TAP, WIDTH = 4, 6, SIZES["depth"], "block_output", SIZES["width"]
