@@ -129,9 +129,25 @@ def handle_chunk(runs: Runs, tap: str, budget: int = CHUNK_BYTES) -> int:
     return max(1, budget // max(math.prod(source.shape[1:]) * source.dtype.itemsize, 1))
 
 
-def resume_chunk(runs: Runs, tap: str) -> int:
-    """Return how many handles of one depth to patch at once."""
-    return 1 if pays_to_skip(runs, tap, runs.outputs.shape[0]) else handle_chunk(runs, tap)
+def resume_chunk(runs: Runs, tap: str, depths: Int[AnyArray, " H"] | None = None) -> int:
+    """Return how many handles, each of one depth, to patch at once.
+
+    Where it pays to skip layers, those that are patched together have to be of one depth: as many as fit, of handles
+    that come depth by depth, equally many of each.
+
+    Args:
+      runs: the pairs.
+      tap: where.
+      depths: of the handles, in their order; None where nothing is known.
+    """
+    most = handle_chunk(runs, tap)
+    if not pays_to_skip(runs, tap, runs.outputs.shape[0]):
+        return most
+    if depths is None or not len(depths):
+        return 1
+    starts = np.flatnonzero(np.diff(np.asarray(depths), prepend=-1))
+    together = int(np.gcd.reduce(np.diff([*starts, len(depths)])))
+    return max(count for count in range(1, together + 1) if together % count == 0 and count <= most)
 
 
 def pays_to_skip(runs: Runs, tap: str, pairs: int) -> bool:

@@ -286,7 +286,7 @@ def site_signatures(
     outputs = runs.outputs.shape[-1]
     columns = counted_outputs(signature.classes, outputs)
     count = outputs if columns is None else len(columns)
-    measuring = _Measuring(signature.mode, resume_chunk(runs, sites.tap), count)
+    measuring = _Measuring(signature.mode, resume_chunk(runs, sites.tap, sites.depth), count)
     return _site_signatures(network, runs, sites, means, columns, measuring)
 
 

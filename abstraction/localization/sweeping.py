@@ -200,7 +200,7 @@ def _measured(
 ) -> tuple[Outcome, dict[str, np.ndarray]]:
     """Measure every site, and its controls as mean scores."""
     tap, repeats = network.taps[recorded.tap], options.controls
-    measuring = _Measuring(options.measured, recorded.readout, resume_chunk(recorded.runs, tap.name))
+    measuring = _Measuring(options.measured, recorded.readout, resume_chunk(recorded.runs, tap.name, places.sites.depth))
     orders = []
     if repeats is not None and options.replace == "interchange":
         orders = [_order(recorded, repeats, str(index)) for index in range(repeats.shuffles)]
@@ -239,7 +239,8 @@ def _all_sites(
     network: Network, recorded: Recorded, sites: SiteBank, measuring: _Measuring, done: _Progress
 ) -> Outcome:
     """Measure all sites, in blocks of one size: `[S, ...]` each."""
-    block = -(-sites.size // min(_BLOCKS, -(-sites.size // measuring.chunk)))
+    chunks = -(-sites.size // measuring.chunk)
+    block = measuring.chunk * -(-chunks // _BLOCKS)  # whole chunks: those of one depth stay together
     parts = []
     for start in range(0, sites.size, block):
         rows = np.minimum(np.arange(start, start + block), sites.size - 1)

@@ -42,6 +42,10 @@ def test_handles_run_one_by_one_where_what_is_kept_makes_each_work_enough(setup)
     assert resume_chunk(runs, "hidden") == handle_chunk(runs, "hidden") > 1
     keeping = dataclasses.replace(runs, inputs=(runs.inputs, np.zeros((N, 3, 1000), np.float32)))
     assert resume_chunk(keeping, "hidden") == 1
+    # Handles that come depth by depth are patched together, those of one depth.
+    assert resume_chunk(keeping, "hidden", np.repeat(np.arange(3), 4)) == 4
+    assert resume_chunk(keeping, "hidden", np.array([0, 1, 0, 1])) == 1
+    assert resume_chunk(keeping, "hidden", np.array([0, 0, 0, 1, 1])) == 1
 
 
 def test_a_runs_holds_both_runs(setup):
