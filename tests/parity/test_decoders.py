@@ -23,15 +23,6 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 MOVED = 2e-3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Networks this small only wait for a second thread, on a busy machine seven times as long as they run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Case(NamedTuple):
     kind: str
     net: object

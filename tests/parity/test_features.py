@@ -164,7 +164,7 @@ def test_a_learned_width_is_a_row_of_sigmoids_and_at_last_a_prefix():
 
 @pytest.mark.skipif(pv is None, reason="pyvene is the oracle: pip install -e '.[parity]'")
 def test_the_boundary_of_pyvene_halves_the_first_feature_and_ours_does_not():
-    """P9: given pyvene's weights ours does what it does; they differ from ours in the first feature alone, as T -> 0."""
+    """P9: given pyvene's weights ours does what it does; as T -> 0 only features at the ends differ from our own."""
     theirs = pv.BoundlessRotatedSpaceIntervention(embed_dim=D)
     matrix = frame()
     _set_frame(theirs.rotate_layer, matrix)

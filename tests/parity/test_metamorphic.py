@@ -67,10 +67,12 @@ def viewed(window=1, of=DECODER, params=None, back=0):
     return network, run_pairs(network, *pair(back), taps=(TAP,))
 
 
+_alone = jax.jit(lambda network, runs, handle: patched_outputs(network, runs, handle))
+
+
 def every(network, runs, handles):
-    """Run each handle alone, by a program of its own trace."""
-    run = jax.jit(lambda runs, handle: patched_outputs(network, runs, handle))
-    return np.stack([run(runs, one(handles, index)) for index in range(len(handles.depth))])
+    """Run each handle alone."""
+    return np.stack([_alone(network, runs, one(handles, index)) for index in range(len(handles.depth))])
 
 
 def check_vmap():
@@ -116,8 +118,8 @@ def check_prefix():
     cached = every(network, runs, local)
     moved(cached, runs.outputs)
     whole = np.eye(L, dtype=np.float32)[:2, :, None] * np.ones(WIDTH, np.float32)
-    run = jax.jit(lambda weight: patched_outputs(network, runs, Handle(TAP, weight)))
-    np.testing.assert_allclose(cached, np.stack([run(weight) for weight in whole]), **CLOSE)
+    full = [_alone(network, runs, Handle(TAP, weight)) for weight in whole]
+    np.testing.assert_allclose(cached, np.stack(full), **CLOSE)
 
 
 def check_chunks():
@@ -129,7 +131,7 @@ def check_chunks():
     )(runs, handles)
     shot = sweep(5)
     moved(shot, runs.outputs)
-    for chunk in (1, 2, 3):
+    for chunk in (1, 2):
         np.testing.assert_allclose(sweep(chunk), shot, **CLOSE)
 
 
@@ -157,13 +159,16 @@ def check_last():
     np.testing.assert_allclose(every(network, runs, last)[0], source, **CLOSE)
 
 
+LEARNED = Decoder(FAMILIES["gpt2"])
+_edited = jax.jit(lambda params, tokens, edits: LEARNED.apply(params, tokens, edits)[0])
+
+
 def _patched(tokens, positions, source):
     """Patch the block outputs at depth 1 at a position of each prompt."""
     weight = (np.arange(L) == 1)[:, None, None] * np.ones(WIDTH, np.float32)
     edit = at_positions(Interchange(np.broadcast_to(source, (L, *source.shape)), weight), positions, depth=L)
-    params = drawn(Decoder(FAMILIES["gpt2"]))
-    run = jax.jit(lambda tokens, edits: Decoder(FAMILIES["gpt2"]).apply(params, tokens, edits)[0])
-    return np.asarray(run(tokens, {TAP: edit})), np.asarray(run(tokens, {}))
+    params = drawn(LEARNED)
+    return np.asarray(_edited(params, tokens, {TAP: edit})), np.asarray(_edited(params, tokens, {}))
 
 
 def check_padding():
@@ -173,7 +178,7 @@ def check_padding():
     where = np.full(N, T - 2)
     got, clean = _patched(tokens, where, source)
     moved(got, clean)
-    for left, right in ((2, 0), (0, 3), (1, 1)):
+    for left, right in ((2, 1), (0, 3)):
         more = np.pad(tokens, ((0, 0), (left, right)), constant_values=-1)
         np.testing.assert_allclose(_patched(more, where + left, source)[0], got, **CLOSE)
 
@@ -295,6 +300,11 @@ def _traced(self, activation):
     return SWAP(self, activation) * (1.01 if isinstance(activation, jax.core.Tracer) else 1)
 
 
+def _halved(values):
+    """Keep values, and half of each gradient."""
+    return 0.5 * values + jax.lax.stop_gradient(0.5 * values)
+
+
 FAULTS = {
     "vmap is a loop": (decoder, "run_if", _run_all),
     "jit is eager": (Interchange, "__call__", _traced),
@@ -316,7 +326,7 @@ FAULTS = {
         Rotation, "init", lambda self, some: jax.tree.map(lambda leaf: leaf + 0.02 * len(leaf), START(self, some)),
     ),
     "remat is nothing": (
-        jax, "checkpoint", lambda function, **options: lambda *args: jax.lax.stop_gradient(function(*args)),
+        jax, "checkpoint", lambda function, **options: lambda *args: _halved(function(*args)),
     ),
 }  # fmt: skip
 
