@@ -25,9 +25,9 @@ from jaxtyping import Array, Float, Int
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from abstraction.interventions import Add, Interchange
-from abstraction.interventions.patching import Runs, map_handles, run_pairs
-from abstraction.models import Decoder, Network, at_positions, load_decoder
+from abstraction.interventions import Add, Handle
+from abstraction.interventions.patching import Runs, map_handles, patched_outputs, resume_chunk, run_pairs
+from abstraction.models import Decoder, Network, TokenView, load_decoder, prompts_at
 from abstraction.typing import AnyArray
 from benchmarks.library_sweeps import LIBRARIES, Sweep, lens_screen
 from benchmarks.records import OURS, Row, Timing, compare, measure, require_agreement
@@ -49,6 +49,8 @@ CHECKED, FEW, SCREENED, PLACES = 4, 2, 4, 4
 backward pass, and positions that are where sites of a position share."""
 MANY = 512
 """Sites from which on those that share are timed at some positions."""
+GROUPS = 8
+"""Groups of positions that share a program: an edit of any runs the tokens from the first of its group on."""
 NOT_TIMED = Timing(math.nan, 0.0, 0, "")
 CLOSE = 1e-4
 """Margins are of order 1 and pass through 4 to 12 blocks of float32 sums."""
@@ -89,8 +91,25 @@ class Problem(NamedTuple):
         return torch.as_tensor(self.base, dtype=torch.long), torch.as_tensor(self.source, dtype=torch.long)
 
     def record(self) -> Runs:
-        """Run base and source once."""
+        """Run base and source once, and keep heads at all positions."""
         return run_pairs(self.ours, self.base, self.source, taps=(TAP,))
+
+    def views(self, sites: Sites) -> "list[View]":
+        """Run base and source once for every group of positions; an edit runs the tokens from its group's first on."""
+        positions = np.unique(sites[:, 1])
+        return [self.view(tuple(group.tolist())) for group in np.array_split(positions, min(GROUPS, len(positions)))]
+
+    def view(self, positions: tuple[int, ...]) -> "View":
+        """Run base and source once, for edits at some positions."""
+        at = {str(position): np.full(self.setting.pairs, position) for position in positions}
+        model = TokenView(cast(Decoder, self.ours.model), self.setting.tokens - min(positions), positions=tuple(at))
+        network = Network(model, self.ours.params)
+        return View(positions, network, run_pairs(network, *(prompts_at(each, at) for each in self.pair), taps=(TAP,)))
+
+    @property
+    def pair(self) -> tuple[np.ndarray, np.ndarray]:
+        """Base and source."""
+        return self.base, self.source
 
     def sites(self, positions: tuple[int, ...] | None = None) -> Sites:
         """List every layer and head at some positions, by default at all."""
@@ -124,23 +143,40 @@ def draw(setting: Setting) -> Problem:
     return Problem(setting, network, Network(decoder, loaded.params), *prompts)
 
 
-def ours(problem: Problem, runs: Runs, sites: Sites) -> Float[Array, " S"]:
-    """Sweep sites with this library, in one program."""
-    return _margins(problem.ours, runs, jnp.asarray(sites), problem.setting.heads)
+class View(NamedTuple):
+    """A network seen at some positions, and its runs."""
+
+    positions: tuple[int, ...]
+    network: Network
+    runs: Runs
 
 
-@partial(jax.jit, static_argnames=("heads",))
-def _margins(network: Network, runs: Runs, sites: Int[Array, "S 3"], heads: int) -> Float[Array, " S"]:
-    source = runs.source[TAP]
-    depth, pairs, _, width = source.shape
+def ours(problem: Problem, views: list[View], sites: Sites) -> Float[np.ndarray, " S"]:
+    """Sweep sites with this library, in one program for each group of positions."""
+    margins = np.empty(len(sites), np.float32)
+    for view in views:
+        rows = np.flatnonzero(np.isin(sites[:, 1], view.positions))
+        if len(rows):
+            layer, position, head = sites[rows].T
+            places = layer * len(view.positions) + np.searchsorted(view.positions, position)
+            chunk = resume_chunk(view.runs, TAP, places)
+            margins[rows] = _margins(view.network, view.runs, places, head, (problem.setting.heads, chunk))
+    return margins
 
-    def swept(site: Int[Array, "3"]) -> Float[Array, ""]:
-        layer, position, head = site
-        weight = (jnp.arange(depth) == layer)[:, None] * (jnp.arange(width) // (width // heads) == head).astype(float)
-        edit = at_positions(Interchange(source[:, :, position], weight), jnp.full(pairs, position), depth=depth)
-        return _margin(network(runs.inputs, {TAP: edit})[0])
 
-    return map_handles(swept, sites, chunk=1)
+@partial(jax.jit, static_argnames=("compiled_for",))
+def _margins(
+    network: Network, runs: Runs, places: Int[Array, " S"], heads: Int[Array, " S"], compiled_for: tuple[int, int]
+) -> Float[Array, " S"]:
+    count, chunk = compiled_for
+    width = network.taps[TAP].width
+
+    def swept(site: tuple[Array, Array]) -> Float[Array, ""]:
+        place, head = site
+        weight = (jnp.arange(width) // (width // count) == head).astype(jnp.float32)
+        return _margin(patched_outputs(network, runs, Handle(TAP, weight, None, place)))
+
+    return map_handles(swept, (places, heads), chunk=chunk)
 
 
 def _margin(outputs: Float[Array, "N 2"]) -> Float[Array, ""]:
@@ -170,7 +206,7 @@ class Exact(NamedTuple):
 
 def exact_rows(size: str, problem: Problem, sites: Sites, budget: float) -> tuple[list[Row], tuple[str, Timing]]:
     """Time every way to patch all sites; return the rows, and the name and time of what users call."""
-    exact = prepared(problem)
+    exact = prepared(problem, sites)
     few, part = spread(sites, FEW), mirrored(problem, sites)
     margins = {
         name: sweep(spread(sites, CHECKED))
@@ -186,13 +222,13 @@ def exact_rows(size: str, problem: Problem, sites: Sites, budget: float) -> tupl
     name, shared = timed(f"{best}, once recorded", exact.best, part, sites, budget=budget)
     recording = measure_torch(lambda: keep(problem.network, *problem.tensors()), budget=budget)
     timings |= {f"{best}, recording and sweep": both(recording, shared), name: shared}
-    name, mine = timed(f"{OURS}, once recorded", exact.mine, few, sites, budget=budget)
-    recording = measure(lambda: problem.record().source, budget=budget, compiled=True)
+    name, mine = timed(f"{OURS}, once recorded", exact.mine, part, sites, budget=budget)
+    recording = measure(lambda: [view.runs.source for view in problem.views(sites)], budget=budget, compiled=True)
     timings |= {f"{OURS}, recording and sweep": both(recording, mine), name: mine}
     return compare(NAME, size, timings, baseline=baseline), (baseline, timings[baseline])
 
 
-def prepared(problem: Problem) -> Exact:
+def prepared(problem: Problem, sites: Sites) -> Exact:
     """Keep what each implementation keeps: source activations, and of the base what is reused."""
     base, source = problem.tensors()
     single = {
@@ -204,7 +240,7 @@ def prepared(problem: Problem) -> Exact:
         states = head_outputs(problem.network, source)
     single["PyTorch hooks, sources kept"] = partial(hooked_sweep, problem.network, base, states)
     best = partial(suffix_sweep, problem.network, keep(problem.network, base, source))
-    return Exact(single, best, partial(ours, problem, problem.record()))
+    return Exact(single, best, partial(ours, problem, problem.views(sites)))
 
 
 def spread(sites: Sites, count: int) -> Sites:
@@ -302,7 +338,7 @@ def grown_rows(size: str, problem: Problem, budget: float) -> list[Row]:
     few, part = spread(sites, FEW), mirrored(problem, sites)
     hooked = partial(hooked_sweep, problem.network, base, states)
     best = partial(suffix_sweep, problem.network, keep(problem.network, base, source))
-    mine = partial(ours, problem, problem.record())
+    mine = partial(ours, problem, problem.views(sites))
     some = spread(sites, CHECKED)
     require_agreement({OURS: mine(some), "hooks": hooked(some), "best": best(some)}, atol=CLOSE)
     baseline, slowest = timed("PyTorch hooks, sources kept", hooked, few, sites)
@@ -310,7 +346,7 @@ def grown_rows(size: str, problem: Problem, budget: float) -> list[Row]:
         [
             (baseline, slowest),
             timed("PyTorch, what follows from a site alone, once recorded", best, part, sites, budget=budget),
-            timed(f"{OURS}, once recorded", mine, few, sites, budget=budget),
+            timed(f"{OURS}, once recorded", mine, part, sites, budget=budget),
         ]
     )
     return compare(f"{NAME}-growth", size, timings, baseline=baseline)

@@ -200,7 +200,9 @@ def _measured(
 ) -> tuple[Outcome, dict[str, np.ndarray]]:
     """Measure every site, and its controls as mean scores."""
     tap, repeats = network.taps[recorded.tap], options.controls
-    measuring = _Measuring(options.measured, recorded.readout, resume_chunk(recorded.runs, tap.name, places.sites.depth))
+    measuring = _Measuring(
+        options.measured, recorded.readout, resume_chunk(recorded.runs, tap.name, places.sites.depth)
+    )
     orders = []
     if repeats is not None and options.replace == "interchange":
         orders = [_order(recorded, repeats, str(index)) for index in range(repeats.shuffles)]

@@ -72,7 +72,7 @@ def test_what_follows_from_a_site_is_all_that_changes(problem, margins):
 
 
 def test_our_sweep_is_that_of_hooks(problem, margins):
-    np.testing.assert_allclose(sweeps.ours(problem, problem.record(), problem.sites()), margins, **CLOSE)
+    np.testing.assert_allclose(sweeps.ours(problem, problem.views(problem.sites()), problem.sites()), margins, **CLOSE)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
