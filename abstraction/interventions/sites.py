@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from abstraction.checks import are_some_of, is_whole, places
 from abstraction.interventions.bases import Basis
-from abstraction.interventions.handles import Handle, check_depths
+from abstraction.interventions.handles import Handle, check_depths, coordinate_mass
 from abstraction.models import Tap
 from abstraction.pytrees import pytree, static
 from abstraction.typing import AnyArray
@@ -145,6 +145,26 @@ def _indexed(
         index[row, : len(features)] = features
         value[row, : len(features)] = 1.0
     return np.array([depth for depth, _ in sites], np.int32), index, value
+
+
+def sites_within(sites: SiteBank, handles: Handle) -> SiteBank:
+    """Keep the sites that lie in what some handle of a batch moves: groups of a head, once heads are chosen.
+
+    Args:
+      sites: native, finer ones.
+      handles: native, of the same tap.
+
+    Raises:
+      ValueError: another tap, features that are of a basis, or no site lies within.
+    """
+    if handles.tap != sites.tap or sites.basis is not None or handles.basis is not None:
+        raise ValueError(f"got handles of tap {handles.tap!r}, expected native ones, as the sites, of {sites.tap!r}")
+    moved = coordinate_mass(handles, sites.tap_depth) > 0
+    inside = moved[:, np.asarray(sites.depth)[:, None], np.asarray(sites.index)] | (np.asarray(sites.value) == 0)
+    kept = inside.all(axis=2).any(axis=0)
+    if not kept.any():
+        raise ValueError(f"got {sites.size} sites, none within what the handles move, expected finer ones")
+    return sites.take(kept)
 
 
 _Basis = TypeVar("_Basis", bound=Basis | None)

@@ -222,14 +222,13 @@ class TokenView:
         block, which = jnp.divmod(depth, len(self.positions))
         given = Given(activation, self._position(inputs)[:, which] - before)
         later = RESUMES.get(tap, 0)
+        edits = lambda index: NO_EDITS if tap in RESUMES else {tap: dataclasses.replace(given, there=index == block)}
         if tap not in RESUMES:
             stream = self._entering(network, inputs, block)
-            edits = lambda index: {tap: dataclasses.replace(given, there=index == block)}
+        elif self.window == 1:
+            stream = activation[:, None]
         else:
-            # Of a window of one token all is given.
-            wide = self.window > 1
-            whole = (self._after(inputs, block) if later else self._entering(network, inputs, block)) if wide else None
-            stream, edits = activation[:, None] if whole is None else given(whole), lambda index: NO_EDITS
+            stream = given(self._after(inputs, block) if later else self._entering(network, inputs, block))
         first = self.first + later
         stream = self.decoder.continued(network, stream, block + later, place, inputs.past, first=first, edits=edits)
         return self.decoder.read(network, stream[:, -1])

@@ -12,7 +12,16 @@ import pytest
 from refusals import Refusal, check_refusal
 
 from abstraction.interventions import Set
-from abstraction.models import Decoder, DecoderConfig, TokenView, at_positions, prompts_at
+from abstraction.models import (
+    Decoder,
+    DecoderConfig,
+    PlaceView,
+    TokenView,
+    at_positions,
+    highlighted,
+    placed,
+    prompts_at,
+)
 from abstraction.models.costs import forward_flops, recording_bytes, suffix_flops
 from abstraction.models.decoder_config import RopeScaling
 from abstraction.models.decoder_unrolled import unrolled_decoder
@@ -51,6 +60,11 @@ def _view(token=3, position=3):
     return dataclasses.replace(prompts_at(TOKENS), tokens=np.full((2, 4), token), position=np.full(2, position))
 
 
+def _any(taps, last=(3, 3)):
+    view = PlaceView(DECODER, ("early", "last"), taps)
+    return view.apply(PARAMS, placed(TOKENS, {"early": [1, 1], "last": last}))
+
+
 PROMPTS = [
     Refusal("an id past the vocabulary", lambda: _apply(np.array([[1, 11]])), "token 11 at position 1 of prompt 0"),
     Refusal("an id far past it", lambda: _apply(np.array([[1, 2**33]])), "token 8589934592"),
@@ -75,6 +89,42 @@ PROMPTS = [
     Refusal("a view of no token", lambda: VIEW.record(PARAMS, _view(token=11), ()), "token 11"),
     Refusal("a view past the end", lambda: VIEW.record(PARAMS, _view(position=4), ()), "position 4"),
     Refusal("a view of padding", lambda: VIEW.apply(PARAMS, _view(position=-2)), "position -2"),
+]
+ANY = PlaceView(DECODER, ("early", "last"))
+PLACES = [
+    Refusal("no name", lambda: prompts_at(TOKENS, {}), r"positions \(\)"),
+    Refusal("a name that is a number", lambda: prompts_at(TOKENS, {0: [3, 3]}), r"positions \(0,\)"),
+    Refusal("a named token of padding", lambda: prompts_at(TOKENS, {"a": [3, 3], "b": [0, 3]}), "the token 'b'"),
+    Refusal("a name for too few", lambda: prompts_at(TOKENS, {"a": [3]}), "the token 'a'"),
+    Refusal("a view of names that are a word", lambda: TokenView(DECODER, positions="last"), "positions 'last'"),
+    Refusal("a view of a name twice", lambda: TokenView(DECODER, positions=("a", "a")), "each once"),
+    Refusal("a view of a list", lambda: TokenView(DECODER, positions=["a"]), r"positions \['a'\]"),
+    Refusal(
+        "a view of other names",
+        lambda: TokenView(DECODER, 4, positions=("a", "b")).record(PARAMS, prompts_at(TOKENS, {"a": [3, 3]}), ()),
+        r"positions \['a'\], expected \['a', 'b'\]",
+    ),
+    Refusal(
+        "a named token before the window",
+        lambda: TokenView(DECODER, 2, positions=("a",)).record(PARAMS, prompts_at(TOKENS, {"a": [1, 3]}), ()),
+        "token 3 from the end",
+    ),
+    Refusal("any model of no name", lambda: PlaceView(DECODER, ()), r"positions \(\)"),
+    Refusal("any model that is none", lambda: PlaceView(CONFIG, ("last",)), "expected Model"),
+    Refusal("any model at an unknown tap", lambda: PlaceView(DECODER, ("last",), ("nope",)), "'nope'"),
+    Refusal("any model at a tap without tokens", lambda: _any(("logits",)), r"tap 'logits' of shape \(1, 2, 11\)"),
+    Refusal("any model of other names", lambda: ANY.check(placed(TOKENS, {"last": [3, 3]})), "expected \\['early'"),
+    Refusal("any model past the end", lambda: _any(None, [3, 4]), "position 4 of 'last' in input 1, expected one of"),
+    Refusal("any model of padding", lambda: _any(None, [0, 3]), "position 0 of 'last' in input 0, .* 1 to 3"),
+    Refusal("a place of no name", lambda: placed(TOKENS, {}), r"positions \(\)"),
+    Refusal("a place below 0", lambda: placed(TOKENS, {"last": [3, -1]}), "position -1 of 'last' in input 1"),
+    Refusal("half a place", lambda: placed(TOKENS, {"last": [3, 0.5]}), "'last' of shape .* float64"),
+    Refusal("a place by a flag", lambda: placed(TOKENS, {"last": [True, False]}), "type bool"),
+    Refusal("a place too few", lambda: placed(TOKENS, {"last": [3]}), r"shape \(1,\)"),
+    Refusal("inputs of two lengths", lambda: placed((TOKENS, TOKENS[:1]), {"last": [3, 3]}), "leading axes"),
+    Refusal("a depth of no place", lambda: ANY.taps[TAP].place(4), r"\[4\], expected whole numbers from 0 to 3"),
+    Refusal("brackets around padding", lambda: highlighted(TOKENS, [0, 1]), "position 0 in prompt 0"),
+    Refusal("brackets past the end", lambda: highlighted(TOKENS, [1, 4]), "position 4 in prompt 1"),
 ]
 POSITIONS = [
     Refusal("an edit past the end", lambda: _edited([1, 4]), "position 4 in prompt 1, expected one of its tokens, 0"),
@@ -136,7 +186,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("row", PROMPTS + POSITIONS + OTHERS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", PROMPTS + PLACES + POSITIONS + OTHERS, ids=lambda row: row.name)
 def test_a_decoder_refuses_values_that_name_nothing(row, unchecked):
     check_refusal(row)
 

@@ -23,7 +23,7 @@ from abstraction.interventions import (
 from abstraction.interventions.bases import pca_bases, random_frames
 from abstraction.interventions.handles import at_one_depth, check_depths, check_handles, stack_handles, take_handle
 from abstraction.interventions.patching import patched_outputs, reorder_sources, run_pairs, take_pairs
-from abstraction.interventions.sites import band_sites, check_sites, prefix_sites
+from abstraction.interventions.sites import band_sites, check_sites, prefix_sites, sites_within
 from abstraction.models import MLP, Network, Tap
 
 TAP = Tap("hidden", 4, 3)
@@ -56,6 +56,16 @@ def _substituted(kept, replaced):
 
 
 SITES = [
+    (
+        "sites within handles of another tap",
+        lambda: sites_within(unit_sites(TAP), _handle(tap="logits")),
+        "handles of tap 'logits'",
+    ),
+    (
+        "sites within what does not move",
+        lambda: sites_within(unit_sites(TAP), _handle(weight=0 * ONES)),
+        "got 12 sites, none within",
+    ),
     ("units by width 0", lambda: group_sites(TAP, 0), "site width 0, expected between 1 and 4"),
     ("width too large", lambda: group_sites(TAP, 5), "site width 5"),
     ("width of a half", lambda: group_sites(TAP, 1.5), "site width 1.5"),
