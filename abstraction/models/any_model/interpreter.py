@@ -86,6 +86,7 @@ def evaluate(
     read = lambda atom: atom.val if isinstance(atom, core.Literal) else env[atom]
     records: dict[str, list[Array]] = {}
     seen: Counter[str] = Counter()
+    info = jaxpr.debug_info._replace(arg_names=None, result_paths=None)  # whose it is, for a part of it
     for eqn in jaxpr.eqns:
         values, inside = [read(atom) for atom in eqn.invars], taps.inside(eqn)
         if inside:
@@ -94,7 +95,7 @@ def evaluate(
                 records.setdefault(name, []).append(value)
             seen.update(inside)
         else:
-            outs = _bound(eqn, values)
+            outs = _bound(eqn, values, info)
         if (name := taps.of(eqn, enclosing)) is not None:
             outs, value = _edited(name, outs[0], edits, seen[name], taps)
             if name in taps.record:
@@ -125,17 +126,14 @@ def _edited(name: str, value: Array, edits: Edits, occurrence: int, taps: Taps) 
     return [jnp.moveaxis(jnp.reshape(edited, first.shape), 0, axis)], edited
 
 
-def _bound(eqn: Any, values: list[Any]) -> list[Any]:
+def _bound(eqn: Any, values: list[Any], info: Any) -> list[Any]:
     """Run one equation as it is, in the context it was written in."""
     pairs = [
         (atom, value) for atom, value in zip(eqn.invars, values, strict=True) if not isinstance(atom, core.Literal)
     ]
     unique = dict(pairs)
-    kept = [var for var in eqn.outvars if not isinstance(var, core.DropVar)]
-    info = core.DebugInfo("tap", eqn.primitive.name, None, None)
-    alone = core.Jaxpr((), list(unique), kept, [eqn], eqn.effects, debug_info=info)
-    outs = iter(core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*unique.values()))
-    return [None if isinstance(var, core.DropVar) else next(outs) for var in eqn.outvars]
+    alone = core.Jaxpr((), list(unique), list(eqn.outvars), [eqn], eqn.effects, debug_info=info)
+    return list(core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*unique.values()))
 
 
 def _rebuilt(eqn: Any, values: list[Any], edits: Edits, taps: Taps) -> tuple[list[Any], Records]:
@@ -157,7 +155,7 @@ def _scan(eqn: Any, values: list[Any], edits: Edits, taps: Taps) -> tuple[list[A
     """Write a scan anew, with edits of its steps as `xs`, and their records as `ys`, in the order they run."""
     options, (jaxpr, consts) = eqn.params, opened(eqn.params["jaxpr"])
     length, backwards = options["length"], options["reverse"]
-    first, second = options["num_consts"], options["num_consts"] + options["num_carry"]
+    first, second = _scan_parts(eqn, jaxpr)
     shared, carry, slices = values[:first], values[first:second], values[second:]
     turned = lambda leaf: jnp.flip(leaf, 0) if backwards else leaf
     stepwise = jax.tree.map(lambda leaf: turned(jnp.reshape(leaf, (length, -1, *leaf.shape[1:]))), edits)
@@ -172,6 +170,20 @@ def _scan(eqn: Any, values: list[Any], edits: Edits, taps: Taps) -> tuple[list[A
     )
     flat = lambda leaf: jnp.reshape(turned(leaf), (-1, *leaf.shape[2:]))
     return [*carry, *stacked], jax.tree.map(flat, found)
+
+
+def _scan_parts(eqn: Any, body: Any) -> tuple[int, int]:
+    """Return where the carry of a scan begins and ends among its inputs.
+
+    Versions of JAX say it in their own ways. In all of them what is sliced, and what is stacked, has an axis more
+    outside of the body than inside.
+    """
+    sliced, stacked = (
+        sum(len(outer.aval.shape) > len(inner.aval.shape) for outer, inner in zip(whole, part, strict=True))
+        for whole, part in ((eqn.invars, body.invars), (eqn.outvars, body.outvars))
+    )
+    end = len(eqn.invars) - sliced
+    return end - (len(eqn.outvars) - stacked), end
 
 
 def _switch(eqn: Any, values: list[Any], edits: Edits, taps: Taps) -> tuple[list[Any], Records]:
