@@ -153,7 +153,7 @@ def test_alignment_search_finds_the_subspace_that_the_compiler_labels(setup, dep
 
 def _search(setup, supports):
     candidates = candidate_grid(jax.random.key(0), setup.tap, supports, ranks=(1,), learning_rates=(0.1,))
-    config = SearchConfig(max_epochs=25, min_epochs=25, batch_size=N, cosine=True, sensitive_weight=0.5)
+    config = SearchConfig(max_epochs=40, min_epochs=40, batch_size=N // 3, cosine=True, sensitive_weight=0.5)
     search = Search(config=config, controls=None)
     found = alignment_search(
         jax.random.key(1), setup.network, setup.fit, candidates, search, evidence=setup.calibration

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from abstraction.models.any_model.program import JITTED, REMAT, RULED, bodies, line_of, opened
+from abstraction.models.any_model.program import JITTED, REMAT, RULED, bodies, line_of, opened, own_info, scan_parts
 
 Address = tuple[int, ...]
 
@@ -52,6 +52,7 @@ class Equation:
       line: the user's source line, for people.
       steps: the lengths of the scans it is inside of, outermost first.
       eqn: JAX's own.
+      info: whose it is, as `interpreter.bound` is told.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Equation:
     line: str
     steps: tuple[int, ...]
     eqn: Any
+    info: Any
 
 
 @dataclass(eq=False, repr=False)
@@ -91,11 +93,12 @@ def graph_of(closed: Any, params: int) -> Graph:
 
 
 class _Scope(NamedTuple):
-    """Where equations are: address, lengths of the scans around, the line that calls them."""
+    """Where equations are: address, lengths of the scans around, the line that calls them, whose they are."""
 
     address: Address = ()
     steps: tuple[int, ...] = ()
     line: str = ""
+    info: Any = None
 
 
 class _Writer:
@@ -114,7 +117,9 @@ class _Writer:
         for index, eqn in enumerate(jaxpr.eqns):
             operands, kind, inside = [read(atom) for atom in eqn.invars], eqn.primitive.name, bodies(eqn)
             # A cached function of JAX keeps no line of the user's: what calls it has one.
-            here = scope._replace(address=(*scope.address, index), line=line_of(eqn)[0] or scope.line)
+            here = scope._replace(
+                address=(*scope.address, index), line=line_of(eqn)[0] or scope.line, info=own_info(jaxpr)
+            )
             if kind in (*JITTED, *REMAT, *RULED) and inside:
                 results = self.write(inside[0], operands, here._replace(address=(*here.address, 0)))
             elif kind == "scan":
@@ -127,7 +132,7 @@ class _Writer:
     def scan(self, eqn: Any, operands: list[Value], scope: _Scope) -> list[Value]:
         """Write the body of a scan once, between links."""
         options, within = eqn.params, scope._replace(steps=(*scope.steps, eqn.params["length"]))
-        first, second = options["num_consts"], options["num_consts"] + options["num_carry"]
+        first, second = scan_parts(eqn)
         link = lambda name, value, shape: self.add(name, eqn, [value], [shape], within._replace(address=()))[0]
         carried = [link("scan_carry", value, value.shape) for value in operands[first:second]]
         slices = [link("scan_slice", value, value.shape[1:]) for value in operands[second:]]
@@ -145,7 +150,9 @@ class _Writer:
         """Add an equation and return its results."""
         fixed = all(value.fixed for value in operands)
         results = [Value(shape, "equation", fixed=fixed) for shape in shapes]
-        equation = Equation(name, dict(eqn.params), operands, results, scope.address, scope.line, scope.steps, eqn)
+        equation = Equation(
+            name, dict(eqn.params), operands, results, scope.address, scope.line, scope.steps, eqn, scope.info
+        )
         for value in results:
             value.maker = equation
         for value in operands:

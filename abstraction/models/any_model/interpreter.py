@@ -25,6 +25,8 @@ from abstraction.models.any_model.program import (
     bodies,
     inner_line,
     opened,
+    own_info,
+    scan_parts,
     spot_of,
     tap_mark,
 )
@@ -139,6 +141,7 @@ def evaluate(
     read = lambda atom: atom.val if isinstance(atom, core.Literal) else env[atom]
     records: dict[str, list[Array]] = {}
     seen: Counter[str] = Counter()
+    info = own_info(jaxpr)
     for index, eqn in enumerate(jaxpr.eqns):
         values, inside = [read(atom) for atom in eqn.invars], taps.inside(eqn, index, where)
         if inside or taps.changes.within((*where.address, index)):
@@ -147,7 +150,7 @@ def evaluate(
                 records.setdefault(name, []).append(value)
             seen.update(inside)
         else:
-            outs = bound(eqn, values, taps.changes.shapes.get((*where.address, index)))
+            outs = bound(eqn, values, info, taps.changes.shapes.get((*where.address, index)))
         for name in taps.of(eqn, index, where):
             outs, value = _edited(name, outs[0], edits, seen[name], taps)
             if taps.changes.marked and name in taps.axes and eqn.params.get("name") != tap_mark(name):
@@ -188,7 +191,7 @@ def _edited(name: str, value: Array, edits: Edits, occurrence: int, taps: Taps) 
     return [value], edited
 
 
-def bound(eqn: Any, values: list[Any], shape: tuple[int, ...] | None = None) -> list[Any]:
+def bound(eqn: Any, values: list[Any], info: Any, shape: tuple[int, ...] | None = None) -> list[Any]:
     """Run one equation as it is, in the context it was written in, or with a result of another shape."""
     if shape is not None and eqn.primitive.name in _SHAPED:
         return [_SHAPED[eqn.primitive.name](eqn.params, values[0], shape)]
@@ -196,11 +199,8 @@ def bound(eqn: Any, values: list[Any], shape: tuple[int, ...] | None = None) -> 
         (atom, value) for atom, value in zip(eqn.invars, values, strict=True) if not isinstance(atom, core.Literal)
     ]
     unique = dict(pairs)
-    kept = [var for var in eqn.outvars if not isinstance(var, core.DropVar)]
-    info = core.DebugInfo("tap", eqn.primitive.name, None, None)
-    alone = core.Jaxpr((), list(unique), kept, [eqn], eqn.effects, debug_info=info)
-    outs = iter(core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*unique.values()))
-    return [None if isinstance(var, core.DropVar) else next(outs) for var in eqn.outvars]
+    alone = core.Jaxpr((), list(unique), list(eqn.outvars), [eqn], eqn.effects, debug_info=info)
+    return list(core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*unique.values()))
 
 
 def _cut(options: Mapping[str, Any], value: Array, shape: tuple[int, ...]) -> Array:
@@ -259,7 +259,7 @@ def _scan(call: _Call, values: list[Any], edits: Edits) -> tuple[list[Any], Reco
     """Write a scan anew, with edits of its steps as `xs`, and their records as `ys`, in the order they run."""
     options = call.eqn.params
     length, backwards = options["length"], options["reverse"]
-    first, second = options["num_consts"], options["num_consts"] + options["num_carry"]
+    first, second = scan_parts(call.eqn)
     shared, carry, slices = values[:first], values[first:second], values[second:]
     turned = lambda leaf: jnp.flip(leaf, 0) if backwards else leaf
     stepwise = jax.tree.map(lambda leaf: turned(_by_step(leaf, length)), edits)

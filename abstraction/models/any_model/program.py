@@ -144,6 +144,26 @@ def opened(body: Any) -> tuple[Any, list[Any]]:
     return (body.jaxpr, list(body.consts)) if isinstance(body, core.ClosedJaxpr) else (body, [])
 
 
+def own_info(jaxpr: Any) -> Any:
+    """Return whose a program is, as JAX wants to be told of a part of it; versions of JAX have their own words."""
+    return jaxpr.debug_info._replace(arg_names=None, result_paths=None)
+
+
+def scan_parts(eqn: Any) -> tuple[int, int]:
+    """Return where the carry of a scan begins and ends among its inputs.
+
+    Versions of JAX say it in their own ways. In all of them what is sliced, and what is stacked, has an axis more
+    outside of the body than inside.
+    """
+    body, _ = opened(eqn.params["jaxpr"])
+    sliced, stacked = (
+        sum(len(outer.aval.shape) > len(inner.aval.shape) for outer, inner in zip(whole, part, strict=True))
+        for whole, part in ((eqn.invars, body.invars), (eqn.outvars, body.outvars))
+    )
+    end = len(eqn.invars) - sliced
+    return end - (len(eqn.outvars) - stacked), end
+
+
 def spots(jaxpr: Any, within: Spot = _TOP, line: str = "") -> Iterator[Spot]:
     """List the values that have a place, in the order they run.
 

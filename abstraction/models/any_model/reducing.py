@@ -201,7 +201,7 @@ def _value(found: Reading, value: Value, params: Params, tap: Array) -> AnyArray
         maker = value.maker
         if maker is None or not maker.address:
             raise ValueError("what lies between differs from step to step of a scan, expected the same for all")
-        return bound(maker.eqn, [compute(each) for each in maker.operands])[maker.results.index(value)]
+        return bound(maker.eqn, [compute(each) for each in maker.operands], maker.info)[maker.results.index(value)]
 
     return compute(value)
 
@@ -211,7 +211,7 @@ def _plane(found: Reading, reader: Reader, params: Params, values: Array) -> Arr
     image, kernel = reader.equation.operands[reader.activation], reader.equation.operands[reader.kernel]
     arrays = [_spread(image, found.units.axes[image], values), _value(found, kernel, params, values)]
     examples = reader.equation.options["dimension_numbers"].out_spec[0]
-    return jnp.take(bound(reader.equation.eqn, arrays)[0], 0, axis=examples)
+    return jnp.take(bound(reader.equation.eqn, arrays, reader.equation.info)[0], 0, axis=examples)
 
 
 @dataclass(frozen=True)
