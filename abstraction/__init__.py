@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from abstraction.localization import Search as Search
     from abstraction.localization import alignment_search as alignment_search
     from abstraction.localization import plot as plot
+    from abstraction.localization import sweep as sweep
     from abstraction.models import GRU as GRU
     from abstraction.models import MLP as MLP
     from abstraction.models import Decoder as Decoder
@@ -81,6 +82,7 @@ _HOMES = {
     "Search": "abstraction.localization",
     "alignment_search": "abstraction.localization",
     "plot": "abstraction.localization",
+    "sweep": "abstraction.localization",
     "GRU": "abstraction.models",
     "MLP": "abstraction.models",
     "Decoder": "abstraction.models",

@@ -40,7 +40,7 @@ def test_a_name_that_is_not_there_is_answered_by_those_that_are():
 def test_exports_are_few():
     rooms = [importlib.import_module(f"abstraction.{path.parent.name}") for path in PACKAGE.glob("*/__init__.py")]
     names = [name for room in rooms for name in getattr(room, "__all__", ())]
-    assert len(names) + len(abstraction.__all__) <= 175
+    assert len(names) + len(abstraction.__all__) <= 185
 
 
 def test_importing_pulls_in_no_solver_and_no_checkpoints():

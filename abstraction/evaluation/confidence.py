@@ -56,3 +56,31 @@ def mean_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, floa
         return -np.inf, np.inf
     reach = special.stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean() - reach), float(values.mean() + reach)
+
+
+def moments_interval(
+    mean: np.ndarray, deviation: np.ndarray, count: np.ndarray, level: float = LEVEL
+) -> tuple[Float[np.ndarray, "*H"], Float[np.ndarray, "*H"]]:
+    """Return the Student t intervals of many means, of which the standard deviations are known.
+
+        mean +- t(1 - a/2; n - 1) s / sqrt(n),   a = 1 - level
+
+    Args:
+      mean: of n numbers each.
+      deviation: their standard deviations s, of n - 1 degrees of freedom.
+      count: n; infinite intervals for fewer than two.
+      level: coverage, in (0, 1).
+
+    Raises:
+      ValueError: arrays that have no shape in common, or a level out of range.
+    """
+    try:
+        mean, deviation, count = np.broadcast_arrays(*(np.asarray(each, float) for each in (mean, deviation, count)))
+    except ValueError as error:
+        raise ValueError(f"got means, deviations and counts that do not fit, expected one shape: {error}") from error
+    if not 0 < level < 1:
+        raise ValueError(f"got level {level}, expected 0 < level < 1")
+    several = np.maximum(count, 2)
+    reach = special.stdtrit(several - 1, (1 + level) / 2) * deviation / np.sqrt(several)
+    reach = np.where(count > 1, reach, np.inf)
+    return mean - reach, mean + reach

@@ -7,6 +7,7 @@ from abstraction.localization.calibration import Choice, Selection
 from abstraction.localization.cutting import CutMenu
 from abstraction.localization.das import Boundless, Rotation
 from abstraction.localization.effects import Effects, measure_effects
+from abstraction.localization.maps import Sweep
 from abstraction.localization.masks import Mask, Weights
 from abstraction.localization.pipeline import (
     AlignmentSearch,
@@ -27,9 +28,11 @@ from abstraction.localization.rules import (
     Rule,
     Transport,
 )
+from abstraction.localization.screening import Screened, screen_sites
 from abstraction.localization.searching import SearchConfig
 from abstraction.localization.signatures import Signature
 from abstraction.localization.supports import candidate_grid, full_supports
+from abstraction.localization.sweeping import Sweeping, sweep
 
 __all__ = [
     "VARIANTS",
@@ -48,10 +51,13 @@ __all__ = [
     "ReferenceTransport",
     "Rotation",
     "Rule",
+    "Screened",
     "Search",
     "SearchConfig",
     "Selection",
     "Signature",
+    "Sweep",
+    "Sweeping",
     "Transport",
     "Variant",
     "Weights",
@@ -63,4 +69,6 @@ __all__ = [
     "localize",
     "measure_effects",
     "plot",
+    "screen_sites",
+    "sweep",
 ]

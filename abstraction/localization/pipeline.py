@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from abstraction.checks import kind, positive, whole
+from abstraction.checks import kind, number, positive, whole
 from abstraction.evaluation import Recorded, Repeats, Score
 from abstraction.evaluation.judging import score_handles
 from abstraction.interventions import Handle, SiteBank
@@ -38,6 +38,7 @@ from abstraction.localization.cutting import CutMenu, Grid, handle_grid
 from abstraction.localization.das import Rotation
 from abstraction.localization.effects import Effects, check_heard, measure_effects
 from abstraction.localization.rules import Plans, Rule, Transport
+from abstraction.localization.screening import Screened, screen_sites
 from abstraction.localization.searching import Featurizer, SearchConfig, Searched, train_candidates
 from abstraction.localization.signatures import SIGNATURE, Signature
 from abstraction.localization.supports import Candidates, candidate_grid, full_supports
@@ -61,9 +62,11 @@ class Recipe:
       signature: how effects are measured.
       selection: how to choose.
       controls: how often the controls of the choice are drawn; None leaves them out.
+      screen: share of the sites to measure for each variable, those of the highest first-order scores (`screen_sites`);
+        None measures all.
 
     Raises:
-      ValueError: an option of another kind.
+      ValueError: an option of another kind, or a share out of range.
     """
 
     rule: Rule = _TRANSPORT
@@ -71,8 +74,11 @@ class Recipe:
     signature: Signature = SIGNATURE
     selection: Selection = SELECTION
     controls: Repeats | None = _CONTROLS
+    screen: float | None = None
 
     def __post_init__(self) -> None:
+        if self.screen is not None and not number("screened share of sites", self.screen, 0, 1):
+            raise ValueError("got a screened share of 0 of the sites, expected more, or None for all")
         kind("rule", self.rule, Rule)
         kind("menu", self.menu, CutMenu)
         kind("signature", self.signature, Signature)
@@ -118,6 +124,7 @@ class Localization(NamedTuple):
       grid: every handle tried.
       choice: the handles chosen.
       score: the choice on its evidence, beside its controls; None where none were asked for.
+      screened: which sites were measured, and why; None where all were.
     """
 
     effects: Effects
@@ -125,11 +132,17 @@ class Localization(NamedTuple):
     grid: Grid
     choice: Choice
     score: Score | None = None
+    screened: Screened | None = None
 
     @property
     def handles(self) -> Handle:
         """One handle per variable."""
         return self.choice.handles
+
+    @property
+    def agreement(self) -> Float[np.ndarray, " V"] | None:
+        """Spearman's correlation of first-order scores and transport costs, over what was measured; None without."""
+        return None if self.screened is None else self.screened.agreement(-np.asarray(self.effects.cost))
 
 
 class AlignmentSearch(NamedTuple):
@@ -172,6 +185,10 @@ def plot(
       ValueError: no site has any effect on the outputs, or what any of the steps refuses.
     """
     banks = checked_evidence(evidence)
+    screened = None
+    if recipe.screen is not None:
+        screened = screen_sites(network, fit, sites, recipe.screen, recipe.signature)
+        sites = screened.sites
     sizes = tuple(size for size in recipe.menu.subset_sizes if size <= sites.size)
     if not sizes:
         raise ValueError(f"got subset sizes {recipe.menu.subset_sizes}, expected one of at most {sites.size} sites")
@@ -179,7 +196,8 @@ def plot(
     check_heard(network, fit, effects, recipe.signature)
     menu = dataclasses.replace(recipe.menu, subset_sizes=sizes)
     found = localize(network, effects, recipe.rule(effects), menu, evidence=banks, selection=recipe.selection)
-    return found._replace(score=_score("plot", network, found.choice, banks, recipe.controls))
+    score = _score("plot", network, found.choice, banks, recipe.controls)
+    return found._replace(score=score, screened=screened)
 
 
 def localize(

@@ -214,10 +214,10 @@ class BruteForce:
     """Rank sites by what each does alone: a row softmax of single-site scores / temperature.
 
     Attributes:
-      scores: `[V, S]`, see `single_site_scores`.
+      scores: `[V, S]`, see `single_site_scores`; -inf forbids a site that was not measured.
 
     Raises:
-      ValueError: a score is not finite, or the temperature or scope is not one.
+      ValueError: a score is NaN or +inf, a variable has none, or the temperature or scope is not one.
     """
 
     scores: np.ndarray
@@ -225,8 +225,12 @@ class BruteForce:
     scope: Scope = "depth"
 
     def __post_init__(self) -> None:
-        if np.ndim(self.scores) != 2 or not np.isfinite(self.scores).all():
-            raise ValueError(f"got scores of shape {np.shape(self.scores)}, expected finite numbers [V, S]")
+        scores = np.asarray(self.scores)
+        if scores.ndim != 2 or not (scores < np.inf).all() or not np.isfinite(scores).any(axis=1).all():
+            raise ValueError(
+                f"got scores of shape {np.shape(scores)}, expected finite numbers [V, S], or -inf for sites that were "
+                "not measured, but not for all"
+            )
         positive("temperature", (self.temperature,))
         _check_scope(self.scope)
 
@@ -248,11 +252,19 @@ class Nearest:
         return Plans(stacked, ((scopes.axis, scopes.values),))
 
 
-def single_site_scores(network: Network, fit: Recorded, sites: SiteBank) -> Float[np.ndarray, "V S"]:
+def single_site_scores(
+    network: Network, fit: Recorded, sites: SiteBank, kept: Bool[np.ndarray, "V S"] | None = None
+) -> Float[np.ndarray, "V S"]:
     """Return the combined IIA on the fit bank of a full swap of each site alone.
 
+    Args:
+      network: the network.
+      fit: recorded fit pairs.
+      sites: the sites.
+      kept: which of them to measure for which variable (`Screened.kept`), by default all; the others score -inf.
+
     Raises:
-      ValueError: the bank is not a fit bank, or sites that do not fit their tap.
+      ValueError: the bank is not a fit bank, sites that do not fit their tap, or a mask of another shape.
     """
     if fit.bank.role != "fit":
         raise ValueError(f"got a {fit.bank.role} bank to rank sites on, expected a fit bank")
@@ -260,12 +272,18 @@ def single_site_scores(network: Network, fit: Recorded, sites: SiteBank) -> Floa
     if sites.tap not in network.taps:
         raise ValueError(f"got sites of tap {sites.tap!r}, expected one of {sorted(network.taps)}")
     check_sites(sites, network.taps[sites.tap])
-    scores = np.empty((variables, sites.size))
+    kept = np.ones((variables, sites.size), bool) if kept is None else np.asarray(kept)
+    if kept.shape != (variables, sites.size) or kept.dtype != bool or not kept.any():
+        raise ValueError(
+            f"got a mask of shape {kept.shape} and type {kept.dtype}, expected truth values "
+            f"{(variables, sites.size)}, at least one of them true"
+        )
+    scores = np.full(kept.shape, -np.inf)
     for start in range(0, sites.size, _TOGETHER):
-        some = np.arange(start, min(start + _TOGETHER, sites.size))
-        handles = jax.tree.map(lambda leaf: np.concatenate([leaf] * variables), sites.take(some).handles())
-        tally = tally_handles(network, fit, handles, np.repeat(np.arange(variables), len(some)))
-        scores[:, some] = tally.combined.reshape(variables, -1)
+        variable, column = np.nonzero(kept[:, start : start + _TOGETHER])
+        if len(column):
+            handles = sites.take(column + start).handles()
+            scores[variable, column + start] = tally_handles(network, fit, handles, variable).combined
     return scores
 
 

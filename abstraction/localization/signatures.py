@@ -186,14 +186,14 @@ def abstract_signatures(bank: PairBank, classes: int, signature: Signature = SIG
       ValueError: a two-class mode for other than two classes, a label that is none of the classes, or families of
         another number of pairs.
     """
-    mode, columns = signature.mode, _columns(signature.classes, classes)
+    mode, columns = signature.mode, counted_outputs(signature.classes, classes)
     count = classes if columns is None else len(columns)
     _effect(mode, count)
     labels, factual = np.asarray(bank.labels), np.asarray(bank.factual)
     if isinstance(signature.classes, tuple) and mode not in _CHANGE_ALONE and labels.dtype.kind in "iu":
         labels, factual = (_places(values, signature.classes) for values in (labels, factual))
     _check_labels(labels, factual, count, mode)
-    return _abstract_signatures(labels, factual, _family_means(signature.families, bank.size), count, mode)
+    return _abstract_signatures(labels, factual, family_means(signature.families, bank.size), count, mode)
 
 
 def _places(labels: Int[np.ndarray, "*S"], classes: tuple[int, ...]) -> Int[np.ndarray, "*S"]:
@@ -282,9 +282,9 @@ def site_signatures(
     if sites.tap not in runs.source:
         raise ValueError(f"got sites of tap {sites.tap!r}, expected a recorded tap: {sorted(runs.source)}")
     check_sites(sites, network.taps[sites.tap])
-    means = _family_means(signature.families, runs.outputs.shape[0])
+    means = family_means(signature.families, runs.outputs.shape[0])
     outputs = runs.outputs.shape[-1]
-    columns = _columns(signature.classes, outputs)
+    columns = counted_outputs(signature.classes, outputs)
     count = outputs if columns is None else len(columns)
     measuring = _Measuring(signature.mode, resume_chunk(runs, sites.tap), count)
     return _site_signatures(network, runs, sites, means, columns, measuring)
@@ -293,13 +293,13 @@ def site_signatures(
 def signature_length(runs: Runs, signature: Signature) -> int:
     """Return F, the numbers of one signature of these runs."""
     pairs, outputs = runs.outputs.shape
-    columns = _columns(signature.classes, outputs)
+    columns = counted_outputs(signature.classes, outputs)
     entries = pairs if signature.families is None else len(np.unique(signature.families))
     width = {"margin_delta": 1, "transition_margin": 2, "kl": 1, "tv": 1}
     return entries * width.get(signature.mode, outputs if columns is None else len(columns))
 
 
-def _columns(classes: int | tuple[int, ...] | None, outputs: int) -> Int[np.ndarray, " C"] | None:
+def counted_outputs(classes: int | tuple[int, ...] | None, outputs: int) -> Int[np.ndarray, " C"] | None:
     """Return which outputs count, None where all do."""
     most = max(classes) + 1 if isinstance(classes, tuple) else classes
     if most is not None and not 1 <= most <= outputs:
@@ -317,12 +317,17 @@ def _effect(mode: str, classes: int) -> _Effect:
     return _EFFECTS[mode]
 
 
+def neural_effect(mode: str, patched: Float[Array, "N C"], base: Float[Array, "N C"]) -> Float[Array, "N E"]:
+    """Return the effect per pair of one mode, of outputs that count."""
+    return _effect(mode, patched.shape[-1]).neural(patched, base)
+
+
 def _flat(effect: Float[Array, "N C"], means: Float[Array, "G N"] | None = None) -> Float[Array, " F"]:
     return effect.T.reshape(-1) if means is None else (means @ effect).reshape(-1)
 
 
-def _family_means(families: Families, pairs: int) -> Float[np.ndarray, "G N"] | None:
-    """Return the matrix that averages within families."""
+def family_means(families: Families, pairs: int) -> Float[np.ndarray, "G N"] | None:
+    """Return the matrix that averages within families, None where pairs are kept apart."""
     if families is None:
         return None
     counts = np.bincount(np.asarray(families))
