@@ -14,6 +14,7 @@ from abstraction.models import (
     DecoderConfig,
     Dense,
     Model,
+    PlaceView,
     Sequential,
     TokenView,
     UnrolledDecoder,
@@ -24,7 +25,7 @@ from abstraction.models.layers import AveragePool, BatchNorm, Convolution, Flatt
 _CLASSES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        GRU, MLP, Sequential, Decoder, UnrolledDecoder, TokenView,
+        GRU, MLP, Sequential, Decoder, UnrolledDecoder, TokenView, PlaceView,
         DecoderConfig, RopeScaling, BlockShape,
         Activation, AveragePool, BatchNorm, Convolution, Dense, Flatten, GlobalAverage, MaxPool,
     )

@@ -11,7 +11,8 @@ from abstraction.models.gru import GRU
 from abstraction.models.layers import Activation, Dense
 from abstraction.models.mlp import MLP
 from abstraction.models.network import Network
-from abstraction.models.positions import at_positions
+from abstraction.models.places import PlaceView, placed
+from abstraction.models.positions import at_positions, highlighted
 from abstraction.models.sequential import Sequential
 from abstraction.models.taps import Edit, Tap
 from abstraction.models.token_views import Prompts, TokenView, prompts_at
@@ -31,6 +32,7 @@ __all__ = [
     "Network",
     "Passage",
     "Place",
+    "PlaceView",
     "Prompts",
     "Reducible",
     "Sequential",
@@ -40,8 +42,10 @@ __all__ = [
     "WrappedModel",
     "at_positions",
     "check_model",
+    "highlighted",
     "listing",
     "load_decoder",
+    "placed",
     "prompts_at",
     "read_decoder",
     "save_decoder",

@@ -88,7 +88,7 @@ class Recordable(Protocol):
         Args:
           params: what `init` returns.
           inputs: a batch.
-          taps: activations to keep.
+          taps: activations to keep; it is resumed from these.
 
         Returns:
           The batch as `resume` wants it, outputs, and each recorded activation.

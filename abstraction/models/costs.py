@@ -2,7 +2,7 @@
 
     block(S, T)  =  2 S [D (H + 2 K) E + H E D + m D M]  +  4 S T H E                  m = 3 with a gate, 2 without
     forward(T)   =  L block(T, T)  +  2 D C                (the last token read; T times as many where every token is)
-    suffix(l)    =  (L - l - 1) block(S, T)  +  2 D C
+    suffix(l)    =  (L - l - 1) block(S, T)  +  2 D C      after block l; within it a block more
 
 with S fresh of T tokens, H query and K key-value heads of size E, M MLP units and C outputs. These are the matrix
 products: norms, rotations, softmax and biases are a few per mille of them and left out. Scores are counted as they are
@@ -49,7 +49,9 @@ def forward_flops(config: DecoderConfig, tokens: int, *, outputs: int, every_tok
     return config.depth * block_flops(config, tokens, tokens) + reads * read_flops(config, outputs)
 
 
-def suffix_flops(config: DecoderConfig, depth: int, tokens: int, *, window: int = 1, outputs: int) -> int:
+def suffix_flops(
+    config: DecoderConfig, depth: int, tokens: int, *, window: int = 1, outputs: int, inside: bool = False
+) -> int:
     """Count the operations of one edit of one prompt that has been recorded.
 
     Args:
@@ -58,6 +60,7 @@ def suffix_flops(config: DecoderConfig, depth: int, tokens: int, *, window: int 
       tokens: of the prompt, T.
       window: tokens at the end that are run again, S.
       outputs: logits read, C.
+      inside: the edit is within the block, which is run again, or before it, and not after it.
 
     Raises:
       ValueError: there is no such block, the window is longer than the prompt, or a count below 1.
@@ -66,7 +69,7 @@ def suffix_flops(config: DecoderConfig, depth: int, tokens: int, *, window: int 
         raise ValueError(f"got an edit after block {depth}, expected 0 to {config.depth - 1}")
     _check_window(tokens, window)
     _check_counts(outputs=outputs)
-    return (config.depth - depth - 1) * block_flops(config, window, tokens) + read_flops(config, outputs)
+    return (config.depth - depth - 1 + inside) * block_flops(config, window, tokens) + read_flops(config, outputs)
 
 
 def parameter_bytes(config: DecoderConfig) -> int:
@@ -80,20 +83,20 @@ def parameter_bytes(config: DecoderConfig) -> int:
     return _BYTES[config.dtype] * (tables * config.width + config.depth * block + norm)
 
 
-def recording_bytes(config: DecoderConfig, prompts: int, tokens: int, window: int = 1) -> int:
-    """Return the size of what `TokenView.record` keeps of N prompts, outputs aside.
+def recording_bytes(config: DecoderConfig, prompts: int, tokens: int, window: int = 1, positions: int = 1) -> int:
+    """Return the size of what `TokenView.record` keeps of N prompts for edits of `block_output`, outputs aside.
 
     That is the tokens, keys and values before the window, the residual stream of the window where it is more than a
-    token, and that of the chosen token after every block.
+    token, and that of the P chosen tokens after every block.
 
     Raises:
       ValueError: the window is longer than the prompts, or a count below 1.
     """
     _check_window(tokens, window)
-    _check_counts(prompts=prompts)
+    _check_counts(prompts=prompts, positions=positions)
     past = 2 * (tokens - window) * config.kv_heads * config.head_size
-    streams = config.width * (1 + (window if window > 1 else 0))
-    return prompts * (_BYTES[config.dtype] * config.depth * (past + streams) + _INT32 * (tokens + 1))
+    streams = config.width * (positions + (window if window > 1 else 0))
+    return prompts * (_BYTES[config.dtype] * config.depth * (past + streams) + _INT32 * (tokens + positions))
 
 
 def suffix_bytes(

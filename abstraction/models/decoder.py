@@ -170,26 +170,36 @@ class Decoder:
         edits: Edits,
         record: Sequence[str],
         *,
-        at: Int[AnyArray, "N ..."] | None,
+        at: Int[AnyArray, "N ..."] | Mapping[str, Int[AnyArray, "N ..."]] | None,
         cache: bool,
     ) -> Run:
-        """Run the network as `run` does; here a position may be padding, whose activations mean nothing."""
+        """Run the network as `run` does, with positions of each tap apart, if need be.
+
+        Here a position may be padding, whose activations mean nothing.
+        """
         check_taps(self.taps, edits, record)
         network, (tokens, place) = self._network(params), self.placed(tokens)
         per_block = {name: edit for name, edit in edits.items() if name not in ONCE}
-        keep = (lambda value: value) if at is None else (lambda value: recorded_at(value, jnp.asarray(at)))
+
+        def keep(name: str, value: Array) -> Array:
+            here = at.get(name) if isinstance(at, Mapping) else at
+            return value if here is None else recorded_at(value, jnp.asarray(here))
+
         graph, weights = nnx.split(network.blocks)
 
         def step(stream: Array, slices: tuple) -> tuple[Array, tuple[Past | None, dict[str, Array]]]:
             weights, local, edits = slices
             stream, fresh, values = nnx.merge(graph, weights)(stream, place, None, local, edits)
-            return stream, (fresh if cache else None, {name: keep(values[name]) for name in record if name in values})
+            return stream, (
+                fresh if cache else None,
+                {name: keep(name, values[name]) for name in record if name in values},
+            )
 
         stream = network.embed(tokens, place.positions)
         stream, (past, recorded) = jax.lax.scan(step, stream, (weights, self._windowed(), per_block))
         stream, _ = tapped_once("final_input", stream, edits)
         outputs, emitted = tapped_once("logits", self.read(network, picked(stream, last_token(tokens))), edits)
-        recorded |= {"final_input": keep(stream)[None], "logits": emitted}
+        recorded |= {"final_input": keep("final_input", stream)[None], "logits": emitted}
         return Run(outputs, {name: recorded[name] for name in record}, past)
 
     def resume(
@@ -223,6 +233,7 @@ class Decoder:
         past: Sequence[Past] | None,
         *,
         first: int = 0,
+        edits: Callable[[Int[Array, ""]], Edits] = lambda block: NO_EDITS,
     ) -> Float[Array, "N S D"]:
         """Run blocks `start` and later on fresh positions, which earlier ones reach by their keys and values.
 
@@ -233,6 +244,7 @@ class Decoder:
           place: where the positions are.
           past: keys and values of earlier tokens, of each block.
           first: no start is ever before this block; those are not compiled in.
+          edits: of a block, of which the number is a value.
         """
         if first == self.config.depth:
             return stream
@@ -253,7 +265,7 @@ class Decoder:
             def run(stream: Array) -> Array:
                 # Blocks are taken out of the stack here, so that those that are skipped are not read.
                 block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], weights))
-                return block(stream, place, None if past is None else pick, windowed[index], NO_EDITS)[0]
+                return block(stream, place, None if past is None else pick, windowed[index], edits(index))[0]
 
             return run_if(index >= start, run, stream)
 

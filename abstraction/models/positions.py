@@ -5,7 +5,7 @@ edit leaves such an example alone, a record of it is NaN. Positions that are no 
 known. Where they are traced, nothing can be refused: a record past the end is NaN, and an edit there writes NaN.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -93,6 +93,41 @@ def token_positions(tokens: Int[AnyArray, "N T"]) -> Int[Array, "N T"]:
 def last_token(tokens: Int[AnyArray, "N T"]) -> Int[Array, " N"]:
     """Return the index of each prompt's last token."""
     return tokens.shape[1] - 1 - jnp.argmax(token_mask(tokens)[:, ::-1], axis=1)
+
+
+def highlighted(
+    tokens: Int[AnyArray, "N T"],
+    positions: Int[AnyArray, "N ..."],
+    decode: Callable[[Sequence[int]], str] | None = None,
+) -> list[str]:
+    """Write prompts with the chosen tokens in brackets, without padding, so that it is seen where they are.
+
+    Args:
+      tokens: padded with -1.
+      positions: `[N]` or `[N, P]`; -1 for none.
+      decode: the text of some ids, as a tokenizer's; None writes the ids, apart.
+
+    Raises:
+      ValueError: prompts that cannot be, or a position that is no token of its prompt.
+    """
+    check_tokens(tokens)
+    check_positions(tokens, positions)
+    text = decode or (lambda ids: " ".join(map(str, ids)))
+    known, chosen = np.asarray(tokens), np.reshape(positions, (len(tokens), -1))
+    return [_in_brackets(row, set(here.tolist()), text) for row, here in zip(known, chosen, strict=True)]
+
+
+def _in_brackets(row: np.ndarray, chosen: set[int], text: Callable[[Sequence[int]], str]) -> str:
+    """Write a token as what it adds to the text before it: spaces between words are of no token alone."""
+    written, so_far, ids = "", "", []
+    for index in np.flatnonzero(row >= 0).tolist():
+        ids.append(int(row[index]))
+        now = text(ids)
+        # Part of a character changes what is before it.
+        piece = now.removeprefix(so_far) if now.startswith(so_far) else text(ids[-1:])
+        word, so_far = piece.lstrip(), now
+        written += f"{piece[: len(piece) - len(word)]}[{word}]" if index in chosen else piece
+    return written
 
 
 def check_tokens(tokens: AnyArray, vocabulary: int | None = None) -> None:

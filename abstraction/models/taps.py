@@ -16,6 +16,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from abstraction.checks import places
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -42,6 +44,16 @@ class Tap:
     def axes(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """The named axes that the depth enumerates, and the labels along each; their sizes multiply to the depth."""
         return self.places or (("layer", tuple(map(str, range(self.depth)))),)
+
+    def place(self, depth: int) -> dict[str, str]:
+        """Return what one depth stands for, the label along each axis: `{"layer": "3", "position": "last"}`.
+
+        Raises:
+          ValueError: there is no such depth.
+        """
+        places(f"depths at tap {self.name!r}", depth, self.depth)
+        index = np.unravel_index(int(depth), [len(labels) for _, labels in self.axes])
+        return {axis: labels[at] for (axis, labels), at in zip(self.axes, index, strict=True)}
 
 
 @runtime_checkable

@@ -1,67 +1,80 @@
-"""A decoder seen at one token of each prompt, at the cost of the tokens after it.
+"""A decoder seen at some tokens of each prompt, at the cost of the tokens after them.
 
 What comes before an edited token does not depend on the edit. So a bank of prompts is run once; of that run the keys
-and values of the prefix are kept, and the residual stream of the last S tokens, the window, which the edited token is
+and values of the prefix are kept, and the residual stream of the last S tokens, the window, which the edited tokens are
 in. An edit after block l then runs the window alone, through blocks l + 1 and later: a single token, if the last one is
-edited. The result is that of a full run, exactly.
+edited. An edit within block l runs that block too. The result is that of a full run, exactly.
 
-    cost of an edit / cost of a full run  =  S (L - l - 1) / (T L)         (without the logits)
+    cost of an edit / cost of a full run  =  S (L - l - 1) / (T L)     after block l, without the logits
+                                             S (L - l) / (T L)         within it
 
-A view is a `Model` whose activations have no token axis, so everything that works on a network with depth works on it.
+A view is a `Model` whose activations have no token axis: P named tokens make L P places (`places.py`), so everything
+that works on a network with depth works on it.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from abstraction.models.decoder import Decoder
+from abstraction.models.decoder import ONCE, RESUMES, Decoder
 from abstraction.models.decoder_blocks import Past
+from abstraction.models.decoder_network import StackedNetwork
+from abstraction.models.places import at_places, check_names, check_same_names, over_places, place_tap
 from abstraction.models.positions import (
-    at_positions,
     check_positions,
     check_tokens,
     token_mask,
     token_positions,
 )
-from abstraction.models.taps import NO_EDITS, Edit, Edits, Tap, check_taps
-from abstraction.pytrees import pytree
+from abstraction.models.taps import NO_EDITS, Edit, Edits, Tap, check_resume, check_taps
+from abstraction.pytrees import pytree, static
 from abstraction.typing import AnyArray, Outputs, Params
 
 RESIDUAL = "block_output"
+ONE = ("token",)
+"""Names of the tokens where there is one and it was given no name."""
 
 
 @pytree
 class Prompts:
-    """N prompts and one token in each; build it with `prompts_at`.
+    """N prompts and one or more tokens in each; build it with `prompts_at`.
 
     Attributes:
       tokens: padded on the left with -1, `[N, T]`.
-      position: index of the token that is looked at, `[N]`.
+      position: index of the token that is looked at, `[N]`, or of each of P named ones, `[N, P]`.
       past: keys and values of the tokens before the window in each block, once the prompts have been run.
-      window: residual stream of the window after each block, `[N, L, S, D]`, where the window is more than a token.
+      window: residual stream of the window after each block, `[N, L, S, D]`, where the window is more than a token or
+        an edit may be within a block.
+      names: of the P tokens.
     """
 
     tokens: Int[AnyArray, "N T"]
-    position: Int[AnyArray, " N"]
+    position: Int[AnyArray, "N ..."]
     past: tuple[Past, ...] | None = None
     window: Float[AnyArray, "N L S D"] | None = None
+    names: tuple[str, ...] = static(default=ONE)
 
 
-def prompts_at(tokens: Int[AnyArray, "N T"], position: Int[AnyArray, " N"] | None = None) -> Prompts:
-    """Pick one token of each prompt, by default the last.
+def prompts_at(
+    tokens: Int[AnyArray, "N T"],
+    position: Int[AnyArray, " N"] | Mapping[str, Int[AnyArray, " N"]] | None = None,
+) -> Prompts:
+    """Pick one token of each prompt, by default the last, or several by name.
 
     Args:
       tokens: padded with -1 on either side; padding is moved to the left.
-      position: indices into the padded prompts.
+      position: indices into the padded prompts, or such by name.
 
     Raises:
-      ValueError: no integers, a prompt that is empty or has padding inside, or a position that is not a token of it.
+      ValueError: no integers, a prompt that is empty or has padding inside, no name, or a position that is not a token
+        of its prompt.
     """
     check_tokens(tokens)
     tokens = np.asarray(tokens, np.int32)
@@ -72,12 +85,25 @@ def prompts_at(tokens: Int[AnyArray, "N T"], position: Int[AnyArray, " N"] | Non
     if not count.all() or (mask != whole).any():
         bad = np.flatnonzero((count == 0) | (mask != whole).any(axis=1))
         raise ValueError(f"got prompts {bad[:8].tolist()} empty or with padding inside, expected padding at the ends")
+    shift = tokens.shape[1] - first - count
+    rolled = np.stack([np.roll(row, by) for row, by in zip(tokens, shift, strict=True)])
+    if isinstance(position, Mapping):
+        chosen, names = _chosen_by_name(tokens, position), tuple(position)
+        return Prompts(rolled, (chosen + shift[:, None]).astype(np.int32), names=names)
     if position is not None:
         check_chosen(tokens, position)
     chosen = np.asarray(first + count - 1 if position is None else position, np.int32)
-    shift = tokens.shape[1] - first - count
-    rolled = np.stack([np.roll(row, by) for row, by in zip(tokens, shift, strict=True)])
     return Prompts(rolled, (chosen + shift).astype(np.int32))
+
+
+def _chosen_by_name(tokens: AnyArray, positions: Mapping[str, AnyArray]) -> Int[np.ndarray, "N P"]:
+    check_names(tuple(positions))
+    for name, position in positions.items():
+        try:
+            check_chosen(tokens, position)
+        except ValueError as error:
+            raise ValueError(f"{error} (the token {name!r})") from error
+    return np.stack([np.asarray(position) for position in positions.values()], axis=1)
 
 
 def check_chosen(tokens: AnyArray, position: AnyArray) -> None:
@@ -98,61 +124,76 @@ def window_of(*prompts: Prompts) -> int:
 
 @dataclass(frozen=True)
 class TokenView:
-    """A decoder at one token; implements `abstraction.models.Model` and `Recordable`.
+    """A decoder at some tokens; implements `abstraction.models.Model` and `Recordable`.
 
     Attributes:
       decoder: the network.
       window: tokens S at the end that are run again, see `window_of`.
-      first: no edit is ever before this block's output, so that earlier blocks are not compiled in.
+      first: no edit is ever in an earlier block, so that what is before it is not compiled in.
       batch: prompts recorded at once, or None for all.
+      positions: names of the P tokens, as in `prompts_at`.
+
+    Raises:
+      ValueError: no name, or a name twice.
     """
 
     decoder: Decoder
     window: int = 1
     first: int = 0
     batch: int | None = None
+    positions: tuple[str, ...] = ONE
+
+    def __post_init__(self) -> None:
+        check_names(self.positions)
 
     @property
     def taps(self) -> Mapping[str, Tap]:
-        """`block_output`, the residual stream after each block, and `logits`."""
+        """Those of every block, at L P places each, and `logits`."""
         taps = self.decoder.taps
-        return {name: taps[name] for name in (RESIDUAL, "logits")}
+        inside = [dataclasses.replace(tap, resumes=True) for name, tap in taps.items() if name not in ONCE]
+        if self.positions != ONE:
+            inside = [place_tap(tap, self.positions) for tap in inside]
+        return {tap.name: tap for tap in (*inside, taps["logits"])}
 
     def init(self, key: Array) -> Params:
         """Draw the decoder's parameters."""
         return self.decoder.init(key)
 
     def record(self, params: Params, inputs: Prompts, taps: Sequence[str]) -> tuple[Prompts, Outputs, dict[str, Array]]:
-        """Run prompts once and keep what edits of them need; see `Recordable.record`.
+        """Run prompts once and keep what edits of these taps need; see `Recordable.record`.
 
         Raises:
-          ValueError: an unknown tap, or a token before the window.
+          ValueError: an unknown tap, tokens that are named otherwise, or one before the window.
         """
         check_taps(self.taps, NO_EDITS, taps)
         if not isinstance(inputs.position, Tracer):  # `run_pairs` has checked what it is given
             self.check(inputs)
-        batch = jnp.asarray(inputs.tokens), jnp.asarray(inputs.position)
+        inside = tuple(name for name in taps if name not in ONCE)
+        run = partial(self._record, params, inside)
+        batch = jnp.asarray(inputs.tokens), self._position(inputs)
         if self.batch is None or self.batch >= len(batch[0]):
-            past, window, states, outputs = self._record(params, *batch)
+            past, window, values, outputs = run(*batch)
         else:
-            single = lambda row: jax.tree.map(lambda leaf: leaf[0], self._record(params, row[0][None], row[1][None]))
-            past, window, states, outputs = jax.lax.map(single, batch, batch_size=self.batch)
-        prompts = Prompts(*batch, past, window if self.window > 1 else None)
-        values = {RESIDUAL: jnp.moveaxis(states, 0, 1), "logits": outputs[None]}
-        return prompts, outputs, {name: values[name] for name in taps}
+            single = lambda row: jax.tree.map(lambda leaf: leaf[0], run(row[0][None], row[1][None]))
+            past, window, values, outputs = jax.lax.map(single, batch, batch_size=self.batch)
+        kept = self.window > 1 or bool(set(inside) - set(RESUMES))
+        prompts = Prompts(batch[0], jnp.asarray(inputs.position), past, window if kept else None, inputs.names)
+        recorded = {name: over_places(jnp.moveaxis(each, 0, 1)) for name, each in values.items()}
+        recorded["logits"] = outputs[None]
+        return prompts, outputs, {name: recorded[name] for name in taps}
 
     def apply(
         self, params: Params, inputs: Prompts, edits: Edits = NO_EDITS, record: Sequence[str] = ()
     ) -> tuple[Outputs, dict[str, Array]]:
-        """Run the prompts, whole, with edits of the one token; see `Model.apply`."""
+        """Run the prompts, whole, with edits of the chosen tokens; see `Model.apply`."""
         check_taps(self.taps, edits, record)
-        position = jnp.asarray(inputs.position)
+        position, depth = self._position(inputs), self.decoder.config.depth
         placed: dict[str, Edit] = {
-            name: at_positions(edit, position, depth=self.taps[name].depth) if name == RESIDUAL else edit
-            for name, edit in edits.items()
+            name: edit if name in ONCE else at_places(edit, position, depth) for name, edit in edits.items()
         }
         run = self.decoder.run(params, jnp.asarray(inputs.tokens), placed, record, at=position)
-        return run.outputs, run.recorded
+        values = run.recorded.items()
+        return run.outputs, {name: each if name in ONCE else over_places(each) for name, each in values}
 
     def resume(
         self,
@@ -162,53 +203,92 @@ class TokenView:
         activation: Float[Array, "N D"],
         *,
         inputs: Prompts,
-        states: Float[Array, "L N D"],
+        states: Float[Array, "LP N D"],
     ) -> Outputs:
-        """Run the window from the residual stream after one block, one token of which is given; see `Model.resume`.
+        """Run the window from one block on, a value of which is given at one token; see `Model.resume`.
+
+        From `block_output` the block itself is not run again.
 
         Raises:
-          ValueError: another tap, or prompts that have not been recorded.
+          ValueError: another tap, or prompts that have not been recorded, or without this tap.
         """
-        if tap != RESIDUAL:
-            raise ValueError(f"got a resume from {tap!r}, expected {RESIDUAL!r}")
+        check_resume(self.taps, tap, depth, activation)
         if inputs.past is None:
             raise ValueError("got prompts that have not been run, expected those of a recording (`run_pairs`)")
         tokens = jnp.asarray(inputs.tokens)
         before = tokens.shape[1] - self.window
         network = self.decoder.network(params)
         place = self.decoder.place(token_mask(tokens), token_positions(tokens)[:, before:], before)
-        stream = activation[:, None]
-        if inputs.window is not None:
-            rows = jnp.arange(tokens.shape[0])
-            whole = jnp.asarray(inputs.window)[:, depth]
-            stream = whole.at[rows, jnp.asarray(inputs.position) - before].set(activation.astype(whole.dtype))
-        stream = self.decoder.continued(network, stream, depth + 1, place, inputs.past, first=self.first + 1)
+        block, which = jnp.divmod(depth, len(self.positions))
+        given = Given(activation, self._position(inputs)[:, which] - before)
+        later = RESUMES.get(tap, 0)
+        if tap not in RESUMES:
+            stream = self._entering(network, inputs, block)
+            edits = lambda index: {tap: dataclasses.replace(given, there=index == block)}
+        else:
+            # Of a window of one token all is given.
+            wide = self.window > 1
+            whole = (self._after(inputs, block) if later else self._entering(network, inputs, block)) if wide else None
+            stream, edits = activation[:, None] if whole is None else given(whole), lambda index: NO_EDITS
+        first = self.first + later
+        stream = self.decoder.continued(network, stream, block + later, place, inputs.past, first=first, edits=edits)
         return self.decoder.read(network, stream[:, -1])
 
     def from_depth(self, depth: int) -> "TokenView":
-        """Leave out the blocks before an edit of this block's output; see `Recordable.from_depth`."""
-        return dataclasses.replace(self, first=depth)
+        """Leave out the blocks before an edit at this place; see `Recordable.from_depth`."""
+        return dataclasses.replace(self, first=depth // len(self.positions))
+
+    def _position(self, inputs: Prompts) -> Int[Array, "N P"]:
+        """Return the index of every token that is looked at.
+
+        Raises:
+          ValueError: they are named otherwise.
+        """
+        check_same_names(inputs.names, self.positions)
+        return jnp.asarray(inputs.position).reshape(-1, len(self.positions))
+
+    def _after(self, inputs: Prompts, block: Int[Array, ""]) -> Float[Array, "N S D"]:
+        """Return the residual stream of the window after a block, as recorded."""
+        if inputs.window is None:
+            raise ValueError("got prompts recorded for edits of the residual stream alone, expected `taps` to be named")
+        return jnp.asarray(inputs.window)[:, block]
+
+    def _entering(self, network: StackedNetwork, inputs: Prompts, block: Int[Array, ""]) -> Float[Array, "N S D"]:
+        """Return the residual stream of the window before a block: after the one before, or the embeddings."""
+        earlier = self._after(inputs, jnp.maximum(block - 1, 0))
+        if self.first > 0:
+            return earlier
+        tokens = jnp.asarray(inputs.tokens)
+        fresh = slice(tokens.shape[1] - self.window, None)
+        return jnp.where(block == 0, network.embed(tokens[:, fresh], token_positions(tokens)[:, fresh]), earlier)
 
     def _record(
-        self, params: Params, tokens: Int[Array, "N T"], position: Int[Array, " N"]
-    ) -> tuple[tuple[Past, ...], Float[Array, "N L S D"], Float[Array, "N L D"], Float[Array, "N C"]]:
+        self, params: Params, inside: tuple[str, ...], tokens: Int[Array, "N T"], position: Int[Array, "N P"]
+    ) -> tuple[tuple[Past, ...], Float[Array, "N L S D"], dict[str, Array], Float[Array, "N C"]]:
         before = tokens.shape[1] - self.window
         window = jnp.broadcast_to(before + jnp.arange(self.window), (tokens.shape[0], self.window))
         # Of a short prompt some of the window is padding.
-        run = self.decoder.scan(params, tokens, NO_EDITS, (RESIDUAL,), at=window, cache=True)
+        at = {name: position for name in inside} | {RESIDUAL: window}
+        run = self.decoder.scan(params, tokens, NO_EDITS, tuple(at), at=at, cache=True)
         blocks = range(self.decoder.config.depth)
         past = tuple(jax.tree.map(lambda leaf, block=block: leaf[block, :, :, :before], run.past) for block in blocks)
-        states = jnp.moveaxis(run.recorded[RESIDUAL], 0, 1)
-        return past, states, jax.vmap(lambda state, at: state[:, at])(states, position - before), run.outputs
+        values = {name: jnp.moveaxis(value, 0, 1) for name, value in run.recorded.items()}
+        states = values.pop(RESIDUAL)
+        if RESIDUAL in inside:
+            values[RESIDUAL] = jax.vmap(lambda state, at: state[:, at])(states, position - before)
+        return past, states, values, run.outputs
 
     def check(self, inputs: Prompts) -> None:
         """Refuse ids that are none of the vocabulary, a position that is no token, and a token before the window.
 
         Raises:
-          ValueError: as said, or a window that cannot be.
+          ValueError: as said, tokens that are named otherwise, or a window that cannot be.
         """
+        check_same_names(inputs.names, self.positions)
         check_tokens(inputs.tokens, self.decoder.config.vocabulary)
-        check_chosen(inputs.tokens, inputs.position)
+        chosen = np.asarray(inputs.position)
+        for position in chosen.T if chosen.ndim == 2 else (chosen,):
+            check_chosen(inputs.tokens, position)
         length = inputs.tokens.shape[1]
         if not 1 <= self.window <= length:
             raise ValueError(f"got a window of {self.window} tokens, expected 1 to {length}")
@@ -218,3 +298,22 @@ class TokenView:
                 f"got a token {furthest} from the end, expected it within the window of {self.window}; `window_of` "
                 "says how many are needed"
             )
+
+
+@pytree
+class Given:
+    """Set one token of each prompt in an activation `[N, S, D]` of the window.
+
+    Attributes:
+      value: `[N, D]`.
+      position: index in the window, `[N]`.
+      there: whether to do so.
+    """
+
+    value: AnyArray
+    position: Int[AnyArray, " N"]
+    there: Bool[AnyArray, ""] | bool = True
+
+    def __call__(self, activation: Float[Array, "N S D"]) -> Float[Array, "N S D"]:
+        chosen = self.there & (jnp.arange(activation.shape[1]) == self.position[:, None])
+        return jnp.where(chosen[..., None], self.value[:, None].astype(activation.dtype), activation)

@@ -17,7 +17,18 @@ from abstraction.files import read_arrays, write_arrays
 from abstraction.interventions import Handle, rotation_basis, unit_sites
 from abstraction.interventions.bases import random_frames
 from abstraction.localization import Recipe, plot
-from abstraction.models import GRU, MLP, Activation, Decoder, DecoderConfig, Dense, Network, Sequential, TokenView
+from abstraction.models import (
+    GRU,
+    MLP,
+    Activation,
+    Decoder,
+    DecoderConfig,
+    Dense,
+    Network,
+    PlaceView,
+    Sequential,
+    TokenView,
+)
 from abstraction.models.decoder_unrolled import unrolled_decoder
 from abstraction.models.network import params_digest
 
@@ -83,6 +94,8 @@ MODELS = {
     "sequential": Sequential((4,), (Dense("a", 5), Activation("h"), Dense("b", 2, use_bias=False))),
     "decoder": Decoder(SMALL, answers=((1, 2), (3,)), rest=True),
     "view": TokenView(Decoder(SMALL), window=2),
+    "places": TokenView(Decoder(SMALL), window=2, positions=("subject", "last")),
+    "any model's places": PlaceView(Decoder(SMALL), ("subject", "last"), ("value", "block_output")),
 }
 
 

@@ -45,6 +45,7 @@ def test_toy_runs_by_hand():
     assert forward_flops(TOY, 7, outputs=11, every_token=True) == 3 * 7 * 328 + 7 * 88
     assert [suffix_flops(TOY, depth, 7, outputs=2) for depth in range(3)] == [2 * 328 + 16, 328 + 16, 16]
     assert suffix_flops(TOY, 1, 7, window=7, outputs=11) == 7 * 328 + 88
+    assert [suffix_flops(TOY, depth, 7, outputs=2, inside=True) for depth in (0, 2)] == [3 * 328 + 16, 328 + 16]
 
 
 @pytest.mark.parametrize("config", [TOY, GPT2, GEMMA, dataclasses.replace(TOY, dtype="bfloat16")])
@@ -57,6 +58,9 @@ def test_parameters_are_those_that_are_drawn(config):
 def test_recordings_are_as_large_as_what_is_kept(config, window):
     _, kept, _, states = _recorded(TokenView(Decoder(config), window), prompts=5, tokens=7)
     assert recording_bytes(config, 5, 7, window) == _bytes((kept, states))
+    names = ("early", "late")
+    _, kept, _, states = _recorded(TokenView(Decoder(config), window, positions=names), prompts=5, tokens=7)
+    assert recording_bytes(config, 5, 7, window, positions=2) == _bytes((kept, states))
 
 
 def test_a_forward_costs_what_the_compiler_counts():
@@ -72,6 +76,10 @@ def test_a_forward_costs_what_the_compiler_counts():
 def test_a_suffix_costs_what_the_compiler_counts(window):
     counted = _compiled_suffix(window, handles=1).cost_analysis()["flops"]
     expected = 8 * suffix_flops(TWO_BLOCKS, 0, 40, window=window, outputs=500)
+    assert counted == pytest.approx(expected, rel=0.06)
+    # one block, run again, after which there is none
+    counted = _compiled_suffix(window, handles=1, tap="value").cost_analysis()["flops"]
+    expected = 8 * suffix_flops(TWO_BLOCKS, 1, 40, window=window, outputs=500, inside=True)
     assert counted == pytest.approx(expected, rel=0.06)
 
 
@@ -112,15 +120,17 @@ def test_impossible_edits_are_refused():
             function(TOY, 5, 7, 8)
 
 
-def _recorded(view, *, prompts, tokens):
+def _recorded(view, *, prompts, tokens, tap="block_output"):
     """Return the shapes of parameters, of what is kept of prompts, its structure, and the shapes of states."""
-    inputs, structure = prompts_at(np.ones((prompts, tokens), np.int32)), []
+    ids, structure = np.ones((prompts, tokens), np.int32), []
+    last = np.full(prompts, tokens - 1)
+    inputs = prompts_at(ids, None if view.positions == ("token",) else dict.fromkeys(view.positions, last))
 
     def record(params):
-        run, _, states = view.record(params, inputs, ("block_output",))
+        run, _, states = view.record(params, inputs, (tap,))
         leaves, tree = jax.tree.flatten(run)
         structure.append(tree)
-        return leaves, states["block_output"]
+        return leaves, states[tap]
 
     params = jax.eval_shape(view.init, jax.random.key(0))
     leaves, states = jax.eval_shape(record, params)
@@ -131,14 +141,14 @@ def _bytes(shapes):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
-def _compiled_suffix(window, handles):
+def _compiled_suffix(window, handles, tap="block_output"):
     """Compile edits at several depths of eight prompts of 40 tokens."""
     view = TokenView(Decoder(TWO_BLOCKS), window)
-    params, leaves, structure, states = _recorded(view, prompts=8, tokens=40)
+    params, leaves, structure, states = _recorded(view, prompts=8, tokens=40, tap=tap)
 
     def resume(params, leaves, states, depths):
         inputs = jax.tree.unflatten(structure, leaves)
-        run = lambda depth: view.resume(params, "block_output", depth, states[0], inputs=inputs, states=states)
+        run = lambda depth: view.resume(params, tap, depth, states[0], inputs=inputs, states=states)
         return jax.vmap(run)(depths)
 
     return _compiled(resume, params, leaves, states, jnp.zeros(handles, jnp.int32))
