@@ -58,8 +58,8 @@ class NnxCarrier:
 def split_nnx(module: nnx.Module) -> tuple[NnxCarrier, Params]:
     """Return a marked copy of a module, without its arrays, and these."""
     copy = nnx.clone(module)
-    for path, each in list(nnx.iter_modules(copy)):
-        if "__call__" in dir(type(each)):
+    for path, each in list(nnx.iter_graph(copy)):
+        if isinstance(each, nnx.Module) and "__call__" in dir(type(each)):
             place = "/".join(map(str, path)) or "."
             object.__setattr__(each, "__class__", _marking(type(each), place))
     graph, state = nnx.split(copy)
