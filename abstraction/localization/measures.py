@@ -136,9 +136,10 @@ def outcome(
     return Outcome(hits, jnp.zeros_like(hits), missing)
 
 
-def summary(values: Float[Array, "K N"], mask: Bool[Array, "K N"]) -> Outcome:
+def summary(values: Float[Array, "K N"], mask: Bool[AnyArray, "K N"]) -> Outcome:
     """Return mean and deviation of numbers that count; NaN where one of them is not finite, or none counts."""
     values = values.astype(jnp.float32)
+    mask = jnp.asarray(mask)
     count = mask.sum(axis=-1)
     mean = jnp.where(mask, values, 0.0).sum(axis=-1) / count
     spread = jnp.where(mask, (values - mean[:, None]) ** 2, 0.0).sum(axis=-1) / jnp.maximum(count - 1, 1)
