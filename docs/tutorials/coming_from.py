@@ -1,0 +1,403 @@
+# %% [markdown]
+# # Coming from pyvene, TransformerLens or nnsight
+#
+# What is written there as a hook is an argument here. This page has the usual interventions four times: as pyvene 0.1.8,
+# TransformerLens 4 and nnsight 0.8 write them, for a GPT-2 of Hugging Face, and as this library does. Ours is run here.
+# Theirs are run by `tests/parity/test_coming_from.py`, with the same weights, and give the same numbers.
+#
+# | there | here |
+# |---|---|
+# | a hook, a trace, a wrapped copy of the model | an *edit*, a value: an argument of the run |
+# | a module's name and a layer: `blocks.3.hook_z` | a *tap*, `"head_output"`, and a depth, 3: an index into an array |
+# | a list of positions for the batch | a position for each prompt, `[N]` or `[N, P]`, checked against its padding |
+# | one run for each site | all sites, strengths and sources in one compiled program: `jax.vmap` over edits, `sweep` |
+# | logits `[N, T, V]` | outputs `[N, C]`, after the last token: what is asked is asked there |
+# | attention masks, padding as a token | padding is -1 |
+
+# %%
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from abstraction import Decoder, Network, Search, TokenView, alignment_search, judge, record
+from abstraction.evaluation.planted import planted_network
+from abstraction.evaluation.readouts import Classes
+from abstraction.interventions import Add, rotation_basis
+from abstraction.interventions import building as do
+from abstraction.interventions.paths import path_outputs
+from abstraction.localization import SearchConfig, candidate_grid, full_supports
+from abstraction.models import DecoderConfig, prompts_at
+from abstraction.models.generation import generate
+from abstraction.tasks import mcqa
+from abstraction.tasks.symbols import LETTERS
+
+# %% [markdown]
+# A small network in the manner of GPT-2, with weights drawn at random. `load_decoder("gpt2")` takes its place, or a
+# folder of any GPT-2, Llama, Qwen2 or Gemma-2. Five prompts of eight tokens are bases, others are their sources.
+
+# %%
+config = DecoderConfig(
+    vocabulary=40, width=32, depth=3, heads=4, kv_heads=4, head_size=8, hidden=128, learned_positions=16, norm="layer",
+    norm_epsilon=1e-5, gated=False, activation="gelu_tanh", qkv_bias=True, output_bias=True, mlp_bias=True,
+)  # fmt: skip
+network = Network(Decoder(config), Decoder(config).init(jax.random.key(0)))
+base, source, other = np.random.default_rng(0).integers(0, 40, (3, 5, 8))
+layer, position, head, size = 1, 4, 2, 8
+taps, at, units = network.taps, np.full(len(base), position), range(head * size, (head + 1) * size)
+
+# %% [markdown]
+# ## The state of a source, at a layer and a position
+#
+# ```python
+# # pyvene: patched
+# settings = {"layer": layer, "component": "block_output", "intervention_type": pv.VanillaIntervention}
+# model = pv.IntervenableModel(settings, gpt2)
+# _, outputs = model({"input_ids": base}, [{"input_ids": source}], {"sources->base": position})
+# patched = outputs.logits[:, -1]
+# ```
+#
+# ```python
+# # TransformerLens: patched
+# name = f"blocks.{layer}.hook_resid_post"
+# _, cache = bridge.run_with_cache(source)
+#
+# def take(value, hook):
+#     value[:, position] = cache[name][:, position]
+#     return value
+#
+# patched = bridge.run_with_hooks(base, fwd_hooks=[(name, take)])[:, -1]
+# ```
+#
+# ```python
+# # nnsight: patched
+# model = NNsight(gpt2)
+# with model.trace(source):
+#     state = model.transformer.h[layer].output.save()
+# with model.trace(base):
+#     model.transformer.h[layer].output[:, position] = state[:, position]
+#     patched = model.output.logits[:, -1].save()
+# ```
+#
+# A cache of activations is what a run records; that of a tap leads with its depth. (In transformers 5 a block returns
+# its state, in earlier ones a tuple: an `output[0]` that was right then is the first prompt now.)
+
+# %%
+_, cache = network(source, record=("block_output", "head_output"))
+print({name: each.shape for name, each in cache.items()})  # [L, N, T, D]
+states = cache["block_output"]
+edit = do.interchange(taps["block_output"], do.taken(states, depth=layer, at=at), depth=layer, at=at)
+patched, _ = network(base, edit)
+
+# %% [markdown]
+# ## One head
+#
+# ```python
+# # pyvene: patched_head
+# settings = {"layer": layer, "component": "head_attention_value_output", "unit": "h.pos",
+#             "intervention_type": pv.VanillaIntervention}
+# model = pv.IntervenableModel(settings, gpt2)
+# place = [[[[head]] * len(base), [[position]] * len(base)]]
+# _, outputs = model({"input_ids": base}, [{"input_ids": source}], {"sources->base": (place, place)})
+# patched_head = outputs.logits[:, -1]
+# ```
+#
+# ```python
+# # TransformerLens: patched_head
+# name = f"blocks.{layer}.attn.hook_z"
+# _, cache = bridge.run_with_cache(source)
+#
+# def take(z, hook):
+#     z[:, position, head] = cache[name][:, position, head]
+#     return z
+#
+# patched_head = bridge.run_with_hooks(base, fwd_hooks=[(name, take)])[:, -1]
+# ```
+#
+# ```python
+# # nnsight: patched_head
+# model, units = NNsight(gpt2), slice(head * size, (head + 1) * size)
+# with model.trace(source):
+#     z = model.transformer.h[layer].attn.c_proj.input.save()
+# with model.trace(base):
+#     model.transformer.h[layer].attn.c_proj.input[:, position, units] = z[:, position, units]
+#     patched_head = model.output.logits[:, -1].save()
+# ```
+#
+# A head is some of the units of `head_output`. Which ones, at which layer, from which source: all are numbers, and
+# other numbers never compile again.
+
+# %%
+from_head = do.taken(cache["head_output"], depth=layer, at=at)
+edit = do.interchange(taps["head_output"], from_head, depth=layer, units=units, at=at)
+patched_head, _ = network(base, edit)
+
+# %% [markdown]
+# ## Ablations, to zero and to a mean
+#
+# ```python
+# # pyvene: zeroed, ablated
+# settings = {"layer": layer, "component": "mlp_output"}
+# model = pv.IntervenableModel({**settings, "intervention_type": pv.ZeroIntervention}, gpt2)
+# zeroed = model({"input_ids": base}, unit_locations={"base": position})[1].logits[:, -1]
+#
+# # `max_number_of_units` has to be the number of positions: with fewer, a part of the width is collected
+# tokens = base.shape[1]
+# collecting = {**settings, "max_number_of_units": tokens, "intervention_type": pv.CollectIntervention}
+# model = pv.IntervenableModel(collecting, gpt2)
+# (_, collected), _ = model({"input_ids": base}, unit_locations={"base": [[list(range(tokens))] * len(base)]})
+# mean = collected[0].flatten(0, 1).mean(0)
+# constant = {**settings, "intervention_type": pv.VanillaIntervention, "source_representation": mean}
+# model = pv.IntervenableModel(constant, gpt2)
+# ablated = model({"input_ids": base}, unit_locations={"base": position})[1].logits[:, -1]
+# ```
+#
+# ```python
+# # TransformerLens: zeroed, ablated
+# name = f"blocks.{layer}.hook_mlp_out"
+# _, cache = bridge.run_with_cache(base)
+#
+# def write(value, hook, constant):
+#     value[:, position] = constant
+#     return value
+#
+# run = lambda constant: bridge.run_with_hooks(base, fwd_hooks=[(name, partial(write, constant=constant))])[:, -1]
+# zeroed, ablated = run(0.0), run(cache[name].mean((0, 1)))
+# ```
+#
+# ```python
+# # nnsight: zeroed, ablated
+# model = NNsight(gpt2)
+# with model.trace(base):
+#     mean = model.transformer.h[layer].mlp.output.mean((0, 1)).save()
+# with model.trace(base):
+#     model.transformer.h[layer].mlp.output[:, position] = 0
+#     zeroed = model.output.logits[:, -1].save()
+# with model.trace(base):
+#     model.transformer.h[layer].mlp.output[:, position] = mean
+#     ablated = model.output.logits[:, -1].save()
+# ```
+
+# %%
+written = network(base, record=("mlp_output",))[1]["mlp_output"]
+zeroed, _ = network(base, do.zero(taps["mlp_output"], depth=layer, at=at))
+ablated, _ = network(base, do.mean(taps["mlp_output"], written, depth=layer, at=at))
+
+# %% [markdown]
+# ## Several sources
+#
+# ```python
+# # pyvene: two_sources
+# first = {"layer": 0, "component": "block_output", "intervention_type": pv.VanillaIntervention}
+# second = {"layer": 2, "component": "mlp_output", "intervention_type": pv.VanillaIntervention}
+# model = pv.IntervenableModel([first, second], gpt2)
+# places = [[[2]] * len(base), [[position]] * len(base)]
+# sources = [{"input_ids": source}, {"input_ids": other}]
+# two_sources = model({"input_ids": base}, sources, {"sources->base": (places, places)})[1].logits[:, -1]
+# ```
+#
+# ```python
+# # TransformerLens: two_sources
+# def take(value, hook, state, at):  # a hook's own name may be another than the one it was asked for by
+#     value[:, at] = state[:, at]
+#     return value
+#
+# first, second = "blocks.0.hook_resid_post", "blocks.2.hook_mlp_out"
+# states = bridge.run_with_cache(source)[1][first], bridge.run_with_cache(other)[1][second]
+# hooks = [(first, partial(take, state=states[0], at=2)), (second, partial(take, state=states[1], at=position))]
+# two_sources = bridge.run_with_hooks(base, fwd_hooks=hooks)[:, -1]
+# ```
+#
+# ```python
+# # nnsight: two_sources
+# model = NNsight(gpt2)
+# with model.trace(source):
+#     state = model.transformer.h[0].output.save()
+# with model.trace(other):
+#     wrote = model.transformer.h[2].mlp.output.save()
+# with model.trace(base):
+#     model.transformer.h[0].output[:, 2] = state[:, 2]
+#     model.transformer.h[2].mlp.output[:, position] = wrote[:, position]
+#     two_sources = model.output.logits[:, -1].save()
+# ```
+#
+# `together` refuses edits that write the same place: an order that was not meant is no result.
+
+# %%
+third, wrote = np.full(len(base), 2), network(other, record=("mlp_output",))[1]["mlp_output"]
+edits = do.together(
+    do.interchange(taps["block_output"], do.taken(states, depth=0, at=third), depth=0, at=third),
+    do.interchange(taps["mlp_output"], do.taken(wrote, depth=2, at=at), depth=2, at=at),
+)
+two_sources, _ = network(base, edits)
+try:
+    do.together(edits, do.zero(taps["mlp_output"], depth=2))
+except ValueError as error:
+    print(error)
+
+# %% [markdown]
+# ## A path: what a head does to the logits by itself
+#
+# Every other head and MLP keeps its base value. TransformerLens has hooks for it, the others the like of them:
+#
+# ```python
+# # TransformerLens: direct
+# sender, receiver = "blocks.0.attn.hook_z", "blocks.2.hook_resid_post"
+# frozen = [f"blocks.{block}.{part}" for block in range(3) for part in ("attn.hook_z", "hook_mlp_out")]
+# (_, clean), (_, cache), received = bridge.run_with_cache(base), bridge.run_with_cache(source), []
+#
+# def freeze(value, hook, name):
+#     value[:] = clean[name]
+#     if name == sender:
+#         value[:, -1, head] = cache[name][:, -1, head]
+#     return value
+#
+# def keep(value, hook):
+#     received.append(value.clone())
+#
+# bridge.run_with_hooks(base, fwd_hooks=[*((name, partial(freeze, name=name)) for name in frozen), (receiver, keep)])
+# direct = bridge.run_with_hooks(base, fwd_hooks=[(receiver, lambda value, hook: received[0])])[:, -1]
+# ```
+
+# %%
+last = np.full(len(base), base.shape[1] - 1)
+from_head = do.taken(cache["head_output"], depth=0, at=last)
+sender = do.interchange(taps["head_output"], from_head, depth=0, units=units, at=last)
+direct = path_outputs(network, base, sender, {"final_input": np.ones((1, 1), bool)})
+
+# %% [markdown]
+# ## Generation with a steering vector
+#
+# ```python
+# # pyvene: generated
+# settings = {"layer": layer, "component": "block_output", "intervention_type": pv.AdditionIntervention,
+#             "source_representation": steer}
+# model = pv.IntervenableModel(settings, gpt2)
+# ids = {"input_ids": base}
+# _, tokens = model.generate(ids, unit_locations=None, intervene_on_prompt=True, max_new_tokens=4, do_sample=False)
+# generated = tokens[:, base.shape[1] :]
+# ```
+#
+# ```python
+# # TransformerLens: generated
+# with bridge.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_post", lambda value, hook: value + steer)]):
+#     tokens = bridge.generate(base, max_new_tokens=4, do_sample=False, stop_at_eos=False, verbose=False)
+# generated = tokens[:, base.shape[1] :]
+# ```
+#
+# ```python
+# # nnsight: generated
+# model = TransformersModel(gpt2, task="text-generation", tokenizer=tokenizer)
+# with model.generate(base, max_new_tokens=4, do_sample=False) as tracer:
+#     for step in tracer.iter[:4]:
+#         model.transformer.h[layer].output[:] = model.transformer.h[layer].output + steer
+#     tokens = tracer.result.save()
+# generated = tokens[:, base.shape[1] :]
+# ```
+#
+# Which passes are edited is said: the prompt and the steps are two arguments.
+
+# %%
+steer = 3 * np.random.default_rng(1).standard_normal(32).astype(np.float32)
+steered = do.add(taps["block_output"], steer, depth=layer)
+generated = generate(network, base, 4, prompt_edits=steered, step_edits=steered).tokens
+print(generated.tolist())
+
+# %% [markdown]
+# ## Attribution patching
+#
+# ```python
+# # TransformerLens: attribution
+# metric = lambda logits: (logits[:, -1, 0] - logits[:, -1, 1]).mean()
+# attribution = torch.zeros(3, base.shape[1], 4)
+# for node, effect in attribution_patch(bridge, source, base, metric).node_scores.items():
+#     if node.kind == "attn_head_out":
+#         attribution[node.layer, node.position, node.head] = effect
+# ```
+#
+# An edit is an argument, so the gradient is `jax.grad` by its array, at every layer, token and unit at once. (`sweep`
+# with `order=1` does it for pairs with labels, in chunks, and at points between base and source.)
+
+
+# %%
+def margin(offset):
+    outputs, _ = network(base, {"head_output": Add(offset)})
+    return (outputs[:, 0] - outputs[:, 1]).mean()
+
+
+own, theirs = (network(tokens, record=("head_output",))[1]["head_output"] for tokens in (base, source))
+slope = jax.jit(jax.grad(margin))(jnp.zeros_like(own))
+attribution = (slope * (theirs - own)).reshape(3, *base.shape, 4, size).sum(axis=(1, 4))  # [L, T, heads]
+
+
+@jax.jit
+def exact(where):
+    """Take what is masked from the source."""
+    outputs, _ = network(base, {"head_output": Add((theirs - own) * where)})
+    return (outputs[:, 0] - outputs[:, 1]).mean() - margin(jnp.zeros_like(own))
+
+
+masks = jnp.repeat(jnp.eye(3 * 8 * 4).reshape(-1, 3, 1, 8, 4), size, axis=-1)  # one head at one token each
+measured = jax.lax.map(exact, masks).reshape(3, 8, 4)
+
+# %% [markdown]
+# ## Distributed alignment search
+#
+# ```python
+# # pyvene: rotated
+# settings = {"layer": layer, "component": "block_output", "low_rank_dimension": 4,
+#             "intervention_type": pv.LowRankRotatedSpaceIntervention}
+# model = pv.IntervenableModel(settings, gpt2)
+# model.disable_model_gradients()
+# optimizer = torch.optim.Adam(model.get_trainable_parameters(), lr=1e-2)
+# losses = []
+# for step in range(20):
+#     _, outputs = model({"input_ids": base}, [{"input_ids": source}], {"sources->base": position})
+#     loss = torch.nn.functional.cross_entropy(outputs.logits[:, -1], labels)
+#     optimizer.zero_grad()
+#     loss.backward()
+#     optimizer.step()
+#     losses.append(loss.item())
+# rotated = model({"input_ids": base}, [{"input_ids": source}], {"sources->base": position})[1].logits[:, -1]
+# ```
+#
+# There a rotation is a module of a wrapped network; one layer, one position, one rank and one seed are a training run.
+# Here it is the basis of an edit, and a search trains all of them in one program, on pairs that a causal model labels,
+# chooses on other pairs, and is judged on third ones beside its controls.
+
+# %%
+turned = np.linalg.qr(np.random.default_rng(2).standard_normal((32, 4)))[0].astype(np.float32)
+edit = do.interchange(
+    taps["block_output"], do.taken(states, depth=layer, at=at), depth=layer, at=at, basis=rotation_basis(turned)
+)
+rotated, _ = network(base, edit)
+
+planted, tokenizer, plant = planted_network(seed=0)  # it answers multiple choice, with a pointer we know
+banks = {role: each.bank for role, each in mcqa.make_banks(0, {"fit": 120, "calibration": 90, "test": 210}).items()}
+answering = Network(TokenView(planted.model), planted.params)
+encode = lambda setting: prompts_at(mcqa.encode(setting, tokenizer).tokens)
+pairs = {
+    role: record(answering, encode, bank, tap="block_output", readout=Classes(len(LETTERS)))
+    for role, bank in banks.items()
+}
+tap = answering.taps["block_output"]
+grid = candidate_grid(jax.random.key(1), tap, full_supports(tap, (0, 1)), ranks=(4,), learning_rates=(2e-2,))
+search = Search(config=SearchConfig(batch_size=60, max_epochs=40, patience=10))
+found = alignment_search(jax.random.key(0), answering, pairs["fit"], grid, search, evidence=pairs["calibration"])
+score = judge(answering, found.handles, pairs["test"])["test"]
+print([(setting["variable"], setting["depth"]) for setting in found.choice.settings])
+print(score)
+
+# %% [markdown]
+# ![Attribution patching of every head and token beside what patching it does](coming_from.png)
+
+# %%
+assert score.exceeds[0], "the pointer is in four directions after block 1"
+
+figure, axes = plt.subplots(figsize=(4, 3), layout="constrained")
+for block in range(3):
+    axes.plot(np.ravel(measured[block]), np.ravel(attribution[block]), "o", ms=4, label=f"layer {block}")
+axes.axline((0, 0), slope=1, color="0.7", lw=1, zorder=0)
+axes.set(xlabel="measured: change of the margin", ylabel="to first order")
+axes.legend(frameon=False)
+figure.savefig("coming_from.png")
