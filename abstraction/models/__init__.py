@@ -1,6 +1,6 @@
 """The low-level side: networks whose activations can be recorded and edited. The only room that imports Flax."""
 
-from abstraction.models.any_model import Place, WrappedModel, listing, tap, wrap
+from abstraction.models.any_model import At, WrappedModel, listing, tap, wrap
 from abstraction.models.base import Model
 from abstraction.models.checking import check_model
 from abstraction.models.decoder import Decoder
@@ -23,6 +23,7 @@ __all__ = [
     "GRU",
     "MLP",
     "Activation",
+    "At",
     "Consumer",
     "Decoder",
     "DecoderConfig",
@@ -31,7 +32,6 @@ __all__ = [
     "Model",
     "Network",
     "Passage",
-    "Place",
     "PlaceView",
     "Prompts",
     "Reducible",

@@ -9,7 +9,7 @@ from zoo import linen_networks, nnx_networks, plain_networks
 
 from abstraction import reduce_network, tap, wrap
 from abstraction.interventions import Set
-from abstraction.models import Place
+from abstraction.models import At
 from abstraction.models.wiring import find_array
 from abstraction.reduction import METHODS
 from abstraction.reduction.compiling import compile_plan, patch
@@ -70,7 +70,7 @@ def _transformer():
 
 def _convolutions():
     x, model = jnp.asarray(np.random.default_rng(0).standard_normal((6, 8, 8, 2)), jnp.float32), Convolutions()
-    places = {"a": Place(".* relu", only=0), "b": Place(".* relu", only=1), "c": "head.input"}
+    places = {"a": At(".* relu", only=0), "b": At(".* relu", only=1), "c": "head.input"}
     return wrap(model, model.init(jax.random.key(0), x), x, places), x
 
 
@@ -149,7 +149,7 @@ def test_readers_are_those_of_the_params():
     [
         ({"s": "blocks/1"}, r"may mix them \(gather at nnx_networks.py"),
         ({"s": "blocks/1/attention/out"}, "may mix them|mixed by"),
-        ({"s": Place("blocks/1/attention/query", 2)}, "2 axes together"),
+        ({"s": At("blocks/1/attention/query", 2)}, "2 axes together"),
         ({"s": "blocks/1/attention/out.input"}, "product of two activations"),
         ({"s": "head"}, "cut apart|network's outputs"),
         ({"s": "blocks/[0-9]+/mlp/down.input"}, "at 3 places"),

@@ -8,7 +8,7 @@ import pytest
 from refusals import Refusal, check_refusal
 from zoo.table import case
 
-from abstraction.models import Place, listing, tap, wrap
+from abstraction.models import At, listing, tap, wrap
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -84,8 +84,8 @@ ROWS = [
     Refusal("a value without examples", _wrap(_no_examples), "axis of examples"),
     Refusal("a value with examples twice", _wrap(_mixed), "axis of examples"),
     Refusal("a number per example", _wrap(_scalar), "of units"),
-    Refusal("more axes of units than there are", _wrap(_named, {"h": Place("hidden", units=2)}), "2 of units"),
-    Refusal("no axis of units", _wrap(_named, {"h": Place("hidden", units=0)}), "units"),
+    Refusal("more axes of units than there are", _wrap(_named, {"h": At("hidden", units=2)}), "2 of units"),
+    Refusal("no axis of units", _wrap(_named, {"h": At("hidden", units=0)}), "units"),
     Refusal("code that counts examples", _wrap(_counting), "how many"),
     Refusal("a tuple of outputs", _wrap(_tuple), "`read`"),
     Refusal("a number of outputs", _wrap(_total), "`read`"),

@@ -13,7 +13,7 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 
 from abstraction.interventions import Interchange
-from abstraction.models import Place, listing, tap, wrap
+from abstraction.models import At, listing, tap, wrap
 from abstraction.models.any_model.program import bodies, opened
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -233,7 +233,7 @@ def test_several_axes_of_units_are_one_width(rng):
         heads = tap(jnp.reshape(x @ params["in"], (-1, 2, 3)), "heads")
         return jnp.tanh(heads).reshape(-1, WIDTH) @ params["out"]
 
-    network = wrap(forward, params, x[0], {"all": Place("heads", units=2)})
+    network = wrap(forward, params, x[0], {"all": At("heads", units=2)})
     assert network.taps["all"].width == WIDTH
     outputs, states = network(x[0], {"all": Interchange((x[1] @ params["in"])[None], jnp.ones((1, WIDTH)))}, ("all",))
     np.testing.assert_allclose(states["all"][0], x[1] @ params["in"], **CLOSE)

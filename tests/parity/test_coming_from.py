@@ -38,7 +38,7 @@ def _page(network, tmp_path_factory):
     source = PAGE.read_text(encoding="utf-8")
     assert source.count(OURS) == 1 and source.count(DAS) == 1
     namespace = {"load_decoder": load_decoder}
-    exec(source.split(DAS)[0].replace(OURS, f"network = load_decoder({str(folder)!r})"), namespace)  # noqa: S102
+    exec(source.split(DAS)[0].replace(OURS, f"network = load_decoder({str(folder)!r})"), namespace)
     return namespace
 
 
@@ -51,7 +51,7 @@ def test_their_snippets_give_our_numbers(network, page, code, library, names):
     given |= {"torch": torch, "partial": partial, "gpt2": copy.deepcopy(network), "labels": given["source"][:, -1]}
     given |= _library(library, network)
     with torch.set_grad_enabled(library == "pyvene"):
-        exec(code, given)  # noqa: S102
+        exec(code, given)
     if names == "rotated":
         assert given["losses"][-1] < given["losses"][0]
         page = page | {"rotated": _rotated(page, given["model"])}

@@ -2,6 +2,6 @@
 
 from abstraction.models.any_model.listing import Candidate, Listing, listing
 from abstraction.models.any_model.program import tap
-from abstraction.models.any_model.wrapped import Place, WrappedModel, wrap
+from abstraction.models.any_model.wrapped import At, WrappedModel, wrap
 
-__all__ = ["Candidate", "Listing", "Place", "WrappedModel", "listing", "tap", "wrap"]
+__all__ = ["At", "Candidate", "Listing", "WrappedModel", "listing", "tap", "wrap"]

@@ -42,7 +42,7 @@ from abstraction.pytrees import leading_axis
 from abstraction.typing import Outputs, Params
 
 
-class Place(NamedTuple):
+class At(NamedTuple):
     """Where a tap is.
 
     Attributes:
@@ -70,7 +70,7 @@ class WrappedModel:
     """
 
     function: Callable[[Any, Any], Any]
-    places: tuple[tuple[str, Place], ...]
+    places: tuple[tuple[str, At], ...]
     found: tuple[Tap, ...]
     examples: tuple[tuple[str, int], ...]
     shapes: tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]
@@ -128,7 +128,7 @@ class WrappedModel:
 
     def _anew(self, function: Callable[[Any, Any], Any], params: Params) -> "WrappedModel":
         """Wrap a program written anew, in which every tap is marked."""
-        places = tuple((name, Place(re.escape(tap_place(name)), place.units)) for name, place in self.places)
+        places = tuple((name, At(re.escape(tap_place(name)), place.units)) for name, place in self.places)
         about = {tap.name: tap.about for tap in self.found}
         return _wrapped(function, params, self.example(), places, about)
 
@@ -177,7 +177,7 @@ def wrap(
     model: Any,
     params: Any,
     inputs: Any,
-    taps: Mapping[str, str | Place] | Sequence[str],
+    taps: Mapping[str, str | At] | Sequence[str],
     *,
     read: Callable[[Any], Any] | None = None,
     check: bool = False,
@@ -192,7 +192,7 @@ def wrap(
       inputs: a batch of N examples, or of their shapes: an array or a pytree of arrays that lead with N. It says how
         large activations are; other batches may have another N.
       taps: `{name: place}`. A place is one that `listing` shows, or a regular expression that matches the whole of
-        several, which become the depth axis in the order in which they run, or a `Place` of several axes of units. A
+        several, which become the depth axis in the order in which they run, or an `At` of several axes of units. A
         list of places names each by itself.
       read: turns what the model returns into outputs `[N, C]`: logits at one token, say. Give a function that has a
         name, not a fresh lambda: a model that compares unequal compiles again.
@@ -208,7 +208,7 @@ def wrap(
     """
     function, arrays = as_function(model, params, read)
     named = dict(taps) if isinstance(taps, Mapping) else {place: place for place in taps}
-    places = tuple((name, Place(at) if isinstance(at, str) else at) for name, at in named.items())
+    places = tuple((name, At(at) if isinstance(at, str) else at) for name, at in named.items())
     network = Network(_wrapped(function, arrays, inputs, places, {}), arrays)
     if check:
         check_model(network, inputs, plain=function)
@@ -219,7 +219,7 @@ def _wrapped(
     function: Callable[[Any, Any], Any],
     params: Params,
     inputs: Any,
-    places: tuple[tuple[str, Place], ...],
+    places: tuple[tuple[str, At], ...],
     about: Mapping[str, str],
 ) -> WrappedModel:
     listed = batch_spots(function, params, inputs, outputs=True)
@@ -230,7 +230,7 @@ def _wrapped(
     return WrappedModel(function, places, taps, axes, _shapes(params), _shapes(inputs))
 
 
-def _check_apart(places: Sequence[tuple[str, Place]], listed: Sequence[Spot]) -> None:
+def _check_apart(places: Sequence[tuple[str, At]], listed: Sequence[Spot]) -> None:
     """Refuse a value that is in two taps."""
     owners: dict[tuple[int, ...], str] = {}
     for name, place in places:
@@ -296,9 +296,7 @@ def _grown(small: tuple[int, ...], large: tuple[int, ...]) -> int | None:
     return grown[0] if len(grown) == 1 and large[grown[0]] == small[grown[0]] + 1 else None
 
 
-def matcher(
-    places: Sequence[tuple[str, Place]], wanted: set[str], listed: Sequence[Spot]
-) -> Callable[[Spot], str | None]:
+def matcher(places: Sequence[tuple[str, At]], wanted: set[str], listed: Sequence[Spot]) -> Callable[[Spot], str | None]:
     """Return the function that tells which of some taps a value with a place is.
 
     Args:
@@ -332,7 +330,7 @@ def _expression(place: str) -> re.Pattern[str]:
         return re.compile(re.escape(place))
 
 
-def _tap(name: str, place: Place, listed: list[BatchSpot]) -> tuple[Tap, int]:
+def _tap(name: str, place: At, listed: list[BatchSpot]) -> tuple[Tap, int]:
     """Make a tap of all the values whose place matches."""
     what = f"got tap {name!r} at {place.expression!r}"
     whole("axes of units", place.units)
