@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Coming from pyvene, TransformerLens or nnsight
 #
-# What is written there as a hook is an argument here. This page has the usual interventions four times: as pyvene 0.1.8,
-# TransformerLens 4 and nnsight 0.8 write them, for a GPT-2 of Hugging Face, and as this library does. Ours is run here.
+# What is written there as a hook is an argument here. This page has the usual interventions four times: as pyvene
+# 0.1.8, TransformerLens 4 and nnsight 0.8 write them, for a GPT-2 of Hugging Face, and as this library does. Ours is run here.
 # Theirs are run by `tests/parity/test_coming_from.py`, with the same weights, and give the same numbers.
 #
 # | there | here |

@@ -36,7 +36,8 @@ def _page(network, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpt2")
     network.save_pretrained(folder)
     source = PAGE.read_text(encoding="utf-8")
-    assert source.count(OURS) == 1 and source.count(DAS) == 1
+    assert source.count(OURS) == 1
+    assert source.count(DAS) == 1
     namespace = {"load_decoder": load_decoder}
     exec(source.split(DAS)[0].replace(OURS, f"network = load_decoder({str(folder)!r})"), namespace)
     return namespace
