@@ -146,7 +146,7 @@ def resume_chunk(runs: Runs, tap: str, depths: Int[AnyArray, " H"] | None = None
     if depths is None or not len(depths):
         return 1
     starts = np.flatnonzero(np.diff(np.asarray(depths), prepend=-1))
-    together = int(np.gcd.reduce(np.diff([*starts, len(depths)])))
+    together = int(np.gcd.reduce(np.diff(np.append(starts, len(depths)))))
     return max(count for count in range(1, together + 1) if together % count == 0 and count <= most)
 
 
