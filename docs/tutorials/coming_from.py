@@ -409,8 +409,8 @@ print(score)
 #   for each base, or an error.
 # - **Depth** is an axis and not a name. Every array of an edit leads with it; builders put it there. What the layer is,
 #   is a value, so that one program serves all layers.
-# - **Order**: edits of one run act where their taps are, and each sees what earlier ones have done. Two of one place have
-#   no order until `InOrder` gives them one.
+# - **Order**: edits of one run act where their taps are, and each sees what earlier ones have done. Two of one place
+#   have no order until `InOrder` gives them one.
 # - **No hooks**: nothing is registered, so nothing is left behind. A run without edits is the plain network, exactly.
 # - **Weights** are as they were trained: no norm is folded, nothing is centred.
 #
