@@ -44,15 +44,16 @@ def _page(network, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("code", "library", "names"), SNIPPETS, ids=[f"{s[1]} {s[2]}" for s in SNIPPETS])
-def test_their_snippets_give_our_numbers(network, page, code, library, names):
+def test_their_snippets_give_our_numbers(network, page, code, library, names, tmp_path):
     if not LIBRARIES[library].installed:
         pytest.skip(f"{library} is not installed: pip install -e '.[benchmarks]'")
     given = {name: page[name] for name in ("layer", "position", "head", "size")}
     given |= {name: torch.as_tensor(page[name]) for name in ("base", "source", "other", "steer")}
     given |= {"torch": torch, "partial": partial, "gpt2": copy.deepcopy(network), "labels": given["source"][:, -1]}
     given |= _library(library, network)
-    with torch.set_grad_enabled(library == "pyvene"):
-        exec(code, given)
+    file = tmp_path / "snippet.py"  # nnsight reads the source of what it traces
+    file.write_text(code, encoding="utf-8")
+    exec(compile(code, str(file), "exec"), given)
     if names == "rotated":
         assert given["losses"][-1] < given["losses"][0]
         page = page | {"rotated": _rotated(page, given["model"])}
