@@ -81,7 +81,13 @@ def _token_view(family, window, named=False):
     draw = (lambda rng: prompts_at(*_named(rng))) if named else lambda rng: prompts_at(padded(rng, N, T, 3))
     bypassed = frozenset(model.taps) - {"block_output", "logits"}
     # every tap of a block resumes: tests/models/test_places.py
-    return Case(model, draw, ("key", "block_output") if named else ("block_output",), bypassed, params=lambda view: drawn(view.decoder))
+    return Case(
+        model,
+        draw,
+        ("key", "block_output") if named else ("block_output",),
+        bypassed,
+        params=lambda view: drawn(view.decoder),
+    )
 
 
 def _place_view(family):
