@@ -376,6 +376,7 @@ rotated = run(network, base, edit)
 
 planted, tokenizer, plant = planted_network(seed=0)  # it answers multiple choice, with a pointer we know
 banks = {role: each.bank for role, each in mcqa.make_banks(0, {"fit": 120, "calibration": 90, "test": 210}).items()}
+assert isinstance(planted.model, Decoder)
 answering = Network(TokenView(planted.model), planted.params)
 encode = lambda setting: prompts_at(mcqa.encode(setting, tokenizer).tokens)
 pairs = {

@@ -11,7 +11,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from abstraction import Network, TokenView, judge, record, sweep
+from abstraction import Decoder, Network, TokenView, judge, record, sweep
 from abstraction.evaluation.planted import HEAD, planted_network
 from abstraction.evaluation.readouts import Classes
 from abstraction.interventions import group_sites
@@ -79,6 +79,7 @@ print(dict(zip(TOKENS, named_prompts(example).position[0].tolist(), strict=True)
 # %%
 sides = [side for bank in banks.values() for side in (bank.base, bank.source)]
 window = window_of(*map(named_prompts, sides))
+assert isinstance(planted.model, Decoder)
 network = Network(TokenView(planted.model, window, positions=TOKENS), planted.params)
 letters = Classes(len(LETTERS))
 

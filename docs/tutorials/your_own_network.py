@@ -67,6 +67,7 @@ def epoch(model, optimizer, rows, labels):
     return nnx.scan(step)((model, optimizer), (rows, labels))[1]
 
 
+losses = np.zeros(0)
 for seed in range(16):
     order = np.random.default_rng(seed).permutation(len(data["labels"])).reshape(-1, 1024)
     losses = epoch(model, optimizer, data["rows"][order], data["labels"][order])
@@ -129,9 +130,10 @@ print(check_model(network, inputs))
 # function of one's own `tap` gives a value its name; outside of this library it returns what it was given.
 
 # %%
-weights = [(each.kernel[...], each.bias[...]) for each in (*(layer.linear for layer in model.layers), model.head)]
+linears = [*(layer.linear for layer in model.layers), model.head]
+weights = [(np.asarray(linear.kernel), np.asarray(linear.bias)) for linear in linears]
 
-drawn = [eqx.nn.Linear(*kernel.shape, key=jax.random.key(0)) for kernel, _ in weights]
+drawn = [eqx.nn.Linear(len(kernel), len(bias), key=jax.random.key(0)) for kernel, bias in weights]
 filled = lambda linear, kernel, bias: eqx.tree_at(lambda each: (each.weight, each.bias), linear, (kernel.T, bias))
 linears = [filled(linear, *arrays) for linear, arrays in zip(drawn, weights, strict=True)]
 relu = eqx.nn.Lambda(jax.nn.relu)
@@ -230,16 +232,16 @@ print({name: tap.width for name, tap in small.taps.items()}, right)
 first = scores["Flax NNX"].rows()
 for score in scores.values():
     assert score.exceeds.all()
-    gaps = [abs(row["iia"] - other["iia"]) for row, other in zip(score.rows(), first, strict=True)]
+    gaps = [abs(float(row["iia"]) - float(other["iia"])) for row, other in zip(score.rows(), first, strict=True)]
     assert max(gaps) < 0.05, gaps  # the same weights; sums in another order may choose another of two equal candidates
 assert right["whole"] > 0.98, right
 assert right["reduced"] > 0.9, right
 
 figure, panels = plt.subplots(1, 3, figsize=(8, 2.2), layout="constrained", width_ratios=(2, 2, 1.6))
 for axes, name, mass in zip(panels, ("WX", "YZ"), coordinate_mass(handles, 3), strict=False):
-    image = axes.imshow(mass, vmin=0, vmax=2, aspect="auto")
+    axes.imshow(mass, vmin=0, vmax=2, aspect="auto")
     axes.set(title=f"{name}: weight of each unit", xlabel="unit", ylabel="layers/", yticks=range(3))
-figure.colorbar(image, ax=panels[:2])
+figure.colorbar(panels[0].images[0], ax=panels[:2])
 middle, low, high = (np.array([row[key] for row in first]) for key in ("iia", "low", "high"))
 controls = [max(row[key] for key in ("chance", "identity", "random", "shuffled")) for row in first]
 panels[2].errorbar(range(2), middle, yerr=[middle - low, high - middle], fmt="o", capsize=3, label="IIA, 95 %")
