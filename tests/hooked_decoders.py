@@ -5,7 +5,7 @@ positions in GPT-2; grouped queries and heads wider than D / H in Llama, once wi
 biases and a tied head in Qwen2; both caps in Gemma-2, and a window that prompts are longer than.
 """
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 
 import numpy as np
@@ -82,12 +82,13 @@ def places(net, kind):
     return found | {("final_input", None): (last, "in")}
 
 
-def hook_run(net, kind, tokens, edits=None):
-    """Run with hooks at every tap; edits are functions of `[N, T, D]` tensors by (tap, depth).
+@contextmanager
+def hooked(net, kind, edits):
+    """Hook every tap; edits are functions of `[N, T, D]` tensors by (tap, depth).
 
-    Returns logits at all positions, and what every tap was, after its edit.
+    Yields what every tap was in the last run, after its edit.
     """
-    edits, seen = edits or {}, {}
+    seen = {}
 
     def hook(place, part):
         def run(value):
@@ -110,11 +111,6 @@ def hook_run(net, kind, tokens, edits=None):
     def after(run, module, args, output):
         return (run(output[0]), *output[1:]) if isinstance(output, tuple) else run(output)
 
-    mask = tokens >= 0
-    padding = {}
-    if not mask.all():
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-        padding = {"attention_mask": torch.tensor(mask.astype(int)), "position_ids": torch.tensor(positions)}
     with ExitStack() as stack, torch.no_grad():
         for place, (module, side, *part) in places(net, kind).items():
             run = hook(place, *(part or [None]))
@@ -123,6 +119,20 @@ def hook_run(net, kind, tokens, edits=None):
             else:
                 handle = module.register_forward_hook(partial(after, run))
             stack.callback(handle.remove)
+        yield seen
+
+
+def hook_run(net, kind, tokens, edits=None):
+    """Run with hooks at every tap; edits as in `hooked`.
+
+    Returns logits at all positions, and what every tap was, after its edit.
+    """
+    mask = tokens >= 0
+    padding = {}
+    if not mask.all():
+        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+        padding = {"attention_mask": torch.tensor(mask.astype(int)), "position_ids": torch.tensor(positions)}
+    with hooked(net, kind, edits or {}) as seen:
         logits = net(torch.tensor(np.maximum(tokens, 0)), use_cache=False, **padding).logits
     return logits.numpy(), seen
 

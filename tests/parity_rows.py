@@ -17,6 +17,7 @@ DECODERS, FAULTS = "test_decoders.py::test_", ("test_decoder_faults.py::test_a_r
 FEATURES = ("test_features.py::test_a_row_notices_what_is_broken",)
 SOURCES = ("test_many_sources.py::test_many_sources",)
 SOURCE_FAULTS = ("test_many_sources.py::test_a_row_notices_what_is_broken",)
+CAUSAL = "test_causal_models.py::test_"
 TABLE = "test_pyvene.py::test_an_intervention_is_that_of_pyvene_at_every_position"
 TABLE_FAULTS = "test_pyvene.py::test_a_row_notices_what_is_broken"
 
@@ -53,20 +54,59 @@ ROWS = {
         ("test_features.py::test_principal_components_are_swapped_in_their_units_and_all_of_them_are_the_state",),
         FEATURES,
     ),
+    "P12": Row(
+        "features of a sparse autoencoder",
+        ("test_autoencoders.py::test_latents_are_those_of_pytorch_and_what_they_do_not_say_stays",),
+        ("test_autoencoders.py::test_the_row_notices_what_is_broken",),
+    ),
     "P13": Row("recording at positions", (DECODERS + "recording_at_positions_gives_each_its_own_vector",), FAULTS),
     "P14": Row("recording after an edit", (DECODERS + "recording_after_an_edit_upstream_sees_it",), FAULTS),
     "P15": Row("several sources", SOURCES, SOURCE_FAULTS),
     "P16": Row(
-        "order and links",
+        "order, links and overlap",
         SOURCES,
-        (*SOURCE_FAULTS, "test_many_sources.py::test_edits_of_which_one_is_dropped_are_noticed"),
+        (
+            *SOURCE_FAULTS,
+            "test_many_sources.py::test_edits_of_which_one_is_dropped_are_noticed",
+            "test_many_sources.py::test_an_overlap_that_is_let_through_is_noticed",
+        ),
     ),
     "P17": Row("skipping", SOURCES, SOURCE_FAULTS),
+    "P18": Row(
+        "path patching",
+        ("test_path_patching.py::test_two_passes_are_those_of_hooks",),
+        ("test_path_patching.py::test_the_row_notices_what_is_broken",),
+    ),
     "P19": Row("across layers", (DECODERS + "a_source_may_be_of_another_layer_and_component",), FAULTS),
     "P20": Row(
         "gradients",
         ("test_gradients.py::test_gradients_through_an_interchange_are_those_of_autograd",),
         ("test_gradients.py::test_the_row_notices_what_is_broken",),
+    ),
+    "P21": Row(
+        "generation",
+        ("test_generate.py::test_generation_is_that_of_transformers_with_hooks",),
+        ("test_generate.py::test_the_row_notices_what_is_broken",),
+    ),
+    "P22": Row(
+        "tables of causal models",
+        (
+            CAUSAL + "runs_have_the_same_value_of_every_variable",
+            CAUSAL + "runs_under_an_intervention_have_the_same_value_of_every_variable",
+            CAUSAL + "interchanges_of_every_variable_have_the_same_value_of_every_variable",
+        ),
+        (CAUSAL + "a_row_notices_what_is_broken",),
+    ),
+    "P23": Row(
+        "labels of counterfactual pairs",
+        (
+            CAUSAL + "labels_are_the_outputs_of_its_interchanges",
+            CAUSAL + "labels_of_its_counterfactual_data_set_are_ours_given_its_pairs",
+        ),
+        (
+            CAUSAL + "a_row_notices_what_is_broken",
+            CAUSAL + "a_data_set_of_its_pairs_notices_what_is_broken",
+        ),
     ),
     "P24": Row(
         "200 steps of DAS",
@@ -84,12 +124,3 @@ ROWS = {
         ("test_residue.py::test_positions_that_stay_are_noticed",),
     ),
 }
-
-PENDING = {
-    "P12": "features of a sparse autoencoder",
-    "P18": "path patching",
-    "P21": "generation",
-    "P22": "tables of causal models",
-    "P23": "labels of counterfactual pairs",
-}
-"""Rows whose feature is not there yet: one moves to `ROWS` with its test."""

@@ -1,15 +1,17 @@
-"""Causal models against pyvene's: every variable of every run and interchange, and its counterfactual data sets.
+"""Rows P22 and P23, causal models against pyvene's: all variables of runs and interchanges, and counterfactual pairs.
 
 pyvene evaluates one setting at a time from a function per variable. Models are written twice, here in its form.
 """
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from broken import noticed
 
-from abstraction.causal import causal_model, label_pairs
+from abstraction.causal import CausalModel, causal_model, label_pairs, pairs
 from abstraction.causal.pairs import counterfactual_labels
 from abstraction.tasks import mcqa
 from abstraction.tasks.addition import adder, carries, every_input
@@ -158,11 +160,11 @@ def _pairs(inputs, seed=0, count=150):
 def test_interchanges_of_every_variable_have_the_same_value_of_every_variable(case):
     ours, other, inputs = case
     base, source = _pairs(inputs)
+    plain = [other.run_forward(row) for row in _rows(base)]
     for name in free(ours):
-        _equal(
-            ours.interchange(base, {name: source}),
-            [other.run_interchange(b, {name: s}) for b, s in zip(_rows(base), _rows(source), strict=True)],
-        )
+        expected = [other.run_interchange(b, {name: s}) for b, s in zip(_rows(base), _rows(source), strict=True)]
+        assert expected != plain, f"{name} moves nothing"
+        _equal(ours.interchange(base, {name: source}), expected)
 
 
 def test_labels_are_the_outputs_of_its_interchanges(case):
@@ -177,6 +179,7 @@ def test_labels_are_the_outputs_of_its_interchanges(case):
             other.run_interchange(b, dict.fromkeys(names, s))[ours.output]
             for b, s in zip(_rows(base), _rows(source), strict=True)
         ]
+        assert expected != [other.run_forward(b)[ours.output] for b in _rows(base)], f"{names} moves nothing"
         np.testing.assert_array_equal(labels, expected, err_msg=str(names))
 
 
@@ -200,6 +203,7 @@ def test_labels_of_its_counterfactual_data_set_are_ours_given_its_pairs(name):
         },
         return_tensors=False,
     )
+    assert any(example["labels"] != example["base_labels"] for example in found), "the interchange moves nothing"
     kinds = {tuple(example["intervention_id"][0]) for example in found}
     assert len(kinds) == 2 ** len(variables) - 1
     for kind in kinds:
@@ -215,3 +219,65 @@ def test_labels_of_its_counterfactual_data_set_are_ours_given_its_pairs(name):
             bank = label_pairs(ours, base, sources[kind[0]], variables=kind, role="fit")
             np.testing.assert_array_equal(bank.labels[0], [e["labels"][ours.output] for e in examples])
             np.testing.assert_array_equal(bank.factual, [e["base_labels"][ours.output] for e in examples])
+
+
+DO, LABELS = CausalModel.do, pairs.counterfactual_labels
+
+
+def _without_descendants(self, inputs, *interventions):
+    """Set variables, and leave what follows from them."""
+    fixed = {name: value for intervention in interventions for name, value in intervention.items()}
+    return {**DO(self, inputs), **fixed}
+
+
+def _only_one(self, inputs, *interventions):
+    """Set one variable of several."""
+    fixed = [item for intervention in interventions for item in intervention.items()]
+    return DO(self, inputs, dict(fixed[:1]))
+
+
+def _other_parents(self, inputs, *interventions):
+    turned = tuple(replace(one, parents=one.parents[::-1]) for one in self.mechanisms)
+    return DO(replace(self, mechanisms=turned), inputs, *interventions)
+
+
+def _base_value(self, base, sources):
+    """Take each value from the base in place of its source."""
+    return DO(self, base, {name: self.run(base)[name] for name in sources})
+
+
+def _sides(model, base, source, interchanges):
+    """Label the source with the base's values."""
+    found = LABELS(model, source, base, interchanges)
+    return found._replace(
+        base=found.source, source=found.base, factual=LABELS(model, base, source, interchanges).factual
+    )
+
+
+runs = test_runs_have_the_same_value_of_every_variable
+held = test_runs_under_an_intervention_have_the_same_value_of_every_variable
+swapped = test_interchanges_of_every_variable_have_the_same_value_of_every_variable
+labelled = test_labels_are_the_outputs_of_its_interchanges
+MUTANTS = {
+    "P22 parents in another order": (runs, CausalModel, "do", _other_parents),
+    "P22 what is set is not passed on": (held, CausalModel, "do", _without_descendants),
+    "P22 the value of the base": (swapped, CausalModel, "interchange", _base_value),
+    "P23 the other side": (labelled, pairs, "counterfactual_labels", _sides),
+    "P23 one of two": (labelled, CausalModel, "do", _only_one),
+}
+
+
+@pytest.mark.parametrize("fault", MUTANTS)
+def test_a_row_notices_what_is_broken(fault):
+    check, place, name, wrong = MUTANTS[fault]
+    ours, build, settings = CASES["carry"]
+    with noticed(place, name, wrong):
+        check((ours, build(), settings()))
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_data_set_of_its_pairs_notices_what_is_broken(name):
+    """P23: the data set has interventions of several variables at once, and of one."""
+    for place, what, wrong in ((CausalModel, "do", _only_one), (pairs, "counterfactual_labels", _sides)):
+        with noticed(place, what, wrong):
+            test_labels_of_its_counterfactual_data_set_are_ours_given_its_pairs(name)

@@ -11,7 +11,8 @@ from broken import noticed
 from gentle_decoders import at, every_logit, gentle, recorded, table_edits
 from hooked_decoders import hook_run, replacing, torch
 
-from abstraction.interventions import Handle, InOrder, Interchange, rotation_basis
+from abstraction.interventions import Handle, InOrder, Interchange, combining, rotation_basis
+from abstraction.interventions import building as do
 from abstraction.models.positions import AtPositions, at_positions
 
 try:
@@ -147,6 +148,45 @@ def check_order():
     assert (np.abs(one - other).max(axis=(1, 2)) > MOVED).all(), "which of two absolute writes is last must count"
 
 
+def _refused(*edits):
+    try:
+        do.together(*edits)
+    except ValueError as error:
+        return "two writes" in str(error)
+    return False
+
+
+def check_overlap():
+    """P16: `together` refuses two absolute writes of one unit in either order; those that are apart it does in both."""
+    net, ours = gentle(KIND)
+    base, first, second = prompts(3)
+    tap, where = ours.taps["block_output"], np.full(N, T - 3)
+    left, right, over = [0, 1, 2], [3, 4, 5, 6, 7], [2, 3]
+    states = [do.taken(recorded(ours, tokens)["block_output"], depth=1, at=where) for tokens in (first, second)]
+    write = lambda index, units, at=where: do.interchange(tap, states[index], depth=1, units=units, at=at)
+    zero = do.zero(tap, depth=1, units=over, at=where)
+    for one, other in ((write(0, left), write(1, left + right)), (write(0, left), zero), (zero, zero)):
+        assert _refused(one, other), "an overlap must be refused"
+        assert _refused(other, one), "an overlap must be refused"
+    seen = [at(hook_run(net, KIND, tokens)[1]["block_output", 1], where[:, None]) for tokens in (first, second)]
+
+    def swap(value):
+        for run, units in zip(seen, (left, right), strict=True):
+            value = replacing(where[:, None], run, [units] * N)(value)
+        return value
+
+    wanted = hook_run(net, KIND, base, {("block_output", 1): swap})[0]
+    moved(wanted, hook_run(net, KIND, base)[0])
+    parts = write(0, left), write(1, right)
+    there, back = (np.asarray(every_logit(ours, base, do.together(*order))) for order in (parts, parts[::-1]))
+    np.testing.assert_array_equal(there, back)
+    np.testing.assert_allclose(there, wanted, **CLOSE)
+    # The same units at another position, or in another layer, do not overlap.
+    later = do.interchange(tap, states[1], depth=2, units=left, at=where)
+    assert not _refused(write(0, left), write(1, left, where + 1))
+    assert not _refused(write(0, left), later)
+
+
 def check_linked():
     """P16: a handle of two sites with one frame is both, whichever is named first."""
     net, ours = gentle(KIND)
@@ -205,6 +245,7 @@ CHECKS = {
     "P15 serial": check_serial,
     "P16 order": check_order,
     "P16 links": check_linked,
+    "P16 overlap": check_overlap,
     "P17 skipping": check_skipping,
 }
 
@@ -238,6 +279,7 @@ MUTANTS = {
     "P15 serial": (Interchange, _own),
     "P16 order": (Interchange, _half),
     "P16 links": (Interchange, _half),
+    "P16 overlap": (Interchange, _own),
     "P17 skipping": (AtPositions, _last),
 }
 
@@ -253,3 +295,19 @@ def test_edits_of_which_one_is_dropped_are_noticed():
     """P16: of edits in order none may be dropped."""
     with noticed(InOrder, "__call__", lambda self, h: TURNS(InOrder(self.edits[:1]), h)):
         check_order()
+
+
+def _nothing(*_):
+    """Refuse no edits."""
+
+
+def _no_positions(*_):
+    """Let no positions meet."""
+    return np.zeros((1, 1), bool)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("_check_independent", _nothing), ("_met", _no_positions)])
+def test_an_overlap_that_is_let_through_is_noticed(name, wrong):
+    """P16: what is left of two absolute writes would be a matter of order."""
+    with noticed(combining, name, wrong):
+        check_overlap()
