@@ -100,7 +100,8 @@ def check_model(network: Network, inputs: Any, *, plain: Callable[[Params, Any],
     _check_shapes(case)
     kept["examples do not see one another"] = _apart(case)
     for law, check in _LAWS.items():
-        kept[law] = max((_held(law, far, tap) for tap, far in check(case)), default=0.0)
+        if found := [_held(law, far, tap) for tap, far in check(case)]:  # of no tap there is nothing to say
+            kept[law] = max(found)
     _check_refusals(case)
     kept["unknown taps and missing depths are refused"] = 0.0
     return Laws(kept, _silent(case))

@@ -85,7 +85,12 @@ def tap(value: Array, name: str) -> Array:
 
     Returns:
       The value.
+
+    Raises:
+      ValueError: the name is no word, or one of the library's own.
     """
+    if not isinstance(name, str) or not name or name.startswith(MARK):
+        raise ValueError(f"got a tap named {name!r}, expected `tap(value, name)` with a name of your own")
     return checkpoint_name(_mapped_first(value), name)
 
 

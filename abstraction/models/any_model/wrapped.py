@@ -36,7 +36,7 @@ from abstraction.models.any_model.reducing import (
 )
 from abstraction.models.checking import check_model
 from abstraction.models.network import Network
-from abstraction.models.taps import NO_EDITS, Edits, Tap, check_resume, check_taps
+from abstraction.models.taps import NO_EDITS, Edits, Tap, check_taps
 from abstraction.models.wiring import Consumer, check_kept, take_units
 from abstraction.pytrees import leading_axis
 from abstraction.typing import Outputs, Params
@@ -169,8 +169,10 @@ class WrappedModel:
         Raises:
           ValueError: always.
         """
-        check_resume(self._taps, tap, depth, activation)
-        raise ValueError(f"got a resume from {tap!r} of a wrapped model, expected a run with edits")
+        raise ValueError(
+            f"got a resume from {tap!r} of a wrapped model, none of whose taps is known to carry everything, expected "
+            "a run with edits: `patched_outputs` chooses"
+        )
 
 
 def wrap(
