@@ -22,7 +22,7 @@ N, T, K, TOP, DEPTH = 4, 7, 40, 6, 1
 # float32 in two orders of summation; logits are of order 1
 CLOSE = {"rtol": 0, "atol": 1e-5}
 MOVED = 1e-3
-AT, FROM = np.array([6, 2, 5, 3]), np.array([4, 6, 1, 3])
+ROWS, AT, FROM = np.arange(N), np.array([6, 2, 5, 3]), np.array([4, 6, 1, 3])
 """Which position of a base is edited, and which one of its source is taken."""
 UNITS = list(range(0, K, 2))
 CASES = {
@@ -57,6 +57,23 @@ def _latents(arrays, kind, centered, states):
     return values.relu() * (values > limit), (values - limit).abs().min()
 
 
+def _hook(arrays, phi, centered, weight, taken):
+    """Return what a hook does to a residual stream: move some latents towards those taken, and keep the error."""
+    decode = lambda z: z @ torch.tensor(arrays["W_dec"]).double() + torch.tensor(arrays["b_dec"]).double()
+
+    def edit(value):
+        h = value[ROWS, AT].double()
+        z, _ = _latents(arrays, phi, centered, h)
+        error = h - decode(z)
+        assert error.abs().max() > 0.5
+        changed = z.clone()
+        changed[:, UNITS] = (1 - weight) * z[:, UNITS] + weight * taken[:, UNITS]
+        value[ROWS, AT] = (decode(changed) + error).float()
+        return value
+
+    return edit
+
+
 def check_latents(case):
     kind, phi, centered = CASES[case]
     net, ours = gentle(kind)
@@ -64,40 +81,25 @@ def check_latents(case):
     arrays = _arrays(tap.width)
     features = autoencoder(arrays, phi, top=TOP if phi == "top_k" else None, centered=centered)
     base, source = np.random.default_rng(11).integers(net.config.vocab_size, size=(2, N, T))
-    clean, seen = hook_run(net, kind, base)
-    rows = np.arange(N)
-    theirs = torch.tensor(hook_run(net, kind, source)[1]["block_output", DEPTH][rows, FROM])
-    taken, gap = _latents(arrays, phi, centered, theirs)
-    z, own_gap = _latents(arrays, phi, centered, torch.tensor(seen["block_output", DEPTH][rows, AT]))
+    (clean, seen), (_, theirs) = (hook_run(net, kind, tokens) for tokens in (base, source))
+    states = torch.tensor(theirs["block_output", DEPTH][ROWS, FROM])
+    taken, gap = _latents(arrays, phi, centered, states)
+    z, own_gap = _latents(arrays, phi, centered, torch.tensor(seen["block_output", DEPTH][ROWS, AT]))
     assert min(gap, own_gap) > 1e-5, "a latent that rounding switches"
     assert 0 < (z > 0).double().mean() < 1
-    states = recorded(ours, source)["block_output"]
+    given = do.taken(recorded(ours, source)["block_output"], depth=DEPTH, at=FROM)
 
-    def ours_of(weight, at=AT):
-        given = do.taken(states, depth=DEPTH, at=FROM)
+    def run(weight, at=AT):
         edits = do.interchange(tap, given, weight=weight, depth=DEPTH, units=UNITS, at=at, basis=features)
         return np.asarray(every_logit(ours, base, edits))
 
-    def theirs_of(weight):
-        def edit(value):
-            h = value[rows, AT].double()
-            z, _ = _latents(arrays, phi, centered, h)
-            decode = lambda z: z @ torch.tensor(arrays["W_dec"]).double() + torch.tensor(arrays["b_dec"]).double()
-            error = h - decode(z)
-            assert error.abs().max() > 0.5
-            changed = z.clone()
-            changed[:, UNITS] = (1 - weight) * z[:, UNITS] + weight * taken[:, UNITS]
-            value[rows, AT] = (decode(changed) + error).float()
-            return value
-
-        return hook_run(net, kind, base, {("block_output", DEPTH): edit})[0]
-
     for weight in (1.0, 0.5):
-        wanted = theirs_of(weight)
+        edit = _hook(arrays, phi, centered, weight, taken)
+        wanted = hook_run(net, kind, base, {("block_output", DEPTH): edit})[0]
         assert (np.abs(wanted - clean).max(axis=(1, 2)) > MOVED).all(), "the intervention moves nothing"
-        np.testing.assert_allclose(ours_of(weight), wanted, **CLOSE)
+        np.testing.assert_allclose(run(weight), wanted, **CLOSE)
     # An edit of no latent is the run without one, to the bit: one program, told to act nowhere.
-    np.testing.assert_array_equal(ours_of(0.0), ours_of(1.0, np.full(N, -1)))
+    np.testing.assert_array_equal(run(0.0), run(1.0, np.full(N, -1)))
 
 
 @pytest.mark.parametrize("case", CASES)

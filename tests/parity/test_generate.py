@@ -58,22 +58,31 @@ def _theirs(net, kind, prompts, changes, marked, cache):
     return made.sequences[:, TOKENS:].numpy(), torch.stack(made.logits, dim=1).numpy()
 
 
+def _hooks_of(vectors, states, units):
+    """Return what hooks do to the state of one token of example n, by place."""
+
+    def swapped(n, state):
+        state[units] = 2 * torch.tensor(states[n])[units] - state[units]
+        return state
+
+    add = lambda vector: lambda n, state: state + torch.tensor(vector)
+    return {place: add(vectors[place[0]]) for place in ADDED} | {TAKEN: swapped}
+
+
+def _edits(ours, vectors, given, units, at):
+    several = [do.add(ours.taps[name], vectors[name], depth=level, at=at) for name, level in ADDED]
+    tap, depth = TAKEN
+    return do.together(do.interchange(ours.taps[tap], given, weight=2.0, depth=depth, units=units, at=at), *several)
+
+
 def check_generation(kind, when):
     net, ours = gentle(kind)
     in_prompt, passes = WHEN[when]
     rng = np.random.default_rng(20)
     prompts, source = (padded(rng, net.config.vocab_size, LENGTHS, "left") for _ in range(2))
     vectors = {tap: (3 * rng.standard_normal(ours.taps[tap].width)).astype(np.float32) for tap, _ in ADDED}
-    tap, depth = TAKEN
-    units = list(range(0, ours.taps[tap].width, 2))
-    states = hook_run(net, kind, source)[1][TAKEN][:, -1]
-
-    def swapped(n, state):
-        state[units] = 2 * torch.tensor(states[n])[units] - state[units]
-        return state
-
-    changes = {place: lambda n, state, place=place: state + torch.tensor(vectors[place[0]]) for place in ADDED}
-    changes[TAKEN] = swapped
+    units = list(range(0, ours.taps[TAKEN[0]].width, 2))
+    changes = _hooks_of(vectors, hook_run(net, kind, source)[1][TAKEN][:, -1], units)
     marked = np.zeros((N, TOKENS + STEPS), bool)
     marked[np.arange(N), AT] = in_prompt
     marked[:, [TOKENS + index - 1 for index in passes]] = True
@@ -82,20 +91,13 @@ def check_generation(kind, when):
     first = 0 if in_prompt else passes[0]
     assert (np.abs(logits - plain[1])[:, first].max(axis=-1) > MOVED).all(), "the intervention moves nothing"
     assert (tokens != plain[0]).any(), "the intervention moves nothing"
-    whole = _theirs(net, kind, prompts, changes, marked, False)
 
-    last = np.asarray(recorded(ours, source)[tap])[depth, :, -1]
-
-    def edits(given, at):
-        several = [do.add(ours.taps[name], vectors[name], depth=level, at=at) for name, level in ADDED]
-        swap = do.interchange(ours.taps[tap], given, weight=2.0, depth=depth, units=units, at=at)
-        return do.together(swap, *several)
-
-    made = generate(
-        ours, prompts, STEPS, passes=passes, sampling=Sampling(logits=True), step_edits=edits(last[:, None], None),
-        prompt_edits=edits(last, AT if in_prompt else np.full(N, -1)),
-    )  # fmt: skip
-    for texts, values in ((tokens, logits), whole):
+    last = np.asarray(recorded(ours, source)[TAKEN[0]])[TAKEN[1], :, -1]
+    steps = _edits(ours, vectors, last[:, None], units, None)
+    prompt = _edits(ours, vectors, last, units, AT if in_prompt else np.full(N, -1))
+    how = {"passes": passes, "sampling": Sampling(logits=True)}
+    made = generate(ours, prompts, STEPS, prompt_edits=prompt, step_edits=steps, **how)
+    for texts, values in ((tokens, logits), _theirs(net, kind, prompts, changes, marked, False)):
         np.testing.assert_array_equal(made.tokens, texts)
         np.testing.assert_allclose(made.logits, values, **CLOSE)
 
