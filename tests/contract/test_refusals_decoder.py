@@ -207,7 +207,7 @@ def test_traced_values_that_name_nothing_are_nan_and_touch_no_other_prompt():
     none = np.full(2, -1)
     clean = _apply(TOKENS)[0]
     outputs, states = _traced(TOKENS, none, none)
-    np.testing.assert_array_equal(outputs, clean)
+    np.testing.assert_allclose(outputs, clean, rtol=1e-5)  # a program that is traced sums in another order
     assert np.isnan(states).all()  # -1: there is none
     for wrong in ([[1, 2, 3, 11]], [[1, 2, 3, 2**30]], [[-2, 1, 2, 3]], [[-1, -1, -1, -1]]):
         outputs, _ = _traced(np.concatenate([wrong, TOKENS[1:]]), none, none)
