@@ -3,6 +3,7 @@
 # make slow        the tests that are left out there because they take longer: some minutes
 # make parity      also install PyTorch, POT and pyvene, and compare with them
 # make bench       measure against PyTorch side by side
+# make oldest      models of other libraries on the oldest JAX that is allowed, in an environment of its own
 # make lint        ruff and pyright
 # make docs        the site, into build/site; a broken link fails
 # make notebooks   the tutorials as notebooks, into build/notebooks
@@ -15,7 +16,7 @@ ADDERS ?= $(wildcard ../shared/data)
 CLASSIFIER ?= $(wildcard ../shared/data/mnist_mlp_seed0.npz)
 PUBLISHED = $(if $(CLASSIFIER),--network.checkpoint $(CLASSIFIER))
 
-.PHONY: reproduce test slow parity bench lint docs notebooks quick clean
+.PHONY: reproduce test slow oldest parity bench lint docs notebooks quick clean
 
 reproduce: $(VENV)/.experiments
 	$(BIN)/python -m experiments heq --seeds 1:4 --out runs/reproduce/heq --resume
@@ -34,6 +35,10 @@ slow: $(VENV)/.parity
 
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest -m "parity and not slow" tests/parity
+
+oldest: $(VENV)-oldest/.test
+	$(VENV)-oldest/bin/python -m pytest -n auto --dist loadfile tests/models/test_any_model_structures.py \
+		tests/models/test_any_model_refusals.py tests/models/test_any_model_reduction.py tests/models/test_checking.py
 
 bench: $(VENV)/.benchmarks
 	$(BIN)/python -m benchmarks
@@ -62,7 +67,7 @@ quick: $(VENV)/.experiments
 	$(BIN)/python -m experiments discovery --quick --out runs/quick/discovery
 
 clean:
-	rm -rf $(VENV) .cache runs
+	rm -rf $(VENV) $(VENV)-oldest .cache runs
 
 $(VENV)/.experiments: EXTRAS = experiments
 $(VENV)/.test: EXTRAS = experiments,test
@@ -73,4 +78,10 @@ $(VENV)/.docs: EXTRAS = docs
 $(VENV)/.experiments $(VENV)/.test $(VENV)/.parity $(VENV)/.benchmarks $(VENV)/.docs: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	touch $@
+
+# The lower bounds of pyproject.toml.
+$(VENV)-oldest/.test: pyproject.toml
+	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' jax==0.8.0 jaxlib==0.8.0
 	touch $@

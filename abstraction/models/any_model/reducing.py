@@ -184,16 +184,16 @@ def _spread(value: Value, axis: Axis, units: Array) -> Array:
     return jnp.broadcast_to(units.astype(kind).reshape(shape), value.shape)
 
 
-def _value(found: Reading, value: Value, params: Params, tap: Array) -> AnyArray:
+def _value(found: Reading, value: Value, params: Params, tap: Array) -> Any:
     """Compute a value from that of a tap and the params."""
-    known: dict[int, AnyArray] = {id(found.units.tap): tap}
+    known: dict[int, Any] = {id(found.units.tap): tap}
 
-    def compute(value: Value) -> AnyArray:
+    def compute(value: Value) -> Any:
         if id(value) not in known:
             known[id(value)] = made(value)
         return known[id(value)]
 
-    def made(value: Value) -> AnyArray:
+    def made(value: Value) -> Any:  # versions of JAX have their own constants
         if value.source == "param":
             return jnp.asarray(find_array(params, found.paths[value.number]))
         if value.source == "constant":
