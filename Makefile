@@ -5,6 +5,7 @@
 # make bench       measure against PyTorch side by side
 # make oldest      models of other libraries on the oldest JAX that is allowed, in an environment of its own
 # make lint        ruff and pyright
+# make tutorials   the tutorials as scripts
 # make docs        the site, into build/site; a broken link fails
 # make notebooks   the tutorials as notebooks, into build/notebooks
 PYTHON ?= python3
@@ -16,7 +17,7 @@ ADDERS ?= $(wildcard ../shared/data)
 CLASSIFIER ?= $(wildcard ../shared/data/mnist_mlp_seed0.npz)
 PUBLISHED = $(if $(CLASSIFIER),--network.checkpoint $(CLASSIFIER))
 
-.PHONY: reproduce test slow oldest parity bench lint docs notebooks quick clean
+.PHONY: reproduce test slow oldest tutorials parity bench lint docs notebooks quick clean
 
 reproduce: $(VENV)/.experiments
 	$(BIN)/python -m experiments heq --seeds 1:4 --out runs/reproduce/heq --resume
@@ -39,6 +40,9 @@ parity: $(VENV)/.parity
 oldest: $(VENV)-oldest/.test
 	$(VENV)-oldest/bin/python -m pytest -n auto --dist loadfile tests/models/test_any_model_structures.py \
 		tests/models/test_any_model_refusals.py tests/models/test_any_model_reduction.py tests/models/test_checking.py
+
+tutorials: $(VENV)/.test
+	$(BIN)/python -m pytest -m tutorial -n auto tests/test_tutorials.py
 
 bench: $(VENV)/.benchmarks
 	$(BIN)/python -m benchmarks

@@ -134,7 +134,7 @@ MODELS = {
 CLOSE = {"rtol": 1e-5, "atol": 5e-6}  # float32 outputs of order 2, through up to three blocks, sums in another order
 
 
-REPEATED = ("decoder-llama", "mlp-tanh", "token-view-window")
+REPEATED = ("decoder-llama", "mlp-tanh", "token-view-window", "token-view-places")  # tests/models/test_places.py
 """Whose laws the others cover."""
 
 

@@ -24,7 +24,7 @@ from abstraction.localization.supports import candidate_grid, full_supports
 from abstraction.models import Network, wrap
 
 PARITIES = causal_model(("a", "b"), "y", p=lambda a: a % 2, q=lambda b: b % 2, y=lambda p, q: p + 2 * q)
-SOME = ("nnx mlp", "linen scanned transformer", "linen gru by rnn")
+SOME = ("nnx mlp", pytest.param("linen scanned transformer", marks=pytest.mark.slow), "linen gru by rnn")
 NAMES = (*SOME, "linen mlp", "equinox mlp", "plain mlp", "plain reverse rnn")
 N, VALUES = 24, 10
 

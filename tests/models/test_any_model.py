@@ -51,6 +51,11 @@ def _ready(name):
     return Ready(row, network, outputs, base, _run(network, row.source)[1])
 
 
+def _slow(name):
+    """Leave out of the ordinary run what is covered by a smaller network there."""
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
 @pytest.fixture(params=ROWS, scope="module")
 def ready(request):
     return _ready(request.param)
@@ -106,7 +111,7 @@ def test_clean_outputs_are_the_users_own_bit_by_bit(name, optimized):
     np.testing.assert_array_equal(forward(row.wrapped(), row.source), row.own(row.source))
 
 
-@pytest.mark.parametrize("name", [*LIGHT, "nnx transformer", "linen scanned transformer"])
+@pytest.mark.parametrize("name", [*LIGHT, _slow("nnx transformer"), _slow("linen scanned transformer")])
 def test_every_law_of_the_contract_holds(name):
     """Of the transformers one tap, since each is a dozen programs."""
     row = case(name)
@@ -151,7 +156,7 @@ def test_an_edit_at_one_depth_is_that_of_a_forward_by_hand(ready):
             assert not np.allclose(outputs, ready.outputs, atol=1e-5), f"{tap} at {at} moves the outputs"
 
 
-@pytest.mark.parametrize("name", [*LIGHT, "linen scanned transformer", "equinox scanned transformer"])
+@pytest.mark.parametrize("name", [*LIGHT, "linen scanned transformer", _slow("equinox scanned transformer")])
 def test_gradients_through_an_edit_are_those_of_a_forward_by_hand(name):
     ready = _ready(name)
     state = ready.case.state
@@ -174,7 +179,7 @@ def test_gradients_through_an_edit_are_those_of_a_forward_by_hand(name):
     np.testing.assert_allclose(forwards, (found * towards).sum(), rtol=1e-3, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
-@pytest.mark.parametrize("name", [*LIGHT, "linen scanned transformer"])
+@pytest.mark.parametrize("name", [*LIGHT, _slow("linen scanned transformer")])
 def test_handles_at_once_are_handles_one_by_one(name):
     ready = _ready(name)
     network, state = ready.network, ready.case.state

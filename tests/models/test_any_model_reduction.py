@@ -97,7 +97,7 @@ def _folds(network, affine):
             yield constant_fold(name, each.width, gone, values)
 
 
-@pytest.mark.parametrize("affine", [False, True], ids=["constants", "affine"])
+@pytest.mark.parametrize("affine", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["constants", "affine"])
 def test_the_smaller_network_is_the_patched_one(made, affine):
     network, x = made
     plan = reduction_plan(network, list(_folds(network, affine)))
@@ -115,6 +115,7 @@ def test_the_smaller_network_is_the_patched_one(made, affine):
     assert sizes[0] < sizes[1]
 
 
+@pytest.mark.slow
 def test_what_is_left_is_recorded_and_edited_as_before(made):
     network, x = made
     plan = reduction_plan(network, list(_folds(network, False)))
@@ -127,6 +128,15 @@ def test_what_is_left_is_recorded_and_edited_as_before(made):
         np.testing.assert_allclose(values, patched[each][..., kept[each]], atol=1e-5)
     swapped, _ = small(x, {name: Set(states[name][:, ::-1])}, record=(name,))
     assert np.abs(swapped - outputs).max() > 1e-4
+
+
+def test_affine_folds_of_an_mlp_are_compiled_as_well():
+    network, x = _mlp()
+    plan = reduction_plan(network, list(_folds(network, True)))
+    patched = network(x, patch(network, plan))[0]
+    np.testing.assert_allclose(
+        compile_plan(network, plan)(x)[0], patched, rtol=0, atol=CLOSE * max(1, float(np.abs(patched).max()))
+    )
 
 
 def test_reduce_network_needs_no_declaration():
