@@ -58,7 +58,7 @@ def interchange(
       tap: where to write; the source may be of another tap, depth or position of the same width (`taken`).
       source: states there, as recorded; None for no edit, so that a source can be skipped.
       weight: w, as other values of a builder; a gate (`gates.py`) too.
-      depth, units, at, basis: where to act, see the module.
+      depth: where to act, with `units`, `at` and `basis`: see the module.
 
     Raises:
       ValueError: a source of another width or depth, or a place that is not there.
@@ -91,7 +91,7 @@ def constant(
     Args:
       tap: where.
       value: c: a number, `[K]`, or one value per depth, and per example.
-      depth, units, at, basis: where to act, see the module.
+      depth: where to act, with `units`, `at` and `basis`: see the module.
 
     Raises:
       ValueError: values that are not finite or of another shape, or a place that is not there.
@@ -122,7 +122,7 @@ def mean(
       tap: where.
       states: as recorded, at all depths.
       present: which of `[N, ...]` count, for prompts that are padded.
-      depth, units, at: where to act, see the module.
+      depth: where to act, with `units` and `at`: see the module.
 
     Raises:
       ValueError: states of another shape or not finite, none that counts, or a place that is not there.
@@ -225,7 +225,7 @@ def noise(
       tap: where.
       key: a typed key: the same one gives the same noise.
       deviation: sigma, as other values of a builder.
-      depth, units, at, basis: where to act, see the module.
+      depth: where to act, with `units`, `at` and `basis`: see the module.
 
     Raises:
       ValueError: no typed key, values that are not finite or of another shape, or a place that is not there.

@@ -134,7 +134,10 @@ def _tutorial(script: Path) -> str:
 
 
 def _modules(room: Path) -> list[str]:
-    return sorted(path.stem for path in room.glob("*.py") if not path.stem.startswith("_"))
+    """Name the modules of a room, and those of a folder in it: `any_model.program`."""
+    inner = (path for path in room.glob("*/*.py") if room != PACKAGE)
+    paths = [path for path in (*room.glob("*.py"), *inner) if not path.stem.startswith("_")]
+    return sorted(".".join(path.relative_to(room).with_suffix("").parts) for path in paths)
 
 
 def _rooms() -> list[str]:
