@@ -23,6 +23,8 @@ The rooms, from the ground up (a room imports only from the rooms before it):
 """
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -99,11 +101,26 @@ _HOMES = {
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
+class _Name:
+    """A name that is imported when it is first asked for.
+
+    It is looked up on the module's class: nnsight gives every object of Python a `save`, which a module's own
+    `__getattr__` would never get to replace.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, module: Any, kind: Any = None) -> Any:
+        value = globals()[self.name] = getattr(importlib.import_module(_HOMES[self.name]), self.name)
+        return value
+
+
+sys.modules[__name__].__class__ = type("Door", (types.ModuleType,), {name: _Name(name) for name in _HOMES})
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'abstraction' has no attribute {name!r}; it has {', '.join(sorted(_HOMES))}")
-    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
-    return value
+    raise AttributeError(f"module 'abstraction' has no attribute {name!r}; it has {', '.join(sorted(_HOMES))}")
 
 
 def __dir__() -> list[str]:

@@ -37,6 +37,17 @@ def test_a_name_that_is_not_there_is_answered_by_those_that_are():
         abstraction.plott  # noqa: B018
 
 
+def test_what_other_libraries_give_every_object_does_not_shadow_a_name():
+    code = (
+        "import pytest; nnsight = pytest.importorskip('nnsight'); import abstraction; "
+        "from abstraction.artifacts import save; print(hasattr(object(), 'save'), abstraction.save is save)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    if done.returncode:
+        pytest.skip(f"needs nnsight: {done.stderr.strip().splitlines()[-1][:80]}")
+    assert done.stdout.split()[-1] == "True"
+
+
 def test_exports_are_few():
     rooms = [importlib.import_module(f"abstraction.{path.parent.name}") for path in PACKAGE.glob("*/__init__.py")]
     names = [name for room in rooms for name in getattr(room, "__all__", ())]
