@@ -18,7 +18,7 @@ number and a vector `[K]` are the same at all depths. At positions an edit sees 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -42,28 +42,33 @@ Units = Sequence[int] | AnyArray | None
 Values = float | int | AnyArray
 
 
-def interchange(
-    tap: Tap,
-    source: AnyArray | None,
-    *,
-    weight: Values = 1.0,
-    depth: Depths = None,
-    units: Units = None,
-    at: AnyArray | None = None,
-    basis: Any = None,
-) -> dict[str, Edit]:
+class Sites(TypedDict, total=False):
+    """Where a builder acts; see the module."""
+
+    depth: Depths
+    units: Units
+    at: AnyArray | None
+
+
+class Where(Sites, total=False):
+    """Where, and in which features; see the module."""
+
+    basis: Any
+
+
+def interchange(tap: Tap, source: AnyArray | None, *, weight: Values = 1.0, **where: Unpack[Where]) -> dict[str, Edit]:
     """Take features from a source: z <- (1 - w) z + w z_s.
 
     Args:
       tap: where to write; the source may be of another tap, depth or position of the same width (`taken`).
       source: states there, as recorded; None for no edit, so that a source can be skipped.
       weight: w, as other values of a builder; a gate (`gates.py`) too.
-      depth: where to act, with `units`, `at` and `basis`: see the module.
+      where: where to act, see the module.
 
     Raises:
       ValueError: a source of another width or depth, or a place that is not there.
     """
-    place = _place(tap, depth, units, at, basis)
+    place = _place(tap, **where)
     if source is None:
         return {}
     states = jnp.asarray(source)
@@ -72,6 +77,7 @@ def interchange(
         wanted = f"[{'' if place.single else f'{tap.depth}, '}N, ..., {tap.width}]"
         raise ValueError(f"got a source of shape {states.shape} for tap {tap.name!r}, expected {wanted}")
     weight = place.spread("weight", weight)
+    basis = where.get("basis")
     if basis is not None and not isinstance(basis, Basis):
         encode = lambda features, state: features.encode(state)
         encoded = place.leaf(encode(basis, states) if place.single else jax.vmap(encode)(basis, states))
@@ -83,28 +89,24 @@ def interchange(
     return place.edits(Interchange(place.leaf(states), weight, place.features), masked=False, within=False)
 
 
-def constant(
-    tap: Tap, value: Values, *, depth: Depths = None, units: Units = None, at: AnyArray | None = None, basis: Any = None
-) -> dict[str, Edit]:
+def constant(tap: Tap, value: Values, **where: Unpack[Where]) -> dict[str, Edit]:
     """Set to a value: z <- c.
 
     Args:
       tap: where.
       value: c: a number, `[K]`, or one value per depth, and per example.
-      depth: where to act, with `units`, `at` and `basis`: see the module.
+      where: where to act, see the module.
 
     Raises:
       ValueError: values that are not finite or of another shape, or a place that is not there.
     """
-    place = _place(tap, depth, units, at, basis)
+    place = _place(tap, **where)
     return place.edits(Set(place.spread("value", value)))
 
 
-def zero(
-    tap: Tap, *, depth: Depths = None, units: Units = None, at: AnyArray | None = None, basis: Any = None
-) -> dict[str, Edit]:
+def zero(tap: Tap, **where: Unpack[Where]) -> dict[str, Edit]:
     """Set to zero: z <- 0. With a basis whose features have a mean, that is the mean; see `constant`."""
-    return constant(tap, 0.0, depth=depth, units=units, at=at, basis=basis)
+    return constant(tap, 0.0, **where)
 
 
 def mean(
@@ -112,9 +114,7 @@ def mean(
     states: Float[AnyArray, "L N ... D"],
     *,
     present: Bool[AnyArray, "N ..."] | None = None,
-    depth: Depths = None,
-    units: Units = None,
-    at: AnyArray | None = None,
+    **where: Unpack[Sites],
 ) -> dict[str, Edit]:
     """Set to the mean of recorded states over examples and positions: h <- E[h], one at each depth.
 
@@ -122,11 +122,13 @@ def mean(
       tap: where.
       states: as recorded, at all depths.
       present: which of `[N, ...]` count, for prompts that are padded.
-      depth: where to act, with `units` and `at`: see the module.
+      where: where to act, see the module.
 
     Raises:
       ValueError: states of another shape or not finite, none that counts, or a place that is not there.
     """
+    if "basis" in where:
+        raise ValueError("got a basis for a mean, expected none: `constant` sets features to the mean that you give")
     values = finite("states", states)
     if values.ndim < 3 or not values.size or (values.shape[0], values.shape[-1]) != (tap.depth, tap.width):
         raise ValueError(f"got states of shape {values.shape}, expected [{tap.depth}, N, ..., {tap.width}]")
@@ -136,122 +138,71 @@ def mean(
             f"got present of shape {counts.shape} and type {counts.dtype}, expected truth values "
             f"{values.shape[1:-1]}, one or more true"
         )
-    place = _place(tap, depth, units, at, None)
+    place = _place(tap, **where)
     return place.edits(Set(values[:, counts].mean(axis=1, dtype=np.float64).astype(values.dtype)))
 
 
-def lerp(
-    tap: Tap,
-    target: Values,
-    weight: Values,
-    *,
-    depth: Depths = None,
-    units: Units = None,
-    at: AnyArray | None = None,
-    basis: Any = None,
-) -> dict[str, Edit]:
+def lerp(tap: Tap, target: Values, weight: Values, **where: Unpack[Where]) -> dict[str, Edit]:
     """Move towards a vector: z <- (1 - w) z + w c. Towards a source: `interchange` with a weight.
 
     Raises:
       ValueError: values that are not finite or of another shape, or a place that is not there.
     """
-    place = _place(tap, depth, units, at, basis)
+    place = _place(tap, **where)
     return place.edits(Set(place.spread("target", target), place.spread("weight", weight)))
 
 
-def add(
-    tap: Tap,
-    vector: Values,
-    *,
-    depth: Depths = None,
-    units: Units = None,
-    at: AnyArray | None = None,
-    basis: Any = None,
-) -> dict[str, Edit]:
+def add(tap: Tap, vector: Values, **where: Unpack[Where]) -> dict[str, Edit]:
     """Add a vector: z <- z + v.
 
     Raises:
       ValueError: values that are not finite or of another shape, or a place that is not there.
     """
-    place = _place(tap, depth, units, at, basis)
+    place = _place(tap, **where)
     return place.edits(Add(place.spread("vector", vector)))
 
 
-def subtract(
-    tap: Tap,
-    vector: Values,
-    *,
-    depth: Depths = None,
-    units: Units = None,
-    at: AnyArray | None = None,
-    basis: Any = None,
-) -> dict[str, Edit]:
+def subtract(tap: Tap, vector: Values, **where: Unpack[Where]) -> dict[str, Edit]:
     """Subtract a vector: z <- z - v, the addition of -v; see `add`."""
     opposite = jax.tree.map(lambda leaf: -(leaf if isinstance(leaf, Tracer) else np.asarray(leaf)), vector)
-    return add(tap, opposite, depth=depth, units=units, at=at, basis=basis)
+    return add(tap, opposite, **where)
 
 
-def scale(
-    tap: Tap,
-    factor: Values,
-    *,
-    depth: Depths = None,
-    units: Units = None,
-    at: AnyArray | None = None,
-    basis: Any = None,
-) -> dict[str, Edit]:
+def scale(tap: Tap, factor: Values, **where: Unpack[Where]) -> dict[str, Edit]:
     """Multiply: z <- f z.
 
     Raises:
       ValueError: values that are not finite or of another shape, or a place that is not there.
     """
-    place = _place(tap, depth, units, at, basis)
+    place = _place(tap, **where)
     return place.edits(Scale(place.spread("factor", factor)))
 
 
-def noise(
-    tap: Tap,
-    key: Array,
-    deviation: Values,
-    *,
-    depth: Depths = None,
-    units: Units = None,
-    at: AnyArray | None = None,
-    basis: Any = None,
-) -> dict[str, Edit]:
+def noise(tap: Tap, key: Array, deviation: Values, **where: Unpack[Where]) -> dict[str, Edit]:
     """Add Gaussian noise: z <- z + sigma g, another g at each depth, example and position; see `Noise`.
 
     Args:
       tap: where.
       key: a typed key: the same one gives the same noise.
       deviation: sigma, as other values of a builder.
-      depth: where to act, with `units`, `at` and `basis`: see the module.
+      where: where to act, see the module.
 
     Raises:
       ValueError: no typed key, values that are not finite or of another shape, or a place that is not there.
     """
     check_key(key)
-    place = _place(tap, depth, units, at, basis)
+    place = _place(tap, **where)
     keys = jax.vmap(lambda level: jax.random.fold_in(key, level))(jnp.arange(tap.depth))
     return place.edits(Noise(keys, place.spread("deviation", deviation)))
 
 
-def clamp(
-    tap: Tap,
-    low: Values,
-    high: Values,
-    *,
-    depth: Depths = None,
-    units: Units = None,
-    at: AnyArray | None = None,
-    basis: Any = None,
-) -> dict[str, Edit]:
+def clamp(tap: Tap, low: Values, high: Values, **where: Unpack[Where]) -> dict[str, Edit]:
     """Keep within bounds: z <- min(max(z, low), high). An infinite bound is none.
 
     Raises:
       ValueError: a bound that is NaN or of another shape, low above high, or a place that is not there.
     """
-    place = _place(tap, depth, units, at, basis)
+    place = _place(tap, **where)
     bounds = [place.spread(what, bound, bounded=False) for what, bound in (("low", low), ("high", high))]
     known = [bound for bound in map(known_values, bounds) if bound is not None]
     if len(known) == 2:
@@ -356,7 +307,9 @@ class _Place:
         return {self.tap.name: edit}
 
 
-def _place(tap: Tap, depth: Depths, units: Units, at: AnyArray | None, basis: Any) -> _Place:
+def _place(
+    tap: Tap, depth: Depths = None, units: Units = None, at: AnyArray | None = None, basis: Any = None
+) -> _Place:
     single = is_whole(depth)
     levels = np.ones(tap.depth, bool)
     if depth is not None:

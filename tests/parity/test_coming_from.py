@@ -17,12 +17,13 @@ from benchmarks.torch_sweeps import gpt2  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "tutorials" / "coming_from.py"
+FOLDER = Path(__file__).parent.parent.parent / "docs" / "tutorials"
+TEXTS = [(FOLDER / name).read_text(encoding="utf-8") for name in ("coming_from.py", "coming_from_searches.py")]
 OURS = "network = Network(Decoder(config), Decoder(config).init(jax.random.key(0)))"
 DAS = "planted, tokenizer, plant = planted_network(seed=0)"
 TOLERANCE = 2e-5  # float32, other orders of summation through 3 blocks; logits are near 1
 SNIPPET = re.compile(r"```python\n(# (\w+): ([\w, ]+)\n.*?)```", flags=re.DOTALL)
-SNIPPETS = [found.groups() for found in SNIPPET.finditer(re.sub(r"(?m)^# ?", "", PAGE.read_text(encoding="utf-8")))]
+SNIPPETS = [found.groups() for text in TEXTS for found in SNIPPET.finditer(re.sub(r"(?m)^# ?", "", text))]
 
 
 @pytest.fixture(scope="module", name="network")
@@ -32,14 +33,17 @@ def _network():
 
 @pytest.fixture(scope="module", name="page")
 def _page(network, tmp_path_factory):
-    """Run the page up to its search, on the weights that the others have."""
+    """Run the pages, the second up to its search, on the weights that the others have."""
     folder = tmp_path_factory.mktemp("gpt2")
     network.save_pretrained(folder)
-    source = PAGE.read_text(encoding="utf-8")
-    assert source.count(OURS) == 1
-    assert source.count(DAS) == 1
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.chdir(folder)  # where the figure goes
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     namespace = {"load_decoder": load_decoder}
-    exec(source.split(DAS)[0].replace(OURS, f"network = load_decoder({str(folder)!r})"), namespace)
+    for text in TEXTS:
+        assert text.count(OURS) == 1
+        exec(text.split(DAS)[0].replace(OURS, f"network = load_decoder({str(folder)!r})"), namespace)
+    monkeypatch.undo()
     return namespace
 
 
