@@ -234,7 +234,8 @@ class Decoder:
         *,
         first: int = 0,
         edits: Callable[[Int[Array, ""]], Edits] = lambda block: NO_EDITS,
-    ) -> Float[Array, "N S D"]:
+        last: bool = False,
+    ) -> Float[Array, "N Q D"]:
         """Run blocks `start` and later on fresh positions, which earlier ones reach by their keys and values.
 
         Args:
@@ -245,32 +246,68 @@ class Decoder:
           past: keys and values of earlier tokens, of each block.
           first: no start is ever before this block; those are not compiled in.
           edits: of a block, of which the number is a value.
+          last: whether the stream of the last position alone is wanted, `[N, 1, D]`: the last block then reads the
+            others as keys and values.
         """
-        if first == self.config.depth:
-            return stream
+        run = self._block_runner(network, place, past, first, edits)
+        depth = self.config.depth
+        apart = last and stream.shape[1] > 1 and first < depth  # of a single token all is wanted
+        step = lambda stream, index: (run_if(index >= start, lambda stream: run(stream, index, False), stream), None)
+        if first < depth - apart:
+            stream, _ = jax.lax.scan(step, stream, jnp.arange(first, depth - apart))
+        if not apart:
+            return stream[:, -1:] if last else stream
+        return run_if(start < depth, lambda _: run(stream, jnp.asarray(depth - 1), True), stream[:, -1:])
+
+    def _block_runner(
+        self,
+        network: StackedNetwork,
+        place: Place,
+        past: Sequence[Past] | None,
+        first: int,
+        edits: Callable[[Int[Array, ""]], Edits],
+    ) -> Callable[[Array, Int[Array, ""], bool], Array]:
+        """Return what runs one block, of which the number is a value, on a stream."""
         graph, weights = nnx.split(network.blocks)
         windowed = self._windowed()
-
         # A gradient keeps the streams between blocks, and of a few fresh tokens what each block's maps say. It finds
         # the rest again: keeping all that is inside would stack a copy of every block's weights.
         policy = None if past is None else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
-        @partial(jax.checkpoint, prevent_cse=False, policy=policy)
-        def step(stream: Array, index: Array) -> Array:
+        @partial(jax.checkpoint, prevent_cse=False, policy=policy, static_argnums=(2,))
+        def run(stream: Array, index: Array, last: bool) -> Array:
             def pick(read: Callable[[Past], Array]) -> Array:
                 # A branch for each block reads its past where that lies; a slice out of all of them would be a copy.
                 again = jax.checkpoint(read, prevent_cse=False)
                 return jax.lax.switch(index - first, [partial(again, one) for one in (past or ())[first:]])
 
+            # Blocks are taken out of the stack here, so that those that are skipped are not read.
+            block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], weights))
+            reach = None if past is None else pick
+            return block(stream, place, reach, windowed[index], edits(index), last=last)[0]
+
+        return run
+
+    def completed(
+        self,
+        network: StackedNetwork,
+        tap: str,
+        block: Int[Array, ""],
+        token: tuple[Float[Array, "N 1 D"], Float[Array, "N 1 W"], Float[Array, "N 1 W"]],
+        *,
+        first: int = 0,
+    ) -> Float[Array, "N 1 D"]:
+        """Return the stream of one token after a block, of which the number is a value; see `Block.completed`."""
+        graph, weights = nnx.split(network.blocks)
+
+        @partial(jax.checkpoint, prevent_cse=False)
+        def step(stream: Array, index: Array) -> tuple[Array, None]:
             def run(stream: Array) -> Array:
-                # Blocks are taken out of the stack here, so that those that are skipped are not read.
-                block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], weights))
-                return block(stream, place, None if past is None else pick, windowed[index], edits(index))[0]
+                return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], weights)).completed(tap, *token)
 
-            return run_if(index >= start, run, stream)
+            return run_if(index == block, run, stream), None
 
-        blocks = jnp.arange(first, self.config.depth)
-        return jax.lax.scan(lambda stream, index: (step(stream, index), None), stream, blocks)[0]
+        return jax.lax.scan(step, token[0], jnp.arange(first, self.config.depth))[0]
 
     def placed(self, tokens: AnyArray) -> tuple[Int[Array, "N T"], Place]:
         """Check whole prompts and say where their tokens are.

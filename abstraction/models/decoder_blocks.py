@@ -23,6 +23,15 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
 }
 _MASKED = -1e30
+WRITTEN = (
+    "head_output",
+    "attention_output",
+    "attention_post_norm",
+    "mlp_product",
+    "mlp_output",
+    "mlp_post_norm",
+)
+"""Values of a token that reach the stream of that token alone, within their block; the first three of attention."""
 
 
 class Place(NamedTuple):
@@ -93,7 +102,9 @@ class Block(nnx.Module):
         local: Array,
         edits: Edits,
         number: int | None = None,
-    ) -> tuple[Float[Array, "N S D"], Past, dict[str, Array]]:
+        *,
+        last: bool = False,
+    ) -> tuple[Float[Array, "N Q D"], Past, dict[str, Array]]:
         """Run fresh positions.
 
         Args:
@@ -103,6 +114,7 @@ class Block(nnx.Module):
           local: whether this block is windowed.
           edits: by tap.
           number: of the block, which ends the names of its taps; None where they have a depth axis instead.
+          last: whether the last position alone is wanted; the others are read as keys and values.
 
         Returns:
           The stream after the block, the fresh keys and values, and every tap's value.
@@ -116,7 +128,9 @@ class Block(nnx.Module):
 
         stream = tap("block_input", stream)
         read = tap("attention_input", self.attention_norm(stream))
-        query, key, value = tap("query", self.query(read)), tap("key", self.key(read)), tap("value", self.value(read))
+        key, value = tap("key", self.key(read)), tap("value", self.value(read))
+        stream, read = (stream[:, -1:], read[:, -1:]) if last else (stream, read)
+        query = tap("query", self.query(read))
         heads, fresh = self._attend(query, key, value, place, past, local)
         written = tap("attention_output", self.output(tap("head_output", heads)))
         if self.attention_post_norm is not None:
@@ -127,6 +141,36 @@ class Block(nnx.Module):
         if self.mlp_post_norm is not None:
             written = tap("mlp_post_norm", self.mlp_post_norm(written))
         return tap("block_output", stream + written), fresh, values
+
+    def completed(
+        self, tap: str, stream: Float[Array, "N 1 D"], value: Float[Array, "N 1 W"], clean: Float[Array, "N 1 W"]
+    ) -> Float[Array, "N 1 D"]:
+        """Return the stream of one token after the block, given one of its own values, without running attention.
+
+        Args:
+          tap: one of `WRITTEN`.
+          stream: of the token, before the block for a value of attention, after the clean block for one of the MLP.
+          value: of the tap at the token.
+          clean: what it is without an edit.
+        """
+        if tap in WRITTEN[:3]:
+            stream = stream + self._attention_written(tap, value)
+            return stream + self._mlp_written(
+                "mlp_output", self.down(self._hidden(self.mlp_norm(stream), lambda _, h: h))
+            )
+        return stream + (self._mlp_written(tap, value) - self._mlp_written(tap, clean))
+
+    def _attention_written(self, tap: str, value: Array) -> Array:
+        written = self.output(value) if tap == "head_output" else value
+        if self.attention_post_norm is None or tap == "attention_post_norm":
+            return written
+        return self.attention_post_norm(written)
+
+    def _mlp_written(self, tap: str, value: Array) -> Array:
+        written = self.down(value) if tap in ("mlp_hidden", "mlp_product") else value
+        if self.mlp_post_norm is None or tap == "mlp_post_norm":
+            return written
+        return self.mlp_post_norm(written)
 
     def _hidden(self, read: Array, tap: Callable[[str, Array], Array]) -> Array:
         phi = ACTIVATIONS[self.config.activation]
@@ -142,11 +186,11 @@ class Block(nnx.Module):
         query, key = split(query, shape.heads), split(key, shape.kv_heads)
         if config.learned_positions is None:
             angles = rope_angles(config, place.positions)
-            query, key = turned(query, angles), turned(key, angles)
+            query, key = turned(query, angles[:, -query.shape[1] :]), turned(key, angles)
         heads_first = lambda split: jnp.swapaxes(split, 1, 2)
         fresh = Past(heads_first(key), heads_first(split(value, shape.kv_heads)))
         seen = place.seen if place.near is None else jnp.where(local, place.near, place.seen)
-        read = lambda blocks: self._read(heads_first(query), blocks, seen)
+        read = lambda blocks: self._read(heads_first(query), blocks, seen[:, -query.shape[1] :])
         mixed = read([fresh]) if past is None else past(lambda earlier: read([earlier, fresh]))
         return heads_first(mixed).reshape(*query.shape[:2], -1), fresh
 

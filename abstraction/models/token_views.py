@@ -24,7 +24,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.models.decoder import ONCE, RESUMES, Decoder
-from abstraction.models.decoder_blocks import Past
+from abstraction.models.decoder_blocks import WRITTEN, Past
 from abstraction.models.decoder_network import StackedNetwork
 from abstraction.models.places import at_places, check_names, check_same_names, over_places, place_tap
 from abstraction.models.positions import (
@@ -220,18 +220,37 @@ class TokenView:
         network = self.decoder.network(params)
         place = self.decoder.place(token_mask(tokens), token_positions(tokens)[:, before:], before)
         block, which = jnp.divmod(depth, len(self.positions))
-        given = Given(activation, self._position(inputs)[:, which] - before)
-        later = RESUMES.get(tap, 0)
-        edits = lambda index: NO_EDITS if tap in RESUMES else {tap: dataclasses.replace(given, there=index == block)}
+        position = self._position(inputs)[:, which] - before
+        if tap in WRITTEN or (tap == "mlp_hidden" and not self.decoder.config.gated):
+            activation, tap = self._completed(network, inputs, tap, (depth, position), (activation, states)), RESIDUAL
+        given, later = Given(activation, position, self.window), RESUMES.get(tap, 0)
         if tap not in RESUMES:
             stream = self._entering(network, inputs, block)
-        elif self.window == 1:
-            stream = activation[:, None]
+            edits = lambda index: {tap: dataclasses.replace(given, there=index == block)}
         else:
-            stream = given(self._after(inputs, block) if later else self._entering(network, inputs, block))
-        first = self.first + later
-        stream = self.decoder.continued(network, stream, block + later, place, inputs.past, first=first, edits=edits)
-        return self.decoder.read(network, stream[:, -1])
+            # Of a window of one token all is given.
+            wide = self.window > 1
+            whole = (self._after(inputs, block) if later else self._entering(network, inputs, block)) if wide else None
+            stream, edits = activation[:, None] if whole is None else given(whole), lambda index: NO_EDITS
+        run = partial(self.decoder.continued, network, stream, block + later, place, inputs.past)
+        return self.decoder.read(network, run(first=self.first + later, edits=edits, last=True)[:, -1])
+
+    def _completed(
+        self,
+        network: StackedNetwork,
+        inputs: Prompts,
+        tap: str,
+        where: tuple[Int[Array, ""], Int[Array, " N"]],
+        values: tuple[Float[Array, "N W"], Float[Array, "LP N W"]],
+    ) -> Float[Array, "N D"]:
+        """Return the residual stream of an edited token after its block: what it writes reaches no other there."""
+        (depth, position), (activation, states) = where, values
+        block = depth // len(self.positions)
+        of_mlp = tap.startswith("mlp")
+        window = self._after(inputs, block) if of_mlp else self._entering(network, inputs, block)
+        token = jnp.take_along_axis(window, position[:, None, None], axis=1)
+        given = (token, activation[:, None], states[depth][:, None])
+        return self.decoder.completed(network, tap, block, given, first=self.first)[:, 0]
 
     def from_depth(self, depth: int) -> "TokenView":
         """Leave out the blocks before an edit at this place; see `Recordable.from_depth`."""
@@ -306,13 +325,16 @@ class Given:
     Attributes:
       value: `[N, D]`.
       position: index in the window, `[N]`.
+      window: tokens S of the window, of which an activation may have the last alone.
       there: whether to do so.
     """
 
     value: AnyArray
     position: Int[AnyArray, " N"]
+    window: int = static()
     there: Bool[AnyArray, ""] | bool = True
 
     def __call__(self, activation: Float[Array, "N S D"]) -> Float[Array, "N S D"]:
-        chosen = self.there & (jnp.arange(activation.shape[1]) == self.position[:, None])
+        fresh = jnp.arange(self.window - activation.shape[1], self.window)
+        chosen = self.there & (fresh == self.position[:, None])
         return jnp.where(chosen[..., None], self.value[:, None].astype(activation.dtype), activation)
