@@ -2,7 +2,8 @@
 
     block(S, T)  =  2 S [D (H + 2 K) E + H E D + m D M]  +  4 S T H E                  m = 3 with a gate, 2 without
     forward(T)   =  L block(T, T)  +  2 D C                (the last token read; T times as many where every token is)
-    suffix(l)    =  (L - l - 1) block(S, T)  +  2 D C      after block l; within it a block more
+    suffix(l)    =  (L - l - 2) block(S, T)  +  last(S, T)  +  2 D C      after block l; within it a block more
+    last(S, T)   =  block(1, T)  +  4 (S - 1) D K E        of the other tokens the last block makes keys and values alone
 
 with S fresh of T tokens, H query and K key-value heads of size E, M MLP units and C outputs. These are the matrix
 products: norms, rotations, softmax and biases are a few per mille of them and left out. Scores are counted as they are
@@ -25,6 +26,11 @@ def block_flops(config: DecoderConfig, tokens: int, seen: int) -> int:
     """
     heads = config.heads * config.head_size
     return 2 * tokens * _kernels(config) + 4 * tokens * seen * heads
+
+
+def last_block_flops(config: DecoderConfig, tokens: int, seen: int) -> int:
+    """Count the operations of the last block, of which the last of the fresh tokens alone is read; see `block_flops`."""
+    return block_flops(config, 1, seen) + 4 * (tokens - 1) * config.width * config.kv_heads * config.head_size
 
 
 def read_flops(config: DecoderConfig, outputs: int) -> int:
@@ -69,7 +75,10 @@ def suffix_flops(
         raise ValueError(f"got an edit after block {depth}, expected 0 to {config.depth - 1}")
     _check_window(tokens, window)
     _check_counts(outputs=outputs)
-    return (config.depth - depth - 1 + inside) * block_flops(config, window, tokens) + read_flops(config, outputs)
+    blocks, read = config.depth - depth - 1 + inside, read_flops(config, outputs)
+    if blocks == 0:
+        return read
+    return (blocks - 1) * block_flops(config, window, tokens) + last_block_flops(config, window, tokens) + read
 
 
 def parameter_bytes(config: DecoderConfig) -> int:
