@@ -29,6 +29,7 @@ FOLDERS = ("abstraction", "experiments", "benchmarks")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 EXPERIMENTS = [path for path in SOURCES if ROOT / "experiments" in path.parents]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+PAGES = sorted((ROOT / "docs").rglob("*.py"))
 LIBRARY = [path for path in SOURCES if PACKAGE in path.parents]
 
 
@@ -85,7 +86,7 @@ def test_third_party_packages_stay_in_their_file(package):
     assert all(user.startswith(HOMES[package]) for user in users), users
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS, *PAGES], ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_stay_below_400_lines(path):
     assert path.read_text().count("\n") <= 400
 
