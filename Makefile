@@ -5,7 +5,7 @@
 # make bench       measure against PyTorch side by side
 # make oldest      models of other libraries on the oldest JAX that is allowed, in an environment of its own
 # make lint        ruff and pyright
-# make tutorials   the tutorials as scripts
+# make tutorials   the tutorials as scripts, and the code of every page
 # make docs        the site, into build/site; a broken link fails
 # make notebooks   the tutorials as notebooks, into build/notebooks
 PYTHON ?= python3
@@ -42,7 +42,7 @@ oldest: $(VENV)-oldest/.test
 		tests/models/test_any_model_refusals.py tests/models/test_any_model_reduction.py tests/models/test_checking.py
 
 tutorials: $(VENV)/.test
-	$(BIN)/python -m pytest -m tutorial -n auto tests/test_tutorials.py
+	$(BIN)/python -m pytest -m tutorial -n auto tests/test_tutorials.py tests/test_readme.py
 
 bench: $(VENV)/.benchmarks
 	$(BIN)/python -m benchmarks

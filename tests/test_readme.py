@@ -10,6 +10,12 @@ FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 PAGES = [*FRONT, *sorted((ROOT / "docs").rglob("*.md"))]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 CODE = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
+# the first page among the tests, the others beside the tutorials: they take as long
+RUN = [
+    pytest.param(page, marks=() if page in FRONT else pytest.mark.tutorial, id=page.stem)
+    for page in PAGES
+    if CODE.search(page.read_text(encoding="utf-8"))
+]
 
 
 def test_the_first_page_is_one():
@@ -19,7 +25,7 @@ def test_the_first_page_is_one():
 
 
 @pytest.mark.usefixtures("unchecked")  # a wrong argument meets the library's own error, as on a reader's machine
-@pytest.mark.parametrize("page", [page for page in PAGES if CODE.search(page.read_text())], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", RUN)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}

@@ -144,7 +144,7 @@ GRU_NETWORK = Network(GRU(2, 6, 3), GRU(2, 6, 3).init(jax.random.key(0)))
 BITS = np.random.default_rng(0).integers(0, 2, (64, 3, 2)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ["cmr", "cmr-closed", "obs-affine"])
+@pytest.mark.parametrize("name", [pytest.param("cmr", marks=pytest.mark.slow), "cmr-closed", "obs-affine"])
 def test_a_gru_is_reduced(name):
     small = reduce_network(GRU_NETWORK, Calibration(BITS), {"hidden": 3}, METHODS[name])
     assert small.network.taps["hidden"].width == 3

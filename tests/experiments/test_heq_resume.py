@@ -105,6 +105,7 @@ def test_a_deleted_unit_is_computed_again_from_its_checkpoint(
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_numbers_of_a_straight_one(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -80,6 +80,7 @@ def test_programs_are_counted_once_each():
     assert str(again) == "0 in 0.0 s, 0 of them read from disk"
 
 
+@pytest.mark.slow
 def test_a_seed_needs_few_programs_and_the_next_seed_none_of_its_own(tmp_path):
     """Shapes do not depend on seeds. Measured 46 programs for all methods of a small run."""
     out, small = tmp_path / "run", ("--out", tmp_path / "run", *SMALL, *SMALL_PAPER)
@@ -95,6 +96,7 @@ def test_a_seed_needs_few_programs_and_the_next_seed_none_of_its_own(tmp_path):
     assert second.compiled <= 3
 
 
+@pytest.mark.slow
 def test_a_second_process_reads_what_the_first_has_compiled(tmp_path):
     arguments = ["heq", "--seeds", "1", "--methods", "plot-ot", *SMALL]
     ended = [

@@ -83,6 +83,7 @@ def test_drawing_again_replaces_the_files_and_touches_no_record(run: RunFolder):
     assert snapshot(run.path) == before
 
 
+@pytest.mark.slow
 def test_the_command_works_without_a_display_or_the_backend_of_the_environment(run: RunFolder):
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     ended = subprocess.run(
@@ -218,6 +219,7 @@ def test_a_handle_that_moves_nothing_is_drawn_as_zeros(run: RunFolder):
     assert np.all(_heatmaps(figure) == 0)
 
 
+@pytest.mark.slow
 def test_many_methods_are_drawn_on_several_pages(tmp_path: Path):
     methods = {f"method-{place}": 0.5 for place in range(12)}
     names = {path.name for path in draw(handmade_run(tmp_path, [handmade_unit(1, methods)]), REPORT)}

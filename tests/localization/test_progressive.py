@@ -147,6 +147,7 @@ def test_chosen_rows_are_those_of_the_settings(found):
         assert rows[v].sum() > 0
 
 
+@pytest.mark.slow
 def test_a_search_in_the_support_of_the_evidence_finds_the_carry(adder):
     fine, tap = _fine(adder, VARIANTS["ours"], (0, 1)), adder.tap
     supports = [coordinate_support(tap, v, *guide, "plot") for v, guide in enumerate(_guides(fine))]

@@ -137,6 +137,7 @@ def _best_is_kept(network, fit, sites, signature):
     return found.kept[np.arange(len(exact)), exact.argmax(axis=1)].all()
 
 
+@pytest.mark.slow
 def test_the_best_block_of_a_decoder_is_kept_and_the_base_alone_misses_it():
     network, tokenizer, plant = planted_network(0)
     view = Network(TokenView(network.model), network.params)

@@ -265,6 +265,7 @@ def test_ranks_are_trained_apart_only_where_frames_are_work(monkeypatch, plant):
     assert [narrowed(candidates.take(group)).start.shape[-1] for group in groups] == [1, 4, 6]
 
 
+@pytest.mark.slow
 def test_ranks_that_are_trained_apart_find_what_they_find_together(monkeypatch, plant):
     candidates = _full(plant, ranks=(1, 2, 5), learning_rates=(1e-3,))
     config = SearchConfig(batch_size=64, max_epochs=1)
@@ -295,6 +296,7 @@ def test_idle_searches_that_fill_a_block_change_nothing(monkeypatch):
     assert_searched_alike(alone, filled)
 
 
+@pytest.mark.slow
 def test_searches_of_a_depth_at_a_time_find_what_all_find_together(monkeypatch):
     """Deepest first: candidates come out in the order in which they went in."""
     adder = planted_adder()
@@ -313,6 +315,7 @@ def test_searches_of_a_depth_at_a_time_find_what_all_find_together(monkeypatch):
     assert_searched_alike(together, apart)
 
 
+@pytest.mark.slow
 def test_bands_of_depths_train_the_same_candidates_in_the_same_order():
     adder = planted_adder()
     tap = adder.tap

@@ -160,6 +160,7 @@ def test_a_prompt_that_has_stopped_gives_no_more():
     assert (stopped[0] == -1).any()
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_by_the_softmax_of_the_logits():
     network = Network(Decoder(FAMILIES["llama"]), drawn(Decoder(FAMILIES["llama"])))
     prompts = np.repeat(_prompts()[:1, -3:], 4000, axis=0)

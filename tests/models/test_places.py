@@ -165,6 +165,7 @@ def test_one_program_serves_all_places(gemma, rng):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_mapping_over_places_is_a_loop(gemma):
     _, network, runs = gemma
     frames = random_frames(jax.random.key(3), (L * P,), 12, 4)
@@ -209,6 +210,7 @@ def test_blocks_before_every_place_need_not_be_compiled_in(gemma):
         np.testing.assert_allclose(_swapped(later, "value", L * P, runs, deeper), expected[depth:], **CLOSE)
 
 
+@pytest.mark.slow
 def test_gradients_at_a_place_are_those_of_the_full_run(gemma):
     _, network, runs = gemma
     direction = jax.random.normal(jax.random.key(2), runs.outputs.shape)

@@ -112,6 +112,7 @@ def test_padding_on_either_side_and_of_any_length_changes_nothing(gemma, rng):
         np.testing.assert_allclose(_sweep(TokenView(decoder, 2), params, pair, _states()[0]), expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_batch_order_chunks_and_recording_in_parts_change_nothing(gemma, rng):
     decoder, params = gemma
     view, pair, local = TokenView(decoder, 2), _pair(rng, 1), _states()[0]
@@ -172,6 +173,7 @@ def test_a_scan_over_blocks_is_a_loop_over_decoders_of_one_block(network, rng):
     np.testing.assert_allclose(outputs, whole, **CLOSE)
 
 
+@pytest.mark.slow
 def test_gradients_through_the_suffix_are_those_of_the_full_run(gemma, rng):
     decoder, params = gemma
     network = Network(TokenView(decoder, 2), params)

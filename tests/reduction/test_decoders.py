@@ -156,6 +156,7 @@ def test_neither_is_it_where_blocks_are_stacked(llama, tokens):
     np.testing.assert_allclose(found, expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_units_and_heads_are_reduced_in_one_call(llama, tokens):
     model, params = llama
     keep = {"head_output0": 2, "mlp_product2": 9}
@@ -176,6 +177,7 @@ def test_units_and_heads_are_reduced_in_one_call(llama, tokens):
     assert error(_outputs(reduction, tokens)) < 0.8 * error(_outputs(random, tokens))
 
 
+@pytest.mark.slow
 def test_a_refit_fits_what_the_network_answers(llama, tokens):
     """A residual stream passes the reduced tap by; the divergences told are those of the networks themselves."""
     model, params = llama
@@ -190,6 +192,7 @@ def test_a_refit_fits_what_the_network_answers(llama, tokens):
     assert divergence(fitted) < 0.7 * divergence(bare)
 
 
+@pytest.mark.slow
 def test_a_decoder_of_one_smaller_shape_is_a_decoder_again(llama, tokens):
     model, params = llama
     keep = {f"mlp_product{block}": 10 for block in range(3)}

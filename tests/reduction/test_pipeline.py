@@ -109,6 +109,7 @@ def test_layers_are_reduced_one_after_the_other_on_what_is_left(params, calibrat
     np.testing.assert_allclose(again.model.apply(again.params, calibration.inputs)[0], patched, **CLOSE)
 
 
+@pytest.mark.slow
 def test_rounds_rank_anew_and_end_in_one_fold(params, calibration):
     once = reduce_network(Network(MODEL, params), calibration, {"hidden1": 3}, METHODS["kl-const"])
     rounds = reduce_network(
