@@ -1,6 +1,7 @@
 """Laws every model obeys; join by adding a row to `MODELS`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,6 +32,11 @@ from abstraction.models.decoder_unrolled import unrolled_decoder
 N, T = 6, 5
 
 
+@functools.cache
+def _initial(model):
+    return jax.jit(model.init)(jax.random.key(0))
+
+
 class Case(NamedTuple):
     """A model and what the laws need to know of it.
 
@@ -48,7 +54,7 @@ class Case(NamedTuple):
     resumes: tuple[str, ...]
     bypassed: frozenset[str] = frozenset()
     tokens: frozenset[str] = frozenset()
-    params: Callable[[Any], Any] = lambda model: jax.jit(model.init)(jax.random.key(0))
+    params: Callable[[Any], Any] = _initial
 
     @property
     def some(self):
