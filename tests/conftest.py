@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# A third of the whole suite was XLA's newer way to write loops for a CPU; read when the first program is compiled.
+# XLA's newer way to write loops for a CPU takes a third longer to compile; read when the first program is.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters".strip()
 )

@@ -63,7 +63,7 @@ def test_an_edit_of_a_step_changes_its_bit_and_later_ones_only(rng):
     for step in range(4):
         offset = jax.nn.one_hot(step, 4)[:, None, None] * jax.numpy.ones(6)
         moved = np.abs(MODEL.apply(params, inputs, {"hidden": Add(offset)})[0] - outputs).max(axis=0)
-        assert (moved[:step] == 0).all()
+        assert (moved[:step] < 1e-6).all()  # another program, which may round otherwise
         assert (moved[step:] > 1e-4).all()
 
 

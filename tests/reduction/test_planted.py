@@ -79,9 +79,9 @@ def test_p2_a_loud_unit_in_the_direction_that_no_softmax_sees(rng):
     for name in ("kl", "logit"):
         score = constant_risk(statistics[name]).score
         assert keep_highest(score, 1).tolist() == [1]
-        assert score[0] == pytest.approx(0, abs=1e-12)
+        assert score[0] == pytest.approx(0, abs=1e-9)  # float32 sums of terms of order 1e4
     mean = statistics["kl"].mean
-    assert _patched(model, params, states, np.array([1]), mean) == (1.0, pytest.approx(0, abs=1e-12))
+    assert _patched(model, params, states, np.array([1]), mean) == (1.0, pytest.approx(0, abs=1e-9))
     assert _patched(model, params, states, np.array([0]), mean)[0] < 0.7
 
 
