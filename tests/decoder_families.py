@@ -22,6 +22,18 @@ FAMILIES = {
         embedding_scale=4.0, query_scale=0.3, attention_cap=2.0, final_cap=3.0, window=3, windowed=(True, False, True),
     ),
 }  # fmt: skip
+LATER = {
+    "gpt_neox": DecoderConfig(
+        **SIZES, kv_heads=4, rotated=2, norm="layer", norm_epsilon=1e-5, parallel=True, gated=False, activation="gelu",
+        qkv_bias=True, output_bias=True, mlp_bias=True, tied=False,
+    ),
+    "gemma3": DecoderConfig(
+        **SIZES | {"head_size": 6}, kv_heads=2, norm_offset=1.0, query_key_norms=True, post_norms=True,
+        activation="gelu_tanh", embedding_scale=4.0, query_scale=0.3, window=3, windowed=(True, True, False),
+        rope_theta=1e6, local_rope_theta=100.0, rope_factor=4.0,
+    ),
+}  # fmt: skip
+"""Families with switches of their own, for the tests that these concern."""
 
 
 @functools.cache

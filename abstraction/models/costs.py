@@ -3,7 +3,7 @@
     block(S, T)  =  2 S [D (H + 2 K) E + H E D + m D M]  +  4 S T H E                  m = 3 with a gate, 2 without
     forward(T)   =  L block(T, T)  +  2 D C                (the last token read; T times as many where every token is)
     suffix(l)    =  (L - l - 2) block(S, T)  +  last(S, T)  +  2 D C      after block l; within it a block more
-    last(S, T)   =  block(1, T)  +  4 (S - 1) D K E        of the other tokens the last block makes keys and values alone
+    last(S, T)   =  block(1, T)  +  4 (S - 1) D K E        of other tokens the last block makes keys and values alone
 
 with S fresh of T tokens, H query and K key-value heads of size E, M MLP units and C outputs. These are the matrix
 products: norms, rotations, softmax and biases are a few per mille of them and left out. Scores are counted as they are
@@ -29,7 +29,7 @@ def block_flops(config: DecoderConfig, tokens: int, seen: int) -> int:
 
 
 def last_block_flops(config: DecoderConfig, tokens: int, seen: int) -> int:
-    """Count the operations of the last block, of which the last of the fresh tokens alone is read; see `block_flops`."""
+    """Count the operations of the last block, of whose fresh tokens the last one alone is read; see `block_flops`."""
     return block_flops(config, 1, seen) + 4 * (tokens - 1) * config.width * config.kv_heads * config.head_size
 
 
@@ -83,11 +83,13 @@ def suffix_flops(
 
 def parameter_bytes(config: DecoderConfig) -> int:
     """Return the size of all parameters."""
-    norm = config.width * (2 if config.norm == "layer" else 1)
+    kinds = 2 if config.norm == "layer" else 1
+    norm = config.width * kinds
     queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
     biases = (queries + 2 * keys) * config.qkv_bias + config.width * config.output_bias
     biases += ((1 + config.gated) * config.hidden + config.width) * config.mlp_bias
-    block = _kernels(config) + biases + (4 if config.post_norms else 2) * norm
+    norms = (4 if config.post_norms else 2) * norm + 2 * config.head_size * kinds * config.query_key_norms
+    block = _kernels(config) + biases + norms
     tables = (1 if config.tied else 2) * config.vocabulary + (config.learned_positions or 0)
     return _BYTES[config.dtype] * (tables * config.width + config.depth * block + norm)
 

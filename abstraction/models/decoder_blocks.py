@@ -62,12 +62,12 @@ Pick = Callable[[Callable[[Past], Array]], Array]
 class Norm(nnx.Module):
     """x / rms(x) (offset + scale), or LayerNorm with a bias; computed in float32."""
 
-    def __init__(self, config: DecoderConfig):
-        self.config = config
-        self.scale = nnx.Param(jnp.full((config.width,), 1 - config.norm_offset, config.precision))
-        self.bias = nnx.Param(jnp.zeros((config.width,), config.precision)) if config.norm == "layer" else None
+    def __init__(self, config: DecoderConfig, width: int | None = None):
+        self.config, shape = config, (config.width if width is None else width,)
+        self.scale = nnx.Param(jnp.full(shape, 1 - config.norm_offset, config.precision))
+        self.bias = nnx.Param(jnp.zeros(shape, config.precision)) if config.norm == "layer" else None
 
-    def __call__(self, stream: Float[Array, "N S D"]) -> Float[Array, "N S D"]:
+    def __call__(self, stream: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
         x = stream.astype(jnp.float32)
         if self.bias is not None:
             x = x - x.mean(axis=-1, keepdims=True)
@@ -86,6 +86,8 @@ class Block(nnx.Module):
         self.attention_norm, self.mlp_norm = Norm(config), Norm(config)
         self.attention_post_norm = Norm(config) if config.post_norms else None
         self.mlp_post_norm = Norm(config) if config.post_norms else None
+        self.query_norm = Norm(config, size) if config.query_key_norms else None
+        self.key_norm = Norm(config, size) if config.query_key_norms else None
         self.query = linear(config.width, shape.heads * size, config.qkv_bias)
         self.key = linear(config.width, shape.kv_heads * size, config.qkv_bias)
         self.value = linear(config.width, shape.kv_heads * size, config.qkv_bias)
@@ -135,8 +137,8 @@ class Block(nnx.Module):
         written = tap("attention_output", self.output(tap("head_output", heads)))
         if self.attention_post_norm is not None:
             written = tap("attention_post_norm", self.attention_post_norm(written))
-        stream = stream + written
-        read = tap("mlp_input", self.mlp_norm(stream))
+        before, stream = stream, stream + written
+        read = tap("mlp_input", self.mlp_norm(before if self.config.parallel else stream))
         written = tap("mlp_output", self.down(self._hidden(read, tap)))
         if self.mlp_post_norm is not None:
             written = tap("mlp_post_norm", self.mlp_post_norm(written))
@@ -149,16 +151,17 @@ class Block(nnx.Module):
 
         Args:
           tap: one of `WRITTEN`.
-          stream: of the token, before the block for a value of attention, after the clean block for one of the MLP.
+          stream: of the token, before the block where `completes_from_input`, else after the clean block.
           value: of the tap at the token.
           clean: what it is without an edit.
         """
-        if tap in WRITTEN[:3]:
-            stream = stream + self._attention_written(tap, value)
+        written = self._attention_written if tap in WRITTEN[:3] else self._mlp_written
+        if completes_from_input(self.config, tap):
+            stream = stream + written(tap, value)
             return stream + self._mlp_written(
                 "mlp_output", self.down(self._hidden(self.mlp_norm(stream), lambda _, h: h))
             )
-        return stream + (self._mlp_written(tap, value) - self._mlp_written(tap, clean))
+        return stream + (written(tap, value) - written(tap, clean))
 
     def _attention_written(self, tap: str, value: Array) -> Array:
         written = self.output(value) if tap == "head_output" else value
@@ -184,8 +187,10 @@ class Block(nnx.Module):
         config, shape = self.config, self.shape
         split = lambda flat, count: flat.reshape(*flat.shape[:2], count, config.head_size)
         query, key = split(query, shape.heads), split(key, shape.kv_heads)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if config.learned_positions is None:
-            angles = rope_angles(config, place.positions)
+            angles = rope_angles(config, place.positions, local)
             query, key = turned(query, angles[:, -query.shape[1] :]), turned(key, angles)
         heads_first = lambda split: jnp.swapaxes(split, 1, 2)
         fresh = Past(heads_first(key), heads_first(split(value, shape.kv_heads)))
@@ -217,11 +222,22 @@ def _scores(query: Float[Array, "N K G S E"], keys: Float[Array, "N K T E"]) -> 
     return jnp.einsum("nkgsd,nktd->nkgst", query, keys, preferred_element_type=jnp.float32)
 
 
-def rope_angles(config: DecoderConfig, positions: Int[Array, "N S"]) -> Float[Array, "N S 1 E"]:
-    """Return how far each pair of features is turned at each position, in radians."""
-    frequencies = config.rope_theta ** (-jnp.arange(0, config.head_size, 2) / config.head_size)
+def completes_from_input(config: DecoderConfig, tap: str) -> bool:
+    """Return whether `Block.completed` needs the stream before the block: the MLP reads what attention wrote."""
+    return tap in WRITTEN[:3] and not config.parallel
+
+
+def rope_angles(config: DecoderConfig, positions: Int[Array, "N S"], local: Array) -> Float[Array, "N S 1 M"]:
+    """Return how far each pair of features is turned at each position, in radians; `local` in windowed blocks."""
+    size = config.head_size if config.rotated is None else config.rotated
+    exponents = -jnp.arange(0, size, 2) / size
+    frequencies = config.rope_theta**exponents
+    if config.rope_factor != 1:
+        frequencies = frequencies / config.rope_factor
     if config.rope_scaling is not None:
         frequencies = _stretched(frequencies, config.rope_scaling)
+    if config.local_rope_theta is not None:
+        frequencies = jnp.where(local, config.local_rope_theta**exponents, frequencies)
     return (positions[..., None] * frequencies)[:, :, None]
 
 
@@ -232,10 +248,12 @@ def _stretched(frequencies: Array, scaling: RopeScaling) -> Array:
 
 
 def turned(heads: Float[Array, "N S H E"], angles: Float[Array, "N S 1 M"]) -> Float[Array, "N S H E"]:
-    """Rotate feature i against feature i + E/2 (RoPE, as Hugging Face lays it out)."""
-    first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
+    """Rotate feature i against feature i + M (RoPE, as Hugging Face lays it out); those from 2 M on stay."""
+    count = angles.shape[-1]
+    first, second, rest = jnp.split(heads.astype(jnp.float32), [count, 2 * count], axis=-1)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(heads.dtype)
+    turned = first * cos - second * sin, second * cos + first * sin
+    return jnp.concatenate([*turned, rest] if rest.shape[-1] else turned, axis=-1).astype(heads.dtype)
 
 
 def _linear(config: DecoderConfig, inputs: int, outputs: int, bias: bool, gain: float, rngs: nnx.Rngs) -> nnx.Linear:

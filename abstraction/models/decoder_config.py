@@ -1,9 +1,9 @@
-"""What a decoder-only transformer is made of: one set of switches covers GPT-2, Llama, Qwen2 and Gemma-2.
+"""What a decoder-only transformer is made of: one set of switches covers the families that `load_decoder` reads.
 
     h <- h + post(W_O z + b_O),   z = heads' attention of norm(h)
     h <- h + post(W_down (phi(g) u) + b_down),   g, u = norm(h) W_gate, norm(h) W_up        (without gate: phi(u))
 
-`post` is a norm in Gemma-2 and nothing elsewhere.
+`post` is a norm in Gemma and nothing elsewhere. In parallel blocks (GPT-NeoX) both lines read the same h.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,10 @@ Precision = Literal["float32", "bfloat16"]
 
 _MOST = 2**31 - 1
 _SIZES = ("vocabulary", "width", "depth", "heads", "kv_heads", "head_size", "hidden")
-_FLAGS = ("post_norms", "gated", "qkv_bias", "output_bias", "mlp_bias", "tied")
+_FLAGS = ("query_key_norms", "post_norms", "parallel", "gated", "qkv_bias", "output_bias", "mlp_bias", "tied")
+
+_POSITIVE = ("rope_theta", "rope_factor", "norm_epsilon", "embedding_scale")
+_OPTIONAL = ("local_rope_theta", "query_scale", "attention_cap", "final_cap")
 
 
 def is_count(value: Any) -> bool:
@@ -112,18 +115,23 @@ class DecoderConfig:
       hidden: units of the MLP.
       learned_positions: rows of a learned position table, or None for rotations (RoPE).
       rope_theta: base of the rotations.
-      rope_scaling: Llama 3.1's stretch, or None.
+      local_rope_theta: their base in windowed blocks, where it is another (Gemma 3), or None.
+      rope_factor: rotations are this much slower, those of `local_rope_theta` apart.
+      rope_scaling: Llama 3.1's stretch, or None; of all blocks with `rope_theta`.
+      rotated: the features of each head that are rotated, the first ones (GPT-NeoX), or None for all.
       norm: `rms`, or `layer` with a bias.
-      norm_offset: added to the norm's scale: 1 in Gemma-2.
+      norm_offset: added to the norm's scale: 1 in Gemma.
       norm_epsilon: added to the variance.
-      post_norms: norms after attention and MLP too (Gemma-2).
+      query_key_norms: norms of each head's queries and keys, before rotations (Qwen3, Gemma 3).
+      post_norms: norms after attention and MLP too (Gemma).
+      parallel: the MLP reads what attention reads, not what it wrote (GPT-NeoX).
       gated: the MLP has a gate.
       activation: its nonlinearity.
       qkv_bias: queries, keys and values have biases.
       output_bias: the attention's output map has a bias.
       mlp_bias: the MLP's maps have biases.
       tied: logits are read with the embedding.
-      embedding_scale: factor on embeddings: sqrt(D) in Gemma-2, rounded to `dtype`.
+      embedding_scale: factor on embeddings: sqrt(D) in Gemma, rounded to `dtype`.
       query_scale: factor on query-key products; None for `head_size ** -0.5`.
       attention_cap: c of c tanh(score / c), or None.
       final_cap: the same for logits.
@@ -141,11 +149,16 @@ class DecoderConfig:
     hidden: int
     learned_positions: int | None = None
     rope_theta: float = 10_000.0
+    local_rope_theta: float | None = None
+    rope_factor: float = 1.0
     rope_scaling: RopeScaling | None = None
+    rotated: int | None = None
     norm: NormKind = "rms"
     norm_offset: float = 0.0
     norm_epsilon: float = 1e-6
+    query_key_norms: bool = False
     post_norms: bool = False
+    parallel: bool = False
     gated: bool = True
     activation: ActivationKind = "silu"
     qkv_bias: bool = False
@@ -185,8 +198,12 @@ class DecoderConfig:
         self._check_numbers()
         if self.heads % self.kv_heads:
             raise ValueError(f"got {self.heads} query heads for kv_heads {self.kv_heads}, expected a multiple")
-        if self.learned_positions is None and self.head_size % 2:
-            raise ValueError(f"got head_size {self.head_size}, expected an even number: rotations turn pairs")
+        turned = self.head_size if self.rotated is None else self.rotated
+        if self.learned_positions is None and (turned % 2 or turned > self.head_size):
+            raise ValueError(
+                f"got {turned} rotated features of head_size {self.head_size}, expected an even number, as rotations "
+                "turn pairs, and no more than there are"
+            )
         for name, kinds in (("norm", NormKind), ("activation", ActivationKind), ("dtype", Precision)):
             if getattr(self, name) not in get_args(kinds):
                 raise ValueError(f"got {name} {getattr(self, name)!r}, expected one of {get_args(kinds)}")
@@ -196,19 +213,21 @@ class DecoderConfig:
                 f"got window flags {self.windowed!r} and a window of {self.window} for {self.depth} blocks, "
                 "expected True or False per block, and a window of at least 1"
             )
+        if self.local_rope_theta is not None and not any(self.windowed):
+            raise ValueError(f"got local_rope_theta {self.local_rope_theta} without windowed blocks, expected some")
 
     def _check_numbers(self) -> None:
         if wrong := {name: getattr(self, name) for name in _SIZES if not is_count(getattr(self, name))}:
             raise ValueError(f"got sizes {wrong} of a decoder, expected each to be at least 1 and at most {_MOST}")
-        for name in ("learned_positions", "window"):
+        for name in ("learned_positions", "window", "rotated"):
             if getattr(self, name) is not None and not is_count(getattr(self, name)):
                 raise ValueError(f"got {name} {getattr(self, name)!r}, expected None or 1 to {_MOST}")
         if wrong := {name: getattr(self, name) for name in _FLAGS if not isinstance(getattr(self, name), bool)}:
             raise ValueError(f"got switches {wrong}, expected True or False")
         if not is_number(self.norm_offset):
             raise ValueError(f"got norm_offset {self.norm_offset!r}, expected a finite number")
-        positive = {name: getattr(self, name) for name in ("rope_theta", "norm_epsilon", "embedding_scale")}
-        optional = {name: getattr(self, name) for name in ("query_scale", "attention_cap", "final_cap")}
+        positive = {name: getattr(self, name) for name in _POSITIVE}
+        optional = {name: getattr(self, name) for name in _OPTIONAL}
         positive |= {name: value for name, value in optional.items() if value is not None}
         if wrong := {name: value for name, value in positive.items() if not is_number(value) or value <= 0}:
             raise ValueError(f"got {wrong}, expected finite numbers above 0")

@@ -24,7 +24,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.models.decoder import ONCE, RESUMES, Decoder
-from abstraction.models.decoder_blocks import WRITTEN, Past
+from abstraction.models.decoder_blocks import WRITTEN, Past, completes_from_input
 from abstraction.models.decoder_network import StackedNetwork
 from abstraction.models.places import at_places, check_names, check_same_names, over_places, place_tap
 from abstraction.models.positions import (
@@ -246,8 +246,8 @@ class TokenView:
         """Return the residual stream of an edited token after its block: what it writes reaches no other there."""
         (depth, position), (activation, states) = where, values
         block = depth // len(self.positions)
-        of_mlp = tap.startswith("mlp")
-        window = self._after(inputs, block) if of_mlp else self._entering(network, inputs, block)
+        before = completes_from_input(self.decoder.config, tap)
+        window = self._entering(network, inputs, block) if before else self._after(inputs, block)
         token = jnp.take_along_axis(window, position[:, None, None], axis=1)
         given = (token, activation[:, None], states[depth][:, None])
         return self.decoder.completed(network, tap, block, given, first=self.first)[:, 0]

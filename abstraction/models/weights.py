@@ -1,13 +1,15 @@
-"""Weights of GPT-2, Llama, Qwen2 and Gemma-2 from a folder or the Hugging Face hub.
+"""Weights of transformers' decoders from a folder, the Hugging Face hub, or a GGUF file.
 
 The files are safetensors, whole or sharded, and are read without PyTorch. Each of our parameters is filled block by
 block from the tensors that the family's table names, so that no more than one of them exists twice. PyTorch stores
-linear maps as [out, in], ours are [in, out]; GPT-2 stores [in, out], with query, key and value side by side.
+linear maps as [out, in], ours are [in, out]; GPT-2 stores [in, out]. Some families store maps of one input as one:
+query, key and value side by side (GPT-2, Phi-3) or head by head (GPT-NeoX), gate and up side by side (Phi-3).
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,35 +23,24 @@ from abstraction.models.decoder_config import DecoderConfig, Precision
 from abstraction.models.decoder_files import nested_parameters, parameter_shapes, require_alike
 from abstraction.models.hub_configs import config_from_hub
 from abstraction.models.hub_files import PATTERNS, network_folder, read_json, weight_files
+from abstraction.models.hub_tables import HEAD, TABLES, Origin, outputs_of
 from abstraction.models.network import Network
 
 _FLOATS = ("F32", "BF16", "F16", "F64")
 # Tables that older versions stored: causal masks, the frequencies of rotations.
-_BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+_BUFFERS = re.compile(
+    r"(h\.\d+\.attn|layers\.\d+\.attention)\.(masked_)?bias|(layers\.\d+\.(self_attn|attention)\.)?rotary_emb\.inv_freq"
+)
+_PREFIX = re.compile(r"^(model|transformer|gpt_neox)\.")
 _BLOCK = re.compile(r"(?:h|layers)\.(\d+)\.")
 
 
-class Origin(NamedTuple):
-    """Where a parameter comes from.
+class Stored(NamedTuple):
+    """A tensor of a file: its own name, its shape, and its values, read when they are asked for."""
 
-    Attributes:
-      name: of the tensor, without `model.` or `transformer.`; `{}` is the block.
-      transposed: it is stored as [out, in].
-      part: which third of the last axis it is, or None for all of it.
-    """
-
-    name: str
-    transposed: bool = False
-    part: int | None = None
-
-
-class _Stored(NamedTuple):
-    file: Any
     name: str
     shape: tuple[int, ...]
-
-    def array(self) -> np.ndarray:
-        return self.file.get_tensor(self.name)
+    read: Callable[[], np.ndarray]
 
 
 def load_decoder(
@@ -86,12 +77,12 @@ def load_decoder(
         config = _config(folder, fields, blocks=_blocks(stored))
         decoder = Decoder(config, tuple(map(tuple, answers)), rest)
         wanted = parameter_shapes(decoder)
-        family = _TABLES[fields["model_type"]]
+        family = TABLES[fields["model_type"]]
         table = {path: family[path] for path in wanted}
-        _require_tensors(stored, table, wanted, config.depth)
-        filled = {path: jnp.asarray(_filled(stored, origin, wanted[path])) for path, origin in table.items()}
-        if config.tied and _HEAD in stored:
-            _require_tied(stored[_HEAD].array(), filled["embedding"])
+        _require_tensors(stored, table, wanted, config)
+        filled = {path: jnp.asarray(_filled(stored, origin, wanted[path], config)) for path, origin in table.items()}
+        if config.tied and HEAD in stored:
+            _require_tied(stored[HEAD].read(), filled["embedding"])
     return Network(decoder, nested_parameters(filled))
 
 
@@ -116,52 +107,55 @@ def _config(folder: Path, fields: Mapping[str, Any], blocks: int | None = None) 
         raise ValueError(f"cannot use {folder / 'config.json'}: {error}") from error
 
 
-def _stored(files: Sequence[Path], stack: ExitStack) -> dict[str, _Stored]:
+def _stored(files: Sequence[Path], stack: ExitStack) -> dict[str, Stored]:
     """Open the files and return their tensors by name without prefix."""
-    stored: dict[str, _Stored] = {}
+    stored: dict[str, Stored] = {}
     for path in files:
         try:
             file = stack.enter_context(safe_open(path, framework="numpy"))
         except SafetensorError as error:
             raise ValueError(f"cannot read {path}: got {error}, expected safetensors") from error
         for name in file.keys():  # noqa: SIM118 (not a mapping)
-            view, plain = file.get_slice(name), re.sub(r"^(model|transformer)\.", "", name)
+            view, plain = file.get_slice(name), _PREFIX.sub("", name)
+            plain = HEAD if plain == "embed_out.weight" else plain  # what transformers called GPT-NeoX's head
             if plain in stored:
                 raise ValueError(f"got tensors {stored[plain].name} and {name}, expected one of them")
             if view.get_dtype() not in _FLOATS and not _BUFFERS.fullmatch(plain):
                 raise ValueError(f"got tensor {name} of type {view.get_dtype()}, expected one of {_FLOATS}")
-            stored[plain] = _Stored(file, name, tuple(view.get_shape()))
+            stored[plain] = Stored(name, tuple(view.get_shape()), partial(file.get_tensor, name))
     return stored
 
 
-def _blocks(stored: Mapping[str, _Stored]) -> int:
+def _blocks(stored: Mapping[str, Stored]) -> int:
     """Count the blocks that there are tensors of."""
     return len({match[1] for name in stored if (match := _BLOCK.match(name)) and not _BUFFERS.fullmatch(name)})
 
 
-def _require_tensors(stored: Mapping[str, _Stored], table: Mapping[str, Origin], wanted: Mapping, depth: int) -> None:
+def _require_tensors(
+    stored: Mapping[str, Stored], table: Mapping[str, Origin], wanted: Mapping, config: DecoderConfig
+) -> None:
     """Refuse names that are missing or unknown, and other shapes; nothing is read."""
     shapes: dict[str, list[int]] = {}
     for path, origin in table.items():
         shape = list(wanted[path].shape[path.startswith("blocks/") :])
-        if origin.part is not None:
-            shape[-1] *= 3
-        shapes |= {name: shape[::-1] if origin.transposed else shape for name in _names(origin, depth)}
-    ignored = {name for name in stored if _BUFFERS.fullmatch(name) or name == _HEAD} - set(shapes)
+        if origin.fused:
+            shape[-1] = sum(outputs_of(config, name) for name in origin.fused)
+        shapes |= {name: shape[::-1] if origin.transposed else shape for name in _names(origin, config.depth)}
+    ignored = {name for name in stored if _BUFFERS.fullmatch(name) or name == HEAD} - set(shapes)
     found = {name: list(tensor.shape) for name, tensor in stored.items() if name not in ignored}
     require_alike("tensors", found, shapes)
 
 
-def _filled(stored: Mapping[str, _Stored], origin: Origin, wanted: jax.ShapeDtypeStruct) -> np.ndarray:
+def _filled(
+    stored: Mapping[str, Stored], origin: Origin, wanted: jax.ShapeDtypeStruct, config: DecoderConfig
+) -> np.ndarray:
     """Read one parameter, all blocks of it."""
     array = np.empty(wanted.shape, wanted.dtype)
     rows = array if "{}" in origin.name else array[None]
     for row, name in enumerate(_names(origin, len(rows))):
-        tensor = stored[name].array()
-        if origin.part is not None:
-            tensor = np.split(tensor, 3, axis=-1)[origin.part]
+        tensor = stored[name].read()
         with np.errstate(over="ignore"):  # what overflows is refused as what is not finite
-            rows[row] = tensor.T if origin.transposed else tensor
+            rows[row] = origin.taken(tensor.T if origin.transposed else tensor, config)
         if not np.isfinite(rows[row]).all():
             raise ValueError(f"got tensor {stored[name].name} with values that are not finite, expected finite weights")
     return array
@@ -173,53 +167,4 @@ def _names(origin: Origin, depth: int) -> Iterator[str]:
 
 def _require_tied(head: np.ndarray, embedding: jax.Array) -> None:
     if not np.array_equal(head.astype(embedding.dtype), embedding):
-        raise ValueError(f"got {_HEAD} that is not the embedding, expected equal ones where tie_word_embeddings is set")
-
-
-_HEAD = "lm_head.weight"
-
-
-def _linear(path: str, name: str, **switches: Any) -> dict[str, Origin]:
-    """Return kernel and bias; a family without the bias has no use for its row."""
-    kernel, bias = Origin(f"{name}.weight", **switches), Origin(f"{name}.bias", part=switches.get("part"))
-    return {f"{path}/kernel": kernel, f"{path}/bias": bias}
-
-
-def _norm(path: str, name: str) -> dict[str, Origin]:
-    return {f"{path}/scale": Origin(f"{name}.weight"), f"{path}/bias": Origin(f"{name}.bias")}
-
-
-_GPT2 = {
-    "embedding": Origin("wte.weight"),
-    "positions": Origin("wpe.weight"),
-    "unembedding": Origin(_HEAD),
-    **_norm("final_norm", "ln_f"),
-    **_norm("blocks/attention_norm", "h.{}.ln_1"),
-    **_norm("blocks/mlp_norm", "h.{}.ln_2"),
-    **_linear("blocks/query", "h.{}.attn.c_attn", part=0),
-    **_linear("blocks/key", "h.{}.attn.c_attn", part=1),
-    **_linear("blocks/value", "h.{}.attn.c_attn", part=2),
-    **_linear("blocks/output", "h.{}.attn.c_proj"),
-    **_linear("blocks/up", "h.{}.mlp.c_fc"),
-    **_linear("blocks/down", "h.{}.mlp.c_proj"),
-}
-_LLAMA = {
-    "embedding": Origin("embed_tokens.weight"),
-    "unembedding": Origin(_HEAD),
-    **_norm("final_norm", "norm"),
-    **_norm("blocks/attention_norm", "layers.{}.input_layernorm"),
-    **_norm("blocks/mlp_norm", "layers.{}.post_attention_layernorm"),
-    **_linear("blocks/query", "layers.{}.self_attn.q_proj", transposed=True),
-    **_linear("blocks/key", "layers.{}.self_attn.k_proj", transposed=True),
-    **_linear("blocks/value", "layers.{}.self_attn.v_proj", transposed=True),
-    **_linear("blocks/output", "layers.{}.self_attn.o_proj", transposed=True),
-    **_linear("blocks/gate", "layers.{}.mlp.gate_proj", transposed=True),
-    **_linear("blocks/up", "layers.{}.mlp.up_proj", transposed=True),
-    **_linear("blocks/down", "layers.{}.mlp.down_proj", transposed=True),
-}
-_GEMMA2 = _LLAMA | {
-    **_norm("blocks/attention_post_norm", "layers.{}.post_attention_layernorm"),
-    **_norm("blocks/mlp_norm", "layers.{}.pre_feedforward_layernorm"),
-    **_norm("blocks/mlp_post_norm", "layers.{}.post_feedforward_layernorm"),
-}
-_TABLES: Mapping[str, Mapping[str, Origin]] = {"gpt2": _GPT2, "llama": _LLAMA, "qwen2": _LLAMA, "gemma2": _GEMMA2}
+        raise ValueError(f"got {HEAD} that is not the embedding, expected equal ones where tie_word_embeddings is set")

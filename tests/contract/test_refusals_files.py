@@ -88,12 +88,12 @@ FIELDS = {
 
 def _tensors(kind):
     """Write a tiny network as transformers does, by reading where our own parameters would come from."""
-    from abstraction.models.weights import _TABLES
+    from abstraction.models.hub_tables import TABLES
 
     config = config_from_hub(TINY[kind])
     rng, tensors = np.random.default_rng(0), {}
     for path, leaf in parameter_shapes(Decoder(config)).items():
-        origin = _TABLES[kind][path]
+        origin = TABLES[kind][path]
         shape = list(leaf.shape[path.startswith("blocks/") :])
         shape[-1] *= 1 if origin.part is None else 3
         for block in range(config.depth if "{}" in origin.name else 1):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoder_families import FAMILIES, drawn, padded
+from decoder_families import FAMILIES, LATER, drawn, padded
 
 from abstraction.interventions import Handle, Interchange, Set, group_sites
 from abstraction.interventions.bases import random_frames, rotation_basis
@@ -87,16 +87,18 @@ def _runs(view, params, case, taps):
 SOME = {
     "gpt2": ("query", "head_output", "mlp_hidden"),
     "gemma2": ("block_input", "block_output", "key", "value", "mlp_product", "attention_post_norm"),
+    "gpt_neox": ("value", "head_output", "mlp_input", "mlp_hidden"),
+    "gemma3": ("query", "value", "head_output"),
 }
 """Taps that the others are beside in a block; all of them in all families take minutes to compile."""
 
 
 @pytest.mark.parametrize(
     ("family", "taps"),
-    [*SOME.items(), *[pytest.param(name, None, marks=pytest.mark.slow, id=name) for name in FAMILIES]],
+    [*SOME.items(), *[pytest.param(name, None, marks=pytest.mark.slow, id=name) for name in FAMILIES | LATER]],
 )
 def test_a_swap_at_a_place_is_that_of_the_full_run_at_every_tap_layer_and_token(family, taps, case):
-    decoder = Decoder(FAMILIES[family])
+    decoder = Decoder((FAMILIES | LATER)[family])
     params, view = drawn(decoder), TokenView(decoder, positions=NAMES)
     assert set(view.taps) == set(decoder.taps) - {"final_input"}
     taps = tuple(name for name in view.taps if name != "logits") if taps is None else taps

@@ -46,7 +46,7 @@ HEADS = lambda self, h: SWAP(Interchange(self.source, self.weight * 0 + self.wei
 FAULTS = {
     "P1 angles": (
         "llama", lambda case: rows.test_logits_are_those_of_transformers_at_every_position(case, "none", draw()),
-        decoder_blocks, "rope_angles", lambda config, positions: 1.1 * ANGLES(config, positions),
+        decoder_blocks, "rope_angles", lambda *given: 1.1 * ANGLES(*given),
     ),
     "P1 padding counts": (
         "gpt2", lambda case: rows.test_logits_are_those_of_transformers_at_every_position(case, "left", draw()),
