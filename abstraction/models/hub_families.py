@@ -100,7 +100,8 @@ def _gemma3(take: Take) -> DecoderConfig:
     """Read Gemma 3: queries and keys have norms, all blocks but every sixth a window and rotations of another base."""
     turns, local = _rope_by_layer(take)
     sizes = rotary(take, turns, size=256)
-    caps = {name: number(take, f"{field}_logit_softcapping", None) for name, field in _CAPS.items()}
+    only(take, "attn_logit_softcapping", None)  # transformers reads it and does not apply it
+    caps = {"final_cap": number(take, "final_logit_softcapping", None)}
     config = _gemma(take, sizes, caps, every=count(take, "sliding_window_pattern", None) or 6)
     return replace(config, query_key_norms=True, local_rope_theta=local if config.windowed else None)
 
@@ -126,7 +127,7 @@ def _gemma(take: Take, sizes: Mapping[str, Any], caps: Mapping[str, float | None
     return DecoderConfig(
         **sizes,
         **caps,
-        **_window(take, tuple((block + 1) % every > 0 for block in range(sizes["depth"]))),
+        **_window(take, tuple((block + 1) % every > 0 for block in range(sizes["depth"])), optional=False),
         norm_offset=1.0,
         post_norms=True,
         activation=one_of("hidden_activation", take("hidden_activation", "gelu_pytorch_tanh"), ACTIVATIONS),
@@ -216,10 +217,10 @@ def _gpt_neox(take: Take) -> DecoderConfig:
     )
 
 
-def _window(take: Take, default: tuple[bool, ...]) -> dict[str, Any]:
-    """Read the window, of which null means that there is none, and the blocks that have one."""
+def _window(take: Take, default: tuple[bool, ...], *, optional: bool = True) -> dict[str, Any]:
+    """Read the window and the blocks that have one: none where it is null, if it may be."""
     window, windowed = count(take, "sliding_window", null=True), sliding(take, len(default), default=default)
-    used = window is not None and any(windowed)
+    used = any(windowed) and not (optional and window is None)
     return {"window": window if used else None, "windowed": windowed if used else ()}
 
 

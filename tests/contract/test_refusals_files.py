@@ -95,7 +95,7 @@ def _tensors(kind):
     for path, leaf in parameter_shapes(Decoder(config)).items():
         origin = TABLES[kind][path]
         shape = list(leaf.shape[path.startswith("blocks/") :])
-        shape[-1] *= 1 if origin.part is None else 3
+        shape[-1] *= len(origin.fused) or 1  # of equal widths in these
         for block in range(config.depth if "{}" in origin.name else 1):
             shaped = shape[::-1] if origin.transposed else shape
             tensors[origin.name.format(block)] = rng.standard_normal(shaped).astype(np.float32)

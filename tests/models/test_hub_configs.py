@@ -59,7 +59,6 @@ def test_switches_that_have_a_counterpart_are_used():
 REFUSED = {
     "architecture": (GPT2_SMALL, {"model_type": "mamba"}, "mamba.*gemma2.*gpt2.*llama.*qwen2"),
     "unknown field": (LLAMA_8B, {"sparsity": 3}, "sparsity.*3"),
-    "quantized": (QWEN_HALF_B, {"quantization_config": {"bits": 4}}, "quantization_config"),
     "missing field": (LLAMA_8B, {"hidden_size": ...}, "without field 'hidden_size'"),
     "no architecture": (LLAMA_8B, {"model_type": ...}, "model_type ''"),
     "scale per layer": (GPT2_SMALL, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),

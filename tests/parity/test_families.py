@@ -51,7 +51,7 @@ SWITCHES = {
     "qwen3": LLAMA | {"head_dim": HEAD, "attention_bias": FLAG, "use_sliding_window": FLAG, "sliding_window": [3],
                       "max_window_layers": [0, 1]},
     "gemma2": GEMMA | {"rope_parameters": ROPE},
-    "gemma3_text": GEMMA | {"rope_parameters": BY_LAYER},
+    "gemma3_text": GEMMA | {"rope_parameters": BY_LAYER, "attn_logit_softcapping": [None]},
     "gpt_neox": TIED | {
         "rope_parameters": SHARED, "hidden_act": SILU, "use_parallel_residual": FLAG, "attention_bias": FLAG,
         "layer_norm_eps": EPS,
