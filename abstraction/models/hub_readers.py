@@ -39,19 +39,19 @@ def rotary(take: Take, turns: Rope | None = None, *, size: int | None = None) ->
     width, heads = count(take, "hidden_size"), count(take, "num_attention_heads")
     take("max_position_embeddings", None)
     turns = rope(take) if turns is None else turns
-    size = count(take, "head_dim", None) or size or shared(width, heads)
+    width_of_head = count(take, "head_dim", None) or size or shared(width, heads)
     return {
         "vocabulary": count(take, "vocab_size"),
         "width": width,
         "depth": count(take, "num_hidden_layers"),
         "heads": heads,
         "kv_heads": count(take, "num_key_value_heads", None) or heads,
-        "head_size": size,
+        "head_size": width_of_head,
         "hidden": count(take, "intermediate_size"),
         "rope_theta": turns.theta,
         "rope_factor": turns.factor,
         "rope_scaling": turns.scaling,
-        "rotated": rotated(turns, size),
+        "rotated": rotated(turns, width_of_head),
         "norm_epsilon": number(take, "rms_norm_eps", 1e-6),
         "dtype": precision(take),
     }

@@ -7,11 +7,11 @@ query, key and value side by side (GPT-2, Phi-3) or head by head (GPT-NeoX), gat
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from abstraction.models.decoder import Decoder
 from abstraction.models.decoder_config import DecoderConfig, Precision
 from abstraction.models.decoder_files import nested_parameters, parameter_shapes, require_alike
+from abstraction.models.gguf_files import Stored, is_gguf, read_gguf
 from abstraction.models.hub_configs import config_from_hub
 from abstraction.models.hub_files import PATTERNS, network_folder, read_json, weight_files
 from abstraction.models.hub_tables import HEAD, TABLES, Origin, outputs_of
@@ -35,14 +36,6 @@ _PREFIX = re.compile(r"^(model|transformer|gpt_neox)\.")
 _BLOCK = re.compile(r"(?:h|layers)\.(\d+)\.")
 
 
-class Stored(NamedTuple):
-    """A tensor of a file: its own name, its shape, and its values, read when they are asked for."""
-
-    name: str
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
-
-
 def load_decoder(
     source: str | Path,
     *,
@@ -54,10 +47,10 @@ def load_decoder(
     """Load a network of transformers.
 
     Args:
-      source: a folder with `config.json` and `model.safetensors` or its shards, or else the name of a repository on
-        the hub, which is downloaded (extra `hub`).
+      source: a folder with `config.json` and `model.safetensors` or its shards, a GGUF file, which is dequantised
+        (extra `hub`), or else the name of a repository on the hub, which is downloaded (extra `hub`).
       revision: branch, tag or commit on the hub.
-      dtype: of weights and activations; by default what `config.json` says, float32 where it says nothing.
+      dtype: of weights and activations; by default what `config.json` says, float32 where nothing is said.
       answers: see `Decoder`.
       rest: see `Decoder`.
 
@@ -68,13 +61,11 @@ def load_decoder(
       ValueError: no such source, a configuration that has no counterpart, or tensors that are missing, unknown, of
         another shape or not finite; names the file, and the field or tensor.
       OSError: the hub cannot be reached, or has no such network for you.
-      ImportError: a download without `huggingface_hub`.
+      ImportError: a download without `huggingface_hub`, or a GGUF file without `gguf`.
     """
-    folder = network_folder(source, revision, PATTERNS)
-    fields = _fields(folder, dtype)
     with ExitStack() as stack:
-        stored = _stored(weight_files(folder), stack)
-        config = _config(folder, fields, blocks=_blocks(stored))
+        place, fields, stored = _opened(source, revision, dtype, stack)
+        config = _config(place, fields, blocks=_blocks(stored))
         decoder = Decoder(config, tuple(map(tuple, answers)), rest)
         wanted = parameter_shapes(decoder)
         family = TABLES[fields["model_type"]]
@@ -88,23 +79,41 @@ def load_decoder(
 
 def load_config(source: str | Path, *, revision: str | None = None, dtype: Precision | None = None) -> DecoderConfig:
     """Read what a network is made of, without its weights; see `load_decoder`."""
+    if is_gguf(source):
+        return _config(Path(source), _of_dtype(read_gguf(source).fields, dtype))
     folder = network_folder(source, revision, PATTERNS[:1])
-    return _config(folder, _fields(folder, dtype))
+    return _config(folder / "config.json", _fields(folder, dtype))
 
 
-def _fields(folder: Path, dtype: Precision | None) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"got {folder} without config.json, expected a folder written by transformers")
-    fields = read_json(path)
+def _opened(
+    source: str | Path, revision: str | None, dtype: Precision | None, stack: ExitStack
+) -> tuple[Path, Mapping[str, Any], dict[str, Stored]]:
+    """Return where a network is described, how, and its tensors."""
+    if is_gguf(source):
+        if revision is not None:
+            raise ValueError(f"got revision {revision!r} for the file {source}, expected None")
+        file = read_gguf(source)
+        return Path(source), _of_dtype(file.fields, dtype), file.tensors
+    folder = network_folder(source, revision, PATTERNS)
+    return folder / "config.json", _fields(folder, dtype), _stored(weight_files(folder), stack)
+
+
+def _of_dtype(fields: Mapping[str, Any], dtype: Precision | None) -> Mapping[str, Any]:
     return fields if dtype is None else {**fields, "dtype": dtype}
 
 
-def _config(folder: Path, fields: Mapping[str, Any], blocks: int | None = None) -> DecoderConfig:
+def _fields(folder: Path, dtype: Precision | None) -> Mapping[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"got {folder} without config.json, expected a folder written by transformers")
+    return _of_dtype(read_json(path), dtype)
+
+
+def _config(place: Path, fields: Mapping[str, Any], blocks: int | None = None) -> DecoderConfig:
     try:
         return config_from_hub(fields, blocks=blocks)
     except ValueError as error:
-        raise ValueError(f"cannot use {folder / 'config.json'}: {error}") from error
+        raise ValueError(f"cannot use {place}: {error}") from error
 
 
 def _stored(files: Sequence[Path], stack: ExitStack) -> dict[str, Stored]:

@@ -19,7 +19,9 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from abstraction.checks import is_whole, whole
+from abstraction.models.gguf_files import is_gguf, read_gguf
 from abstraction.pytrees import pytree, static
+from abstraction.tasks.gguf_tokenizers import tokenizer_of
 
 PAD = -1
 Span = tuple[int, int]
@@ -119,15 +121,18 @@ class HubTokenizer:
 
 
 def load_tokenizer(name: str | Path, *, revision: str | None = None) -> HubTokenizer:
-    """Load a tokenizer from a folder with a `tokenizer.json`, or from the Hugging Face hub by name.
+    """Load a tokenizer from a folder with a `tokenizer.json`, a GGUF file, or the Hugging Face hub by name.
 
     Raises:
       ImportError: the extra `hub` is not installed.
-      ValueError: the tokenizer has no fast implementation, which alone knows the characters of its tokens.
+      ValueError: the tokenizer has no fast implementation, which alone knows the characters of its tokens, or is of a
+        kind that is not read from GGUF files.
     """
     file = Path(name) / "tokenizer.json"
     try:
-        if file.exists():
+        if is_gguf(name):
+            backend = tokenizer_of(read_gguf(name).metadata)
+        elif file.exists():
             from tokenizers import Tokenizer as Backend
 
             backend = Backend.from_file(str(file))
