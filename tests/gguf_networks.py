@@ -5,7 +5,7 @@ import pytest
 
 gguf = pytest.importorskip("gguf", reason="pip install 'abstraction-jax[hub]'")
 
-HEADS, KV, SIZE, WIDTH, HIDDEN, DEPTH, VOCABULARY = 4, 2, 6, 16, 20, 2, 11
+HEADS, KV, SIZE, WIDTH, HIDDEN, DEPTH, VOCABULARY = 4, 2, 4, 16, 20, 2, 11
 METADATA = {
     "embedding_length": WIDTH, "block_count": DEPTH, "feed_forward_length": HIDDEN, "attention.head_count": HEADS,
     "attention.head_count_kv": KV, "attention.key_length": SIZE, "attention.value_length": SIZE,

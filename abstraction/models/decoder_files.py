@@ -25,6 +25,9 @@ FILE = "decoder.safetensors"
 _FORMAT = "abstraction decoder 1"
 _SHOWN = 4
 
+_LATER = ("local_rope_theta", "rope_factor", "rotated", "query_key_norms", "parallel")
+"""Switches that files written before them do not have; they stand at their defaults."""
+
 
 def save_decoder(network: Network, folder: str | Path) -> None:
     """Write a decoder to a folder, where the file appears under its name only when complete.
@@ -123,8 +126,8 @@ def _described(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> Decoder:
     """Build the decoder that a header describes, if its blocks are as many as the arrays'."""
     switches = dict(about["config"])
     names = {field.name for field in fields(DecoderConfig)}
-    if set(switches) != names:
-        raise ValueError(f"fields {sorted(set(switches) ^ names)} missing or unknown")
+    if wrong := {name for name in set(switches) ^ names if name in switches or name not in _LATER}:
+        raise ValueError(f"fields {sorted(wrong)} missing or unknown")
     scaling = switches["rope_scaling"]
     switches["rope_scaling"] = None if scaling is None else RopeScaling(**scaling)
     switches["windowed"] = tuple(switches["windowed"])

@@ -40,6 +40,8 @@ _FIELDS = {
 }  # fmt: skip
 _REPEATED = ("attention.value_length", "rope.dimension_count", "vocab_size")
 """Sizes that follow from others, which they are checked against."""
+_WIDE = (46, 62)
+"""Blocks of Gemma's 27B, which scales scores by width / heads, not by the size of heads; no field says so."""
 _BLOCK = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
 
 
@@ -152,9 +154,11 @@ def _fields(kind: str, metadata: Mapping[str, Any], tensors: Mapping[str, Stored
         biased = lambda name: f"layers.0.{name}.bias" in tensors
         fields |= {"attention_bias": biased("self_attn.q_proj"), "mlp_bias": biased("mlp.up_proj")}
     if kind.startswith("gemma"):
-        fields["query_pre_attn_scalar"] = fields["head_dim"]
+        wide = fields["num_hidden_layers"] in _WIDE
+        width = fields["hidden_size"] // fields["num_attention_heads"]
+        fields["query_pre_attn_scalar"] = width if wide else fields["head_dim"]
     if kind == "gemma2":
-        fields = {"attn_logit_softcapping": None, "final_logit_softcapping": None} | fields
+        fields = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0} | fields
     return fields
 
 

@@ -110,8 +110,8 @@ def _rope_by_layer(take: Take) -> tuple[Rope, float]:
     """Read rotations, and their base in windowed blocks: apart, or by kind of layer."""
     given = take("rope_parameters", None)
     if given is None:
-        local = number(take, "rope_local_base_freq", None) or 10_000.0
-        return rope(take, theta=1_000_000.0), local
+        local = number(take, "rope_local_base_freq", None) or 10_000
+        return rope(take, theta=1_000_000.0), float(local)
     if not isinstance(given, Mapping) or set(given) != set(LAYERS):
         raise ValueError(f"got rope_parameters {given!r}, expected those of {LAYERS}")
     each = [rope({"rope_parameters": given[kind]}.pop, theta=base) for kind, base in zip(LAYERS, _BASES, strict=True)]
@@ -175,6 +175,7 @@ def _mistral(take: Take) -> DecoderConfig:
 
 def _phi3(take: Take) -> DecoderConfig:
     take("original_max_position_embeddings", None)  # of longrope, which is refused
+    only(take, "attention_bias", False)
     sizes = rotary(take, rope(take, share=1.0))
     window = count(take, "sliding_window", None)
     return DecoderConfig(
@@ -191,7 +192,10 @@ def _gpt_neox(take: Take) -> DecoderConfig:
     width, heads = count(take, "hidden_size"), count(take, "num_attention_heads")
     take("max_position_embeddings", None)
     theta, share = number(take, "rotary_emb_base", None), number(take, "rotary_pct", None)
-    turns, biased = rope(take, theta=theta or 10_000.0, share=share or 0.25), flag(take, "attention_bias", True)
+    turns, biased = (
+        rope(take, theta=float(theta or 10_000), share=float(share or 0.25)),
+        flag(take, "attention_bias", True),
+    )
     return DecoderConfig(
         vocabulary=count(take, "vocab_size"),
         width=width,

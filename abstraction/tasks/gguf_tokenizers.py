@@ -42,7 +42,7 @@ def tokenizer_of(metadata: Mapping[str, Any]) -> Any:
 
     own = {name.removeprefix("tokenizer.ggml."): value for name, value in metadata.items()}
     kind, cut, known = own.get("model"), own.get("pre"), _cuts(pre_tokenizers)
-    if kind != "gpt2" or cut not in known:
+    if kind != "gpt2" or not isinstance(cut, str) or cut not in known:
         raise ValueError(
             f"got a tokenizer {kind!r} cut as {cut!r}, expected 'gpt2', byte-level BPE, cut as one of {sorted(known)}; "
             "give a folder with a tokenizer.json instead"

@@ -63,7 +63,7 @@ def test_quantised_weights_come_back_as_what_their_blocks_say(tmp_path, rng):
 FIELDS = {
     "an architecture": ("mamba", {}, {}, "architecture 'mamba', expected one of"),
     "an unknown field": ("llama", {"expert_count": 2}, {}, r"fields \['expert_count'\]"),
-    "a size that contradicts": ("llama", {"rope.dimension_count": 4}, {}, "rope.dimension_count': 4"),
+    "a size that contradicts": ("llama", {"rope.dimension_count": 2}, {}, "rope.dimension_count': 2"),
     "yarn": ("llama", {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}, {}, "yarn"),
     "an unknown tensor": ("llama", {}, {"rope_freqs.weight": (3,)}, "tensor rope_freqs.weight"),
     "a tensor of another shape": ("llama", {}, {"blk.0.ffn_up.weight": (3, 16)}, r"mlp.up_proj.weight: got \[3, 16\]"),

@@ -1,7 +1,17 @@
 """What the hub's configurations mean, and which are refused."""
 
 import pytest
-from hub_fields import GEMMA_2B, GPT2_SMALL, LLAMA_8B, QWEN_HALF_B
+from hub_fields import (
+    GEMMA3_1B,
+    GEMMA_2B,
+    GPT2_SMALL,
+    LLAMA_8B,
+    MISTRAL_7B,
+    PHI3_MINI,
+    PYTHIA_70M,
+    QWEN3_SMALL,
+    QWEN_HALF_B,
+)
 
 from abstraction.models import Decoder, DecoderConfig
 from abstraction.models.decoder_config import RopeScaling
@@ -9,10 +19,20 @@ from abstraction.models.decoder_files import parameter_shapes
 from abstraction.models.hub_configs import config_from_hub
 
 # How many parameters their authors count.
-PUBLIC = [(GPT2_SMALL, 124_439_808), (LLAMA_8B, 8_030_261_248), (QWEN_HALF_B, 494_032_768), (GEMMA_2B, 2_614_341_888)]
+PUBLIC = [
+    (GPT2_SMALL, 124_439_808),
+    (LLAMA_8B, 8_030_261_248),
+    (QWEN_HALF_B, 494_032_768),
+    (GEMMA_2B, 2_614_341_888),
+    (PYTHIA_70M | {"torch_dtype": "float32"}, 70_426_624),
+    (MISTRAL_7B, 7_241_732_096),
+    (QWEN3_SMALL, 596_049_920),
+    (PHI3_MINI, 3_821_079_552),
+    (GEMMA3_1B, 999_885_952),
+]
 
 
-@pytest.mark.parametrize(("fields", "count"), PUBLIC, ids=["gpt2", "llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize(("fields", "count"), PUBLIC, ids=[fields["model_type"] for fields, _ in PUBLIC])
 def test_public_networks_have_the_parameters_their_authors_count(fields, count):
     shapes = parameter_shapes(Decoder(config_from_hub(fields)))
     assert sum(leaf.size for leaf in shapes.values()) == count
@@ -35,6 +55,18 @@ def test_configurations_are_translated_field_by_field():
         embedding_scale=48.0, query_scale=1 / 16, attention_cap=50.0, final_cap=30.0, window=4096,
         windowed=(True, False) * 13,
     )  # fmt: skip
+    pythia = config_from_hub(PYTHIA_70M | {"torch_dtype": "float32"})
+    assert (pythia.parallel, pythia.rotated, pythia.qkv_bias, pythia.gated) == (True, 16, True, False)
+    assert config_from_hub(QWEN3_SMALL).query_key_norms
+    assert config_from_hub(MISTRAL_7B).windowed == (True,) * 32
+    assert config_from_hub(MISTRAL_7B | {"sliding_window": None}).windowed == ()
+    gemma = config_from_hub(GEMMA3_1B)
+    assert (gemma.windowed[:7], gemma.rope_theta, gemma.local_rope_theta) == ((True,) * 5 + (False, True), 1e6, 1e4)
+
+
+def test_how_transformers_runs_and_what_was_quantised_say_nothing():
+    told = {"_name_or_path": "x", "_attn_implementation_autoset": True, "quantization_config": {"bits": 4}}
+    assert config_from_hub(LLAMA_8B | told) == config_from_hub(LLAMA_8B)
 
 
 def test_both_spellings_of_transformers_mean_the_same():
@@ -76,6 +108,18 @@ REFUSED = {
     "short layer types": (GEMMA_2B, {"layer_types": ["full_attention"]}, "each of 26 layers"),
     "layer type": (GEMMA_2B, {"layer_types": ["chunked_attention"] * 26}, "chunked_attention"),
     "bidirectional": (GEMMA_2B, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    "long rotations": (PHI3_MINI, {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "longrope"),
+    "slowed windows": (
+        GEMMA3_1B,
+        {
+            "rope_theta": ...,
+            "rope_local_base_freq": ...,
+            "rope_parameters": {"full_attention": {}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+        },
+        "of windowed layers, expected a base alone",
+    ),
+    "capped scores": (GEMMA3_1B, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+    "rotated twice": (PYTHIA_70M, {"rotary_pct": 1.5}, "partial_rotary_factor 1.5"),
     "no window": (GEMMA_2B, {"sliding_window": None}, "window of None"),
     "half precision": (LLAMA_8B, {"torch_dtype": "float16"}, "dtype 'float16'"),
     "head width": (QWEN_HALF_B, {"num_attention_heads": 15}, "width 896 for 15 heads"),
