@@ -56,7 +56,7 @@ MODEL = causal_model(
 
 _TEMPLATES = (
     "Then, {name0} and {name1} went to the {place}. {subject} gave a {thing} to",
-    "When {name0} and {name1} got a {thing} at the {place}, {subject} decided to give it to",
+    "When {name0} and {name1} met at the {place}, {subject} handed a {thing} to",
 )
 _PLACES, _THINGS = "store school park office garden hospital", "drink book ring ball letter snack"
 FRAMES = tuple(

@@ -23,7 +23,7 @@ def test_a_prompt_by_hand():
     setting = {"name0": [0, 0], "name1": [1, 1], "order": [0, 1], "frame": [0, 40]}
     assert ioi.render(setting, LEXICON) == [
         "Then, Mary and John went to the store. John gave a drink to",
-        "When Mary and John got a ring at the store, Mary decided to give it to".replace("ring", "letter"),
+        "When Mary and John met at the store, Mary handed a letter to",
     ]
     assert ioi.MODEL.run({name: np.array(values) for name, values in setting.items()})["token"].tolist() == [0, 1]
 
