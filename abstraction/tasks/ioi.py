@@ -25,6 +25,7 @@ position and the token are the base's (arXiv 2504.13151):
 """
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
@@ -135,6 +136,12 @@ def lexicon_for(tokenizer: Tokenizer, lexicon: Lexicon | None = None) -> Lexicon
     if len(kept) < 4:
         raise ValueError(f"got {len(kept)} names of one token ({sorted(kept.values())}), expected four or more")
     return Lexicon(tuple(kept.values()), lexicon.frames)
+
+
+def vocabulary(lexicon: Lexicon) -> tuple[str, ...]:
+    """Return the words of a `WordTokenizer` for every prompt: the names, then the others in sorted order."""
+    literals = " ".join(literal for frame in lexicon.frames for literal, _, _, _ in Formatter().parse(frame))
+    return (*lexicon.names, *sorted(set(re.findall(r"\w+|[^\w\s]", literals)) - set(lexicon.names)))
 
 
 def name_ids(tokenizer: Tokenizer, name: str) -> list[int]:
