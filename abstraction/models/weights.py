@@ -101,6 +101,11 @@ def load_config(source: str | Path, *, revision: str | None = None, dtype: Preci
     return _config(folder, _fields(folder, dtype))
 
 
+def origins(family: str) -> Mapping[str, Origin]:
+    """Return which tensor each parameter is in, by its path; `family` is the `model_type` of a `config.json`."""
+    return _TABLES[family]
+
+
 def _fields(folder: Path, dtype: Precision | None) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
