@@ -23,7 +23,13 @@ HOMES = {
     "equinox": "models/any_model/equinox_modules.py",
     "haiku": "models/any_model/haiku_modules.py",
     "gguf": "models/gguf_files.py",
-    "safetensors": ("files.py", "reduction/plans.py", "models/decoder_files.py", "models/weights.py"),
+    "safetensors": (
+        "files.py",
+        "reduction/plans.py",
+        "models/decoder_files.py",
+        "models/hub_export.py",
+        "models/weights.py",
+    ),
 }
 OPTIONAL = ("equinox", "haiku")  # never imported: whoever has a module of theirs has imported them
 FOLDERS = ("abstraction", "experiments", "benchmarks")

@@ -55,7 +55,7 @@ def save(
     Args:
       value: what to keep.
       path: the file.
-      network: the network that a handle or a choice belongs to.
+      network: the network that a handle or a choice belongs to, or that a network was made from; by default itself.
       data: the pairs it was chosen on, of which the digest is kept.
 
     Raises:
@@ -71,6 +71,8 @@ def save(
             raise ValueError(f"got a {name} without its network, expected save({name}, path, network=...)")
         _require_fit(value, network)
         about["network"] = params_digest(network.params)
+    if isinstance(value, Network):
+        about["made_from"] = params_digest((network or value).params)
     if data is not None:
         about["data"] = digest(data.bank if isinstance(data, Recorded) else data)
     arrays, more = _KINDS[name].parts(value)
@@ -82,10 +84,11 @@ def load(path: str | Path, network: Network | None = None) -> Any:
 
     Args:
       path: the file.
-      network: the network that a handle or a choice belongs to.
+      network: the network that a handle or a choice belongs to, or that a network is said to be made from.
 
     Raises:
-      ValueError: a damaged file, one of another kind or version, or a handle or a choice of another network.
+      ValueError: a damaged file, one of another kind or version, a handle or a choice of another network, or a network
+        made from another.
       FileNotFoundError: there is no such file.
     """
     name, _, version = kind_of(path).partition(" ")
@@ -102,6 +105,10 @@ def load(path: str | Path, network: Network | None = None) -> Any:
                 f"got a {name} of a network with weights {str(found)[:12]} in {path}, expected {given[:12]}, those of "
                 "the network it is loaded for"
             )
+    if name == "network" and network is not None:
+        made, given = about.get("made_from"), params_digest(network.params)
+        if made != given:
+            raise ValueError(f"got a network made from weights {str(made)[:12]} in {path}, expected {given[:12]}")
     try:
         value = _KINDS[name].whole(arrays, about)
     except (KeyError, TypeError, AttributeError, IndexError) as error:

@@ -116,6 +116,20 @@ def test_a_decoder_of_blocks_comes_back(tmp_path):
     assert load(tmp_path / "blocks").model == blocks.model
 
 
+def test_a_reduced_network_knows_what_it_was_made_from(tmp_path):
+    config = DecoderConfig(vocabulary=7, width=4, depth=2, heads=2, kv_heads=1, head_size=2, hidden=5)
+    decoder = Decoder(config)
+    dense = Network(*unrolled_decoder(decoder, decoder.init(jax.random.key(0))))
+    model, params = dense.model.narrowed(dense.params, "mlp_product1", np.array([0, 3]))
+    save(Network(model, params), tmp_path / "small", network=dense)
+    again = load(tmp_path / "small", dense)
+    assert [shape.hidden for shape in again.model.blocks] == [5, 2]
+    _same(again.params, params)
+    other = Network(dense.model, decoder.init(jax.random.key(1)))
+    with pytest.raises(ValueError, match=r"got a network made from weights .*, expected"):
+        load(tmp_path / "small", Network(dense.model, unrolled_decoder(decoder, other.params)[1]))
+
+
 def test_another_network_is_refused(tmp_path, plant, found):
     save(found.choice, tmp_path / "choice", network=plant.network)
     other = dataclasses.replace(plant.network, params=plant.network.model.init(jax.random.key(9)))
