@@ -20,6 +20,7 @@ import numpy as np
 
 from abstraction.causal.pairs import digest as bank_digest
 from abstraction.evaluation import Repeats
+from abstraction.tasks.ioi import VARIABLES
 from experiments.harness.methods import Bench, Outcome, Tell
 from experiments.harness.progressive import METHODS as WAYS
 from experiments.harness.progressive import Method, Stages
@@ -41,8 +42,8 @@ from experiments.ioi.judging import (
     write_mib,
 )
 from experiments.ioi.methods import OWN_METHODS, options_of
+from experiments.ioi.options import EVERYWHERE, Ioi
 from experiments.ioi.options import METHODS as NAMES
-from experiments.ioi.options import Ioi
 from experiments.ioi.places import Place, find_places
 from experiments.ioi.subject import Questions, Subject, load_subject, make_questions, narrow_bench, wide_bench
 from experiments.ioi.tables import tables
@@ -99,17 +100,20 @@ def run_methods(
     stages, chosen = {v: Stages(config, bench) for v, bench in benches.items()}, {}
     for name in config.methods:
         outcomes: dict[str, Outcome] = {}
-        for index, (variable, own) in enumerate(stages.items()):
+        searched = [VARIABLE] if name in EVERYWHERE and not config.both else [*stages]
+        for variable in searched:
+            own = stages[variable]
             say = lambda text, name=name, variable=variable: tell(f"{name}, {variable}: {text}")
             say("running")
             way: Method = OWN_METHODS.get(name) or WAYS[name]
-            key = jax.random.fold_in(keys[name], index)
+            key = jax.random.fold_in(keys[name], VARIABLES.index(variable))
             outcomes[variable] = way.run(dataclasses.replace(own, config=options_of(name, config)), way, key, say)
         tell(f"{name}: judging")
-        judge_apart(results, benches, outcomes, name, jax.random.fold_in(keys[name], len(stages)))
-        keep_apart(run.path, benches, outcomes, f"{name}-seed-{results.seed}")
-        errors = add_errors(results, benches, outcomes, name, linear)
-        at = {v: place_chosen(outcomes[v], places[v].position) for v in benches}
+        judged = {variable: benches[variable] for variable in searched}
+        judge_apart(results, judged, outcomes, name, jax.random.fold_in(keys[name], len(stages)))
+        keep_apart(run.path, judged, outcomes, f"{name}-seed-{results.seed}")
+        errors = add_errors(results, judged, outcomes, name, linear)
+        at = {v: place_chosen(outcomes[v], places[v].position) for v in searched}
         for variable, place in at.items():
             results.add(name, variable, "calibration", block=place.block)
         chosen[name] = at, errors

@@ -57,11 +57,13 @@ def keep_apart(folder: Path, benches: Mapping[str, Bench], outcomes: Mapping[str
 def join(results: Results, variables: Sequence[str], parts: Sequence[Results], method: str) -> None:
     """Join the results of one variable each: their rows, means over them, times as sums, and details as lists."""
     values: dict[tuple[str, str, str], list[float]] = {}
-    for part in parts:
+    for variable, part in zip(variables, parts, strict=True):
         results.rows.extend(row for row in part.rows if row.variable != "mean")
         for row in part.rows:
             if row.variable == "mean":
                 values.setdefault((row.method, row.split, row.metric), []).append(row.value)
+                if row.metric.startswith("seconds"):
+                    results.rows.append(row._replace(variable=variable))
     add = lambda metric: np.sum if metric.startswith("seconds") or metric == "pairs" else np.mean
     results.rows.extend(
         Row(results.experiment, name, "mean", split, metric, results.seed, float(add(metric)(each)))

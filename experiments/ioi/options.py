@@ -12,6 +12,9 @@ METHODS = (
     "plot-stage-a", "plot-native", "plot-pca", "plot-das", "plot-pca-das", "full-das", "screened-das", "dbm",
     "boundless-das", "cosine", "brute-force", "full-state",
 )  # fmt: skip
+EVERYWHERE = ("full-das", "screened-das", "dbm", "boundless-das")
+"""Methods that train at many blocks. An edit of the second subject runs the tokens after it as well, so these search
+for the token alone unless --both says otherwise."""
 MOST_WIDTH = 2**20
 """Width of a network of the user's, which is not known before it is loaded."""
 RANDOM = {"width": 32, "depth": 4, "heads": 4, "kv_heads": 2, "head_size": 8, "hidden": 48}
@@ -69,6 +72,8 @@ class Ioi(CoarseToFine):
     """Seeds of pairs and searches, as start:stop (stop excluded) or a comma list."""
     methods: Annotated[Names, valid.one_of(METHODS)] = METHODS
     """Methods to run; the map of blocks and tokens, the heads and the controls always run."""
+    both: bool = False
+    """Let methods that train at many blocks search for the position as well."""
     explain: bool = False
     """Print what the run would cost, stage by stage, and stop."""
     control_draws: Annotated[int, valid.COUNT] = 5
@@ -93,10 +98,11 @@ class Ioi(CoarseToFine):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {
             "control_draws": 2, "control_shuffles": 1, "network.kind": "random", "banks.solved": False,
-            "banks.fit": 48, "banks.calibration": 24, "banks.test": 32, "banks.wide": 16, "banks.untrained": 32,
+            "banks.fit": 48, "banks.calibration": 24, "banks.test": 32, "banks.wide": 16, "banks.untrained": 48,
             "banks.spare": 1.0, "methods": ("plot-stage-a", "plot-pca", "plot-das", "full-das", "full-state"),
             "stages.resolutions": (16, 4), "das.ranks": (4, 16), "full.ranks": (4,), "screen": 0.5,
-            "das.training.max_epochs": 3, "das.training.batch_size": 16, "full.training.batch_size": 16, "full.training.max_epochs": 2,
+            "das.training.max_epochs": 3, "full.training.max_epochs": 2,
+            **{f"{name}.training.batch_size": 16 for name in ("das", "full", "masks", "boundless")},
         },
     }  # fmt: skip
 
@@ -110,7 +116,3 @@ class Ioi(CoarseToFine):
         self.full.check("--full", width, fit)
         for name in ("masks", "boundless"):
             check_training(f"--{name}.training", getattr(self, name).training, fit)
-        for name in ("wide", "untrained"):
-            valid.most_of(f"--banks.{name}", getattr(self.banks, name), self.banks.fit, "the fit pairs")
-        valid.most_of("--banks.wide", self.banks.wide, self.banks.calibration, "the calibration pairs")
-        valid.most_of("--banks.untrained", self.banks.untrained, self.banks.test, "the test pairs")

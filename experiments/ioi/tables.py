@@ -15,15 +15,17 @@ from experiments.ioi.places import WAYS
 from experiments.ioi.untrained import SEARCHED
 
 EXPERIMENT = "ioi"
+_EACH = {"sq. err.": "squared_error", "run s": "seconds", "compile": "seconds_compile"}
 MEASURES = (
-    Measure("test", "IIA", "mean of the variables"),
-    *(Measure("test", variable, variable, variable) for variable in VARIABLES),
+    Measure("test", "token", "token", "token"),
     Measure("test-sensitive", "t. sens.", "token, sensitive pairs", "token"),
+    Measure("test", "position", "position", "position"),
+    Measure("test-sensitive", "p. sens.", "position, sensitive pairs", "position"),
 )
 OWN_NOTES = (
     "Every variable is searched at its own token, where the first table has it; scores are over the whole vocabulary.",
-    "t. sens.: token on the pairs whose answer must change. sq. err.: of the logit difference, against the linear "
-    "model (MIB).",
+    "sens.: on the pairs whose answer must change; low, high, rand., shuf.: of the token.",
+    "sq. err.: of the logit difference of the base's two names, against the linear model (MIB).",
 )
 
 
@@ -77,13 +79,15 @@ def _places(metrics: Metrics) -> Table:
 def _tokens(metrics: Metrics) -> Table:
     rows = []
     for method in metrics.tested():
-        blocks = {v: metrics.values(method, v, "calibration", "block") for v in VARIABLES}
-        if all(len(found) for found in blocks.values()):
-            row: dict[str, object] = {"method": method}
-            row |= {f"{v} block": ",".join(f"{block:.0f}" for block in np.unique(found)) for v, found in blocks.items()}
-            row |= {f"{v} sq. err.": metrics.mean(method, v, "test", "squared_error") for v in VARIABLES}
-            rows.append(row)
-    return table("blocks, and errors of the logit difference", rows, {f"{v} sq. err.": ".2f" for v in VARIABLES})
+        row: dict[str, object] = {"method": method}
+        for variable in VARIABLES:
+            blocks = np.unique(metrics.values(method, variable, "calibration", "block"))
+            row[f"{variable} block"] = ",".join(f"{block:.0f}" for block in blocks)
+            for name, metric in _EACH.items():
+                row[f"{variable} {name}"] = metrics.mean(method, variable, "test", metric)
+        rows += [row] if any(row[f"{variable} block"] for variable in VARIABLES) else []
+    formats = {f"{v} {name}": ".2f" if name == "sq. err." else ".1f" for v in VARIABLES for name in _EACH}
+    return table("blocks, errors of the logit difference, and seconds of each variable", rows, formats)
 
 
 def _heads(units: Sequence[Unit], metrics: Metrics) -> list[Part]:
