@@ -42,10 +42,10 @@ from experiments.ioi.judging import (
     write_mib,
 )
 from experiments.ioi.methods import OWN_METHODS, options_of
-from experiments.ioi.options import EVERYWHERE, Ioi
 from experiments.ioi.options import METHODS as NAMES
+from experiments.ioi.options import OF_BOTH, Ioi
 from experiments.ioi.places import Place, find_places
-from experiments.ioi.subject import Questions, Subject, load_subject, make_questions, narrow_bench, wide_bench
+from experiments.ioi.subject import Questions, Subject, load_subject, make_questions, narrow_bench, pairs_of, wide_bench
 from experiments.ioi.tables import tables
 from experiments.ioi.untrained import search_untrained
 
@@ -72,11 +72,15 @@ def run_seed(config: Ioi, seed: int, run: RunFolder, tell: Tell) -> Unit:
     del wide
     tell("recording")
     with stopwatch() as recording:
-        benches = {v: narrow_bench(subject, questions, config, v, place.position) for v, place in places.items()}
+        benches = {
+            variable: narrow_bench(subject, pairs_of(variable, questions, config), config, variable, place.position)
+            for variable, place in places.items()
+        }
     results.took("recording", recording)
     compare_apart(results, benches)
     chosen = run_methods(results, run, config, (benches, places), keys, tell)
-    write_mib(run.path / "mib", subject, questions, chosen, seed)
+    families = {v: pairs_of(v, questions, config).banks["test"].family for v in places}
+    write_mib(run.path / "mib", subject.name, families, chosen, seed)
     del benches
     find_heads(results, subject, questions, config, places[VARIABLE].position, tell)
     if config.untrained:
@@ -100,14 +104,14 @@ def run_methods(
     stages, chosen = {v: Stages(config, bench) for v, bench in benches.items()}, {}
     for name in config.methods:
         outcomes: dict[str, Outcome] = {}
-        searched = [VARIABLE] if name in EVERYWHERE and not config.both else [*stages]
+        searched = [*stages] if name in OF_BOTH or config.both else [VARIABLE]
         for variable in searched:
-            own = stages[variable]
             say = lambda text, name=name, variable=variable: tell(f"{name}, {variable}: {text}")
             say("running")
             way: Method = OWN_METHODS.get(name) or WAYS[name]
             key = jax.random.fold_in(keys[name], VARIABLES.index(variable))
-            outcomes[variable] = way.run(dataclasses.replace(own, config=options_of(name, config)), way, key, say)
+            own = dataclasses.replace(stages[variable], config=options_of(name, variable, config))
+            outcomes[variable] = way.run(own, way, key, say)
         tell(f"{name}: judging")
         judged = {variable: benches[variable] for variable in searched}
         judge_apart(results, judged, outcomes, name, jax.random.fold_in(keys[name], len(stages)))

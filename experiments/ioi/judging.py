@@ -19,7 +19,7 @@ from experiments.harness.methods import Bench, Outcome
 from experiments.harness.records import Row
 from experiments.harness.results import Results, keep_choice
 from experiments.ioi.places import Place, one_bank
-from experiments.ioi.subject import Questions, Subject, whole_vocabulary
+from experiments.ioi.subject import whole_vocabulary
 
 _MIB_NAMES = {"position": "output_position", "token": "output_token"}
 _MIB_FAMILIES = {"order": "s1_io_flip"}
@@ -132,8 +132,8 @@ def add_errors(
 
 def write_mib(
     folder: Path,
-    subject: Subject,
-    questions: Questions,
+    model: str,
+    family: Mapping[str, np.ndarray],
     chosen: Mapping[str, tuple[Mapping[str, Place], Mapping[str, np.ndarray]]],
     seed: int,
 ) -> None:
@@ -142,7 +142,6 @@ def write_mib(
     Scores are squared errors of the logit difference, on this run's test pairs, of one chosen place of the residual
     stream per variable; the track's own are of sets of heads and of its private data.
     """
-    family = questions.banks["test"].family
     for method, (places, errors) in chosen.items():
         datasets = {}
         for index, name in enumerate(FAMILIES):
@@ -150,10 +149,12 @@ def write_mib(
             for variable, place in places.items():
                 unit = f"[[AtomicModelUnit(id='ResidualStream(Layer-{place.block},Token-{place.position})')]]"
                 entry = units.setdefault(unit, {"metadata": {"layer": place.block, "position": place.position}})
-                entry[_MIB_NAMES[variable]] = {"average_score": float(errors[variable][family == index].mean())}
+                entry[_MIB_NAMES[variable]] = {
+                    "average_score": float(errors[variable][family[variable] == index].mean())
+                }
             datasets[f"{_MIB_FAMILIES.get(name, name)}_test"] = {"model_unit": units}
         content = {
-            "method_name": method, "model_name": subject.name, "task_name": "ioi_task", "dataset": datasets,
+            "method_name": method, "model_name": model, "task_name": "ioi_task", "dataset": datasets,
         }  # fmt: skip
         write_atomically(folder / f"{method}-seed-{seed}.json", (json.dumps(content, indent=2) + "\n").encode())
 

@@ -1,26 +1,56 @@
 """Methods that are this experiment's alone, beside those of the harness."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Array
 
-from abstraction.localization import full_supports
+from abstraction.localization import Boundless, Mask, full_supports
+from abstraction.localization.guiding import state_supports
 from abstraction.localization.screening import screen_sites
-from experiments.harness.methods import Outcome, Tell, rotations, run_search
+from experiments.harness.methods import Outcome, Tell, Tries, rotations, run_search
 from experiments.harness.options import changed
 from experiments.harness.progressive import Method, Stages
+from experiments.harness.stages import CoarseToFine
 from experiments.harness.timing import stopwatch
 from experiments.ioi.options import Ioi
 
 _FULL = ("full-das", "screened-das")
 """Methods that search by the budget of `full`."""
+_WIDEST = 256
+"""Directions that boundless search may use at most: its transform inverts matrices of twice that size."""
 
 
-def options_of(name: str, config: Ioi) -> Ioi:
-    """Return the options one method runs with: the budget of a full search is its own."""
-    return changed(config, {"das": config.full}) if name in _FULL else config
+def options_of(name: str, variable: str, config: Ioi) -> Ioi:
+    """Return the options a method runs with: full searches, and those for the position, have a budget of their own."""
+    if name in _FULL:
+        return changed(config, {"das": config.full})
+    return changed(config, {"das": config.das_position}) if variable == "position" else config
+
+
+def _guided(tries: Callable[[CoarseToFine, int], Tries], *, turn: bool) -> Callable[..., Outcome]:
+    """Search the whole state where Stage A puts each variable."""
+
+    def run(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
+        (_, before), tap = stages.coarse("ours"), stages.bench.tap
+        supports = [each._replace(turn=turn) for each in state_supports(tap, stages.depths("ours"))]
+        outcome = run_search(stages.bench, key, supports, tries(stages.config, tap.width), tell)
+        return outcome._replace(times={name: before + elapsed for name, elapsed in outcome.times.items()})
+
+    return run
+
+
+def _masks(config: CoarseToFine, width: int) -> Tries:
+    options = config.masks
+    rates = (options.learning_rate,)
+    return Tries(Mask(), options.training, learning_rates=rates, sparsities=options.sparsities)
+
+
+def _boundless(config: CoarseToFine, width: int) -> Tries:
+    options = config.boundless
+    featurizer = Boundless(boundary_rate=options.boundary_rate, penalty_weight=options.penalty)
+    return Tries(featurizer, options.training, (min(width, _WIDEST),), (options.learning_rate,))
 
 
 def _screened_search(stages: Stages, method: Method, key: Array, tell: Tell) -> Outcome:
@@ -37,4 +67,8 @@ def _screened_search(stages: Stages, method: Method, key: Array, tell: Tell) -> 
     return outcome._replace(times=times, details=details)
 
 
-OWN_METHODS: Mapping[str, Method] = {"screened-das": Method(_screened_search)}
+OWN_METHODS: Mapping[str, Method] = {
+    "screened-das": Method(_screened_search),
+    "plot-dbm": Method(_guided(_masks, turn=False)),
+    "plot-boundless-das": Method(_guided(_boundless, turn=True)),
+}

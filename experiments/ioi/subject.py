@@ -21,7 +21,7 @@ from abstraction.tasks.ioi import FAMILIES, POSITIONS, VARIABLES, FamilyBank, Le
 from abstraction.tasks.prompts import Encoded, Tokenizer, WordTokenizer
 from abstraction.typing import Setting
 from experiments.harness.methods import Bench
-from experiments.ioi.options import RANDOM, Ioi, IoiBanks, IoiNetwork
+from experiments.ioi.options import Ioi, IoiBanks, IoiNetwork
 
 TAP = "block_output"
 ROLES = ("fit", "calibration", "test")
@@ -95,7 +95,9 @@ def load_subject(options: IoiNetwork) -> Subject:
 
 def _random_subject() -> Subject:
     tokenizer = WordTokenizer(ioi.vocabulary(_SMALL))
-    config = DecoderConfig(vocabulary=tokenizer.size, embedding_scale=RANDOM["width"] ** 0.5, **RANDOM)
+    config = DecoderConfig(
+        vocabulary=tokenizer.size, width=32, depth=4, heads=4, kv_heads=2, head_size=8, hidden=48, embedding_scale=6.0
+    )
     decoder = Decoder(config, ioi.answers(tokenizer, _SMALL), rest=True)
     return Subject("random", Network(decoder, decoder.init(jax.random.key(0))), tokenizer, _SMALL)
 
@@ -195,6 +197,15 @@ def wide_bench(subject: Subject, questions: Questions, config: Ioi) -> Bench:
     network, recorded = record_pairs(subject, questions, chosen, POSITIONS, TAP, config.network.batch)
     sites = state_sites(network.taps[TAP])
     return Bench(network, sites, recorded["fit"], recorded["calibration"], {}, SIGNATURE, halves=True)
+
+
+def pairs_of(variable: str, questions: Questions, config: Ioi) -> Questions:
+    """Return the pairs that a variable is searched and tested with."""
+    if variable == "token" or config.both:
+        return questions
+    most = config.banks.position
+    sizes = {"fit": most, "calibration": max(len(FAMILIES), most // 2), "test": most}
+    return questions._replace(banks={role: first_pairs(made, sizes[role]) for role, made in questions.banks.items()})
 
 
 def narrow_bench(subject: Subject, questions: Questions, config: Ioi, variable: str, position: str) -> Bench:
