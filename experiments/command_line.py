@@ -23,6 +23,7 @@ from experiments.harness import report
 from experiments.harness.endings import COMMAND, WRONG, Continuation
 from experiments.harness.files import read_object
 from experiments.harness.options import Options
+from experiments.harness.page.writing import write_page
 from experiments.harness.programs import counted, keep_programs
 from experiments.harness.records import RunFolder, open_run
 from experiments.harness.running import Experiment, run_experiment
@@ -50,6 +51,15 @@ class Tables:
     """One row per variable, times, and the chosen settings of every seed."""
     format: Format = "terminal"
     """As wide as the screen, or for other programs; CSV with all digits."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Write report.html of a run again, one page with everything inside, from its records alone."""
+
+    out: Annotated[Path, tyro.conf.arg(help="The run folder.")]
+    beside: tuple[Path, ...] = ()
+    """Folders of other runs: the page lists the options in which they differ."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ def _run(experiment: Experiment, arguments: list[str], continuation: Continuatio
         run = run_experiment(experiment, options, continuation.writes_to)
         report.show(run, experiment.report)
         _draw(run)
+        print(f"report  {write_page(run, experiment.report)}")
     print(f"programs {programs}, {'not kept' if place is None else f'kept in {place}'}")
 
 
@@ -213,6 +224,11 @@ def _show(options: Tables) -> None:
     report.show(run, _experiment_of(run).report, details=options.details, style=options.format)
 
 
+def _write(options: Page) -> None:
+    run = open_run(options.out)
+    print(f"report  {write_page(run, _experiment_of(run).report, [open_run(other) for other in options.beside])}")
+
+
 def _draw(run: RunFolder) -> None:
     for path in report.draw(run, _experiment_of(run).report):
         print(f"figure  {path}")
@@ -220,6 +236,7 @@ def _draw(run: RunFolder) -> None:
 
 _READERS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "tables": (Tables, _show),
+    "report": (Page, _write),
     "figures": (Figures, lambda options: _draw(open_run(options.out))),
 }
 

@@ -36,6 +36,7 @@ from experiments.addition.options import METHODS as NAMES
 from experiments.addition.options import Addition, Honesty
 from experiments.addition.shown import REPORT
 from experiments.harness.methods import Bench, Tell, Tries, rotations, run_search
+from experiments.harness.outcomes import kept_pairs
 from experiments.harness.progressive import METHODS, Stages, fitted_weights
 from experiments.harness.records import RunFolder, Unit
 from experiments.harness.results import Results, seed_keys, split_halves
@@ -67,6 +68,7 @@ def run_seed(config: Addition, seed: int, run: RunFolder, tell: Tell) -> Unit:
         bench = make_bench(problem)
     results.took("banks", drawing + recording)
     results.compare(bench)
+    results.details["pairs"] = kept_pairs(bench)
     stages = Stages(config, bench, known_values(config))
     for name in config.methods:
         say = lambda text, name=name: tell(f"{name}, {text}")

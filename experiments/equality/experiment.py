@@ -44,6 +44,7 @@ from abstraction.typing import Params
 from experiments.equality.options import METHODS, PAPER_METHODS, Backbone, Equality, EqualityBanks
 from experiments.equality.shown import REPORT
 from experiments.harness.methods import Bench, Outcome, Tell, full_state, rotations, run_localization, run_search
+from experiments.harness.outcomes import kept_pairs
 from experiments.harness.records import RunFolder, Unit, digest
 from experiments.harness.results import Results, seed_keys
 from experiments.harness.running import Experiment
@@ -67,6 +68,7 @@ def run_seed(config: Equality, seed: int, run: RunFolder, tell: Tell) -> Unit:
         paper, ours = _benches(config, network, *banks, equality.entities(seed))
     results.took("banks", drawing + recording)
     results.compare(ours)
+    results.details["pairs"] = kept_pairs(ours)
     for method in config.methods:
         tell(method)
         bench, say = paper if method in PAPER_METHODS else ours, lambda text, method=method: tell(f"{method}, {text}")

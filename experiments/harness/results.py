@@ -21,6 +21,7 @@ from abstraction.interventions.handles import at_one_depth, coordinate_mass, sta
 from abstraction.localization import Choice
 from abstraction.models.base import Recordable
 from experiments.harness.methods import Bench, Outcome
+from experiments.harness.outcomes import answers_of
 from experiments.harness.records import Row, Unit
 from experiments.harness.timing import Time, stopwatch
 
@@ -110,6 +111,8 @@ class Results:
             **outcome.details,
         }
         arrays = {"mass": coordinate_mass(handles, bench.sites.tap_depth), **outcome.arrays}
+        if "pairs" in self.details:
+            arrays["got"] = answers_of(bench, handles)
         self.arrays.update({f"{method}/{name}": np.asarray(array) for name, array in arrays.items()})
 
 

@@ -31,10 +31,10 @@ from experiments.harness.valid import require
 from experiments.mcqa.cost import Shape, explanation, memory
 from experiments.mcqa.figures import draw
 from experiments.mcqa.grids import VARIANTS, for_width
-from experiments.mcqa.judging import add_scorers, layer_sweep, write_mib
+from experiments.mcqa.judging import add_scorers, layer_sweep, write_mib, written_pairs
 from experiments.mcqa.network import retrain as retrain_network
 from experiments.mcqa.options import METHODS as NAMES
-from experiments.mcqa.options import Mcqa
+from experiments.mcqa.options import POSITIONS, Mcqa
 from experiments.mcqa.subject import Questions, Subject, load_shape, load_subject, make_bench, make_questions
 from experiments.mcqa.tables import tables
 
@@ -60,6 +60,7 @@ def run_seed(config: Mcqa, seed: int, run: RunFolder, tell: Tell) -> Unit:
     known = {name: network[name] for name in ("accuracy", "width", "depth", "tokens")}
     results.add("backbone", "output", "validation", **known)
     results.details.update(data=data_digest(questions), network=network)
+    results.details["pairs"] = written_pairs(bench, subject, questions, config)
     stages, chosen = Stages(config, bench, protocols=VARIANTS), {}
     for name in config.methods:
         say = lambda text, name=name: tell(f"{name}, {text}")
@@ -68,7 +69,8 @@ def run_seed(config: Mcqa, seed: int, run: RunFolder, tell: Tell) -> Unit:
         results.take(run.path, bench, name, outcome, jax.random.fold_in(keys[name], 1))
         chosen[name] = outcome.choice.handles, add_scorers(results, bench, subject, outcome.choice.handles, name)
     tell("sweep of layers and positions")
-    results.arrays["sweep"], results.details["positions"] = layer_sweep(subject, questions, config)
+    results.arrays["sweep"], results.arrays["sweep_got"] = layer_sweep(subject, questions, config)
+    results.details.update(positions=list(POSITIONS), sweep_pairs=questions.banks["test"].bank.size)
     results.details["memory"] = held_memory(config, subject, questions, bench)
     write_mib(run.path / "mib", subject, questions, chosen, seed)
     return results.unit

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,13 +11,14 @@ from abstraction.evaluation import tally_handles
 from abstraction.interventions import Handle
 from abstraction.interventions.handles import handle_depths
 from abstraction.interventions.patching import handle_outputs
-from abstraction.tasks import symbols
+from abstraction.tasks import mcqa, symbols
 from abstraction.tasks.mcqa import FAMILIES, LABELS
 from experiments.harness.files import write_atomically
 from experiments.harness.methods import Bench
+from experiments.harness.outcomes import MOST, kept_pairs
 from experiments.harness.results import Results
 from experiments.mcqa.options import POSITIONS, Mcqa
-from experiments.mcqa.subject import TAP, Questions, Subject, record_banks, whole_vocabulary
+from experiments.mcqa.subject import TAP, Questions, Subject, record_banks, token_positions, whole_vocabulary
 
 NAME = "mcqa"
 _MIB_NAMES = {"answer_pointer": "answer_pointer", "answer": "answer"}
@@ -43,23 +45,40 @@ def add_scorers(results: Results, bench: Bench, subject: Subject, handles: Handl
     return results.arrays[f"{method}/hits"]
 
 
-def layer_sweep(subject: Subject, questions: Questions, config: Mcqa) -> tuple[np.ndarray, list[str]]:
+def layer_sweep(subject: Subject, questions: Questions, config: Mcqa) -> tuple[np.ndarray, np.ndarray]:
     """Swap the whole residual stream after every block, at every token that has a name, on the test pairs.
 
     Returns:
-      Combined IIA, `[P, V, L]`, and the names of the tokens.
+      Combined IIA, `[P, V, L]`, and what the first pairs answer, `[P, L, n]`: -1 where that is not finite.
     """
     network, recorded = record_banks(subject, questions, config, POSITIONS, ("test",))
     tap, variables = network.taps[TAP], len(questions.banks["test"].bank.variables)
     depth = tap.depth
-    blocks = np.tile(np.arange(depth, dtype=np.int32), variables)
-    every = Handle(TAP, np.ones((len(blocks), tap.width), np.float32), None, blocks)
+    blocks = np.arange(depth, dtype=np.int32)
+    each = Handle(TAP, np.ones((depth, tap.width), np.float32), None, blocks)
+    every = Handle(TAP, np.tile(each.weight, (variables, 1)), None, np.tile(blocks, variables))
     owner = np.repeat(np.arange(variables), depth)
-    found = []
+    found, answers = [], []
     for position in POSITIONS:
-        tally = tally_handles(network, recorded[position, "test"], every, owner)
-        found.append(tally.combined.reshape(variables, depth))
-    return np.stack(found).astype(np.float32), list(POSITIONS)
+        pairs = recorded[position, "test"]
+        found.append(tally_handles(network, pairs, every, owner).combined.reshape(variables, depth))
+        outputs = handle_outputs(network, pairs.runs, each)
+        answers.append([np.asarray(pairs.readout.decode(one))[:MOST] for one in outputs])
+    return np.stack(found).astype(np.float32), np.array(answers, np.int32)
+
+
+def written_pairs(bench: Bench, subject: Subject, questions: Questions, config: Mcqa) -> dict[str, Any]:
+    """Write the first test pairs, with the place of every token that has a name, for the page of the run."""
+    bank, spans = bench.tests["test"].bank, {}
+    for side in ("base", "source"):
+        setting = getattr(bank, side)
+        encoded = mcqa.encode(setting, subject.tokenizer, questions.lexicon)
+        spans[side] = {}
+        for name in POSITIONS:
+            at = token_positions(encoded, setting, questions.lexicon, name)
+            spans[side][name] = [encoded.offsets[row, place].tolist() for row, place in enumerate(at)]
+    kept = kept_pairs(bench, lambda setting: mcqa.render(setting, questions.lexicon), symbols.LETTERS, spans)
+    return kept | {"token": config.position}
 
 
 def write_mib(
