@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from abstraction.causal.pairs import digest as bank_digest
+from abstraction.causal.pairs import select_variables
 from abstraction.evaluation import Repeats
 from abstraction.tasks.ioi import VARIABLES
 from experiments.harness.methods import Bench, Outcome, Tell
@@ -39,7 +40,9 @@ from experiments.ioi.judging import (
     keep_apart,
     linear_model,
     place_chosen,
+    spread_mass,
     write_mib,
+    written_pairs,
 )
 from experiments.ioi.methods import OWN_METHODS, options_of
 from experiments.ioi.options import METHODS as NAMES
@@ -74,10 +77,12 @@ def run_seed(config: Ioi, seed: int, run: RunFolder, tell: Tell) -> Unit:
     with stopwatch() as recording:
         benches = {
             variable: narrow_bench(subject, pairs_of(variable, questions, config), config, variable, place.position)
-            for variable, place in places.items()
+            for variable, place in reversed(places.items())
         }
     results.took("recording", recording)
     compare_apart(results, benches)
+    test = select_variables(questions.banks["test"].bank, [VARIABLES.index(variable) for variable in benches])
+    results.details["pairs"] = written_pairs(benches[VARIABLE], subject, test, places[VARIABLE].position)
     chosen = run_methods(results, run, config, (benches, places), keys, tell)
     families = {v: pairs_of(v, questions, config).banks["test"].family for v in places}
     write_mib(run.path / "mib", subject.name, families, chosen, seed)
@@ -115,6 +120,7 @@ def run_methods(
         tell(f"{name}: judging")
         judged = {variable: benches[variable] for variable in searched}
         judge_apart(results, judged, outcomes, name, jax.random.fold_in(keys[name], len(stages)))
+        spread_mass(results, name, [places[variable].position for variable in searched])
         keep_apart(run.path, judged, outcomes, f"{name}-seed-{results.seed}")
         errors = add_errors(results, judged, outcomes, name, linear)
         at = {v: place_chosen(outcomes[v], places[v].position) for v in searched}

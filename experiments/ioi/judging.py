@@ -1,5 +1,6 @@
 """How frozen handles are judged: each variable at its own token, logit differences, and the MIB track's JSON."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,18 +9,20 @@ from typing import Any
 import jax
 import numpy as np
 
+from abstraction.causal.pairs import PairBank
 from abstraction.evaluation import full_state_handles
 from abstraction.interventions import Handle
 from abstraction.interventions.handles import at_one_depth, handle_depths, take_handle
 from abstraction.interventions.patching import handle_outputs
 from abstraction.tasks import ioi
-from abstraction.tasks.ioi import FAMILIES, VARIABLES
+from abstraction.tasks.ioi import FAMILIES, POSITIONS, VARIABLES
 from experiments.harness.files import write_atomically
 from experiments.harness.methods import Bench, Outcome
+from experiments.harness.outcomes import kept_pairs
 from experiments.harness.records import Row
 from experiments.harness.results import Results, keep_choice
 from experiments.ioi.places import Place, one_bank
-from experiments.ioi.subject import whole_vocabulary
+from experiments.ioi.subject import Subject, whole_vocabulary
 
 _MIB_NAMES = {"position": "output_position", "token": "output_token"}
 _MIB_FAMILIES = {"order": "s1_io_flip"}
@@ -30,22 +33,21 @@ def judge_apart(
     results: Results, benches: Mapping[str, Bench], outcomes: Mapping[str, Outcome], method: str, key: jax.Array
 ) -> None:
     """Judge a handle of every variable on its own bench, over the whole vocabulary, and write it down as one method."""
-    parts = []
+    parts = {}
     for index, (variable, bench) in enumerate(benches.items()):
-        part = Results(results.experiment, results.seed, results.repeats)
-        part.judge(whole_vocabulary(bench), method, outcomes[variable], jax.random.fold_in(key, index))
-        parts.append(part)
-    join(results, list(benches), parts, method)
+        parts[variable] = Results(results.experiment, results.seed, results.repeats, details={"pairs": True})
+        own = jax.random.fold_in(key, index)
+        parts[variable].judge(whole_vocabulary(bench), method, outcomes[variable], own)
+    join(results, parts, method)
 
 
 def compare_apart(results: Results, benches: Mapping[str, Bench]) -> None:
     """Add what the network scores as it is, and the level of chance, of every variable on its own bench."""
-    parts = []
-    for bench in benches.values():
-        part = Results(results.experiment, results.seed, results.repeats)
-        part.compare(whole_vocabulary(bench))
-        parts.append(part)
-    join(results, list(benches), parts, "control-identity")
+    parts = {}
+    for variable, bench in benches.items():
+        parts[variable] = Results(results.experiment, results.seed, results.repeats)
+        parts[variable].compare(whole_vocabulary(bench))
+    join(results, parts, "control-identity")
 
 
 def keep_apart(folder: Path, benches: Mapping[str, Bench], outcomes: Mapping[str, Outcome], name: str) -> None:
@@ -54,10 +56,10 @@ def keep_apart(folder: Path, benches: Mapping[str, Bench], outcomes: Mapping[str
         keep_choice(folder, bench, outcomes[variable].choice, f"{name}-{variable}")
 
 
-def join(results: Results, variables: Sequence[str], parts: Sequence[Results], method: str) -> None:
+def join(results: Results, parts: Mapping[str, Results], method: str) -> None:
     """Join the results of one variable each: their rows, means over them, times as sums, and details as lists."""
     values: dict[tuple[str, str, str], list[float]] = {}
-    for variable, part in zip(variables, parts, strict=True):
+    for variable, part in parts.items():
         results.rows.extend(row for row in part.rows if row.variable != "mean")
         for row in part.rows:
             if row.variable == "mean":
@@ -69,11 +71,39 @@ def join(results: Results, variables: Sequence[str], parts: Sequence[Results], m
         Row(results.experiment, name, "mean", split, metric, results.seed, float(add(metric)(each)))
         for (name, split, metric), each in values.items()
     )
-    found = [part.details[method] for part in parts if method in part.details]
-    if found:
+    if found := [part.details[method] for part in parts.values() if method in part.details]:
         results.details[method] = {name: _joined([each[name] for each in found]) for name in found[0]}
-    for variable, part in zip(variables, parts, strict=True):
-        results.arrays.update({f"{name}/{variable}": values for name, values in part.arrays.items()})
+    first, *others = parts
+    for name in parts[first].arrays:
+        kept = [part.arrays[name] for part in parts.values() if name in part.arrays]
+        if name.endswith(("/mass", "/got")):
+            results.arrays[name] = np.concatenate(kept)
+        else:  # searches of the variables differ in size: those of the first keep their name
+            results.arrays[name] = kept[0]
+            results.arrays.update({f"{name}/{other}": one for other, one in zip(others, kept[1:], strict=True)})
+
+
+def spread_mass(results: Results, method: str, positions: Sequence[str]) -> None:
+    """Say of every handle at which block and token it acts: `[V, L, D]` becomes `[V, L P, D]`."""
+    mass = results.arrays[f"{method}/mass"]
+    wide = np.zeros((len(mass), mass.shape[1], len(POSITIONS), mass.shape[2]), mass.dtype)
+    for row, position in enumerate(positions):
+        wide[row, :, POSITIONS.index(position)] = mass[row]
+    results.arrays[f"{method}/mass"] = wide.reshape(len(mass), -1, mass.shape[2])
+
+
+def written_pairs(bench: Bench, subject: Subject, bank: PairBank, position: str) -> dict[str, Any]:
+    """Write the first test pairs, with the place of every token that has a name, for the page of the run."""
+    spans = {}
+    for side in ("base", "source"):
+        setting = getattr(bank, side)
+        written = ioi.spans(setting, subject.lexicon)
+        ends = [len(text) for text in ioi.render(setting, subject.lexicon)]
+        spans[side] = {**written, "last": [(end - len("to"), end) for end in ends]}
+    tests = {"test": dataclasses.replace(bench.tests["test"], bank=bank)}
+    write = lambda setting: ioi.render(setting, subject.lexicon)
+    kept = kept_pairs(dataclasses.replace(bench, tests=tests), write, subject.lexicon.names, spans)
+    return kept | {"token": position}
 
 
 def _joined(values: Sequence[Any]) -> Any:

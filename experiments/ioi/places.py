@@ -68,6 +68,7 @@ def find_places(results: Results, bench: Bench, config: Ioi, tell: Tell) -> dict
     with stopwatch() as elapsed:
         swapped = sweep(bench.network, one_bank(bench), None, Sweeping(controls=None), tell=_progress(tell))
     _keep_map(results, swapped, elapsed)
+    results.details["sweep_pairs"] = one_bank(bench).bank.size
     return {v: place_of(at) for v, at in zip(VARIABLES, handle_depths(found.choice.handles), strict=True)}
 
 
@@ -98,6 +99,11 @@ def _keep_map(results: Results, swapped: Sweep, elapsed: Time) -> None:
     """Keep the map, and the earliest place whose IIA is not below the interval of the best."""
     ends = {"map": swapped.values, "map/low": swapped.low, "map/high": swapped.high}
     results.arrays.update({name: np.asarray(values, np.float32) for name, values in ends.items()})
+    # What the page of a run draws: by token, variable and block; variables in the order of the methods' rows.
+    results.arrays["sweep"] = np.moveaxis(results.arrays["map"], 2, 0)[:, ::-1]
+    results.details["positions"] = list(POSITIONS)
+    blocks = results.arrays["map"].shape[1]
+    results.details["places"] = [f"block {block}, {name}" for block in range(blocks) for name in POSITIONS]
     flat = lambda each: np.nan_to_num(np.asarray(each), nan=-1.0).reshape(len(VARIABLES), -1)
     values, low = flat(swapped.values), flat(swapped.low)
     least = np.take_along_axis(low, values.argmax(axis=1)[:, None], axis=1)

@@ -91,7 +91,7 @@ def test_means_are_of_the_variables_that_were_searched():
         part.details["m"] = {"settings": {str(value): {}}, "ties": [1], "finite": value < 0.5, "candidates": value}
         parts.append(part)
     results = Results("ioi", 0)
-    join(results, ["a", "b"], parts, "m")
+    join(results, dict(zip("ab", parts, strict=True)), "m")
     metrics = Metrics(results.rows)
     assert metrics.mean("m", "mean", "test", "iia") == 0.5
     assert metrics.mean("m", "mean", "test", "seconds") == 1.0
@@ -135,8 +135,11 @@ def test_handles_are_read_back_one_file_a_variable(run, subject):
             config.out / "handles" / f"plot-das-seed-0-{variable}.safetensors", whole_vocabulary(bench).network
         )
         assert choice.variables == (variable,)
-        mass = folder.units()[0].arrays[f"plot-das/mass/{variable}"]
-        np.testing.assert_allclose(coordinate_mass(choice.handles, DEPTH), mass, rtol=1e-6)
+        mass = folder.units()[0].arrays["plot-das/mass"][("token", "position").index(variable)]
+        found = coordinate_mass(choice.handles, DEPTH)[0]
+        own = mass.reshape(DEPTH, len(POSITIONS), -1)
+        np.testing.assert_allclose(own[:, int(positions[0])], found, rtol=1e-6)
+        assert own.sum() == pytest.approx(found.sum(), rel=1e-5), "and nothing at other tokens"
 
 
 def test_a_complete_run_is_shown_from_its_records(run, capsys):
