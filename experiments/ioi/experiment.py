@@ -44,7 +44,7 @@ from experiments.ioi.judging import (
     write_mib,
     written_pairs,
 )
-from experiments.ioi.methods import OWN_METHODS, options_of
+from experiments.ioi.methods import OWN_METHODS, PROTOCOLS, options_of
 from experiments.ioi.options import METHODS as NAMES
 from experiments.ioi.options import OF_BOTH, Ioi
 from experiments.ioi.places import Place, find_places
@@ -106,7 +106,7 @@ def run_methods(
     benches, places = found
     linear, error = linear_model(benches, places)
     results.details["linear"] = {**dict(zip(("bias", "position", "token"), linear, strict=True)), "error": error}
-    stages, chosen = {v: Stages(config, bench) for v, bench in benches.items()}, {}
+    stages, chosen = {v: Stages(config, bench, protocols=PROTOCOLS) for v, bench in benches.items()}, {}
     for name in config.methods:
         outcomes: dict[str, Outcome] = {}
         searched = [*stages] if name in OF_BOTH or config.both else [VARIABLE]

@@ -1,12 +1,13 @@
 """Methods that are this experiment's alone, beside those of the harness."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Array
 
-from abstraction.localization import Boundless, Mask, full_supports
+from abstraction.localization import VARIANTS, Boundless, CutMenu, Mask, Variant, full_supports
 from abstraction.localization.guiding import state_supports
 from abstraction.localization.screening import screen_sites
 from experiments.harness.methods import Outcome, Tell, Tries, rotations, run_search
@@ -16,6 +17,10 @@ from experiments.harness.stages import CoarseToFine
 from experiments.harness.timing import stopwatch
 from experiments.ioi.options import Ioi
 
+PROTOCOLS: Mapping[str, Variant] = {
+    "ours": dataclasses.replace(VARIANTS["ours"], menu=CutMenu((1, 2, 3, 4, 6, 8), (0.7, 1.0, 1.4)))
+}
+"""As in the harness, with few strengths: every handle of the position is run at several tokens of every pair."""
 _FULL = ("full-das", "screened-das")
 """Methods that search by the budget of `full`."""
 _WIDEST = 256

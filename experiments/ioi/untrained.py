@@ -5,10 +5,10 @@ import dataclasses
 import jax
 
 from abstraction.evaluation.judging import judge_alone
-from experiments.harness.options import changed
 from experiments.harness.progressive import METHODS, Stages
 from experiments.harness.results import Results, split_halves
 from experiments.ioi.heads import VARIABLE
+from experiments.ioi.methods import PROTOCOLS
 from experiments.ioi.options import Ioi
 from experiments.ioi.subject import Questions, Subject, first_pairs, narrow_bench, whole_vocabulary
 
@@ -24,7 +24,7 @@ def search_untrained(
     few = {role: first_pairs(made, config.banks.untrained) for role, made in questions.banks.items()}
     other = subject.untrained(start)
     bench = narrow_bench(other, questions._replace(banks=few), config, VARIABLE, position)
-    stages = Stages(changed(config, {"das.restarts": 1}), bench)
+    stages = Stages(config, bench, protocols=PROTOCOLS)
     for name, own in zip(SEARCHED, rest, strict=True):
         outcome = METHODS[name].run(stages, METHODS[name], own, lambda text: None)
         judged = whole_vocabulary(bench)
