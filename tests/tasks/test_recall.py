@@ -146,9 +146,9 @@ def test_a_real_network_recalls_what_it_was_told():
     tokenizer = load_tokenizer(path)
     lexicon = recall.lexicon_for(tokenizer)
     network = load_decoder(path, answers=recall.answers(tokenizer, lexicon), rest=True)
-    bank = recall.make_banks(0, lexicon, {"test": 300})["test"].bank
-    length = recall.encode(bank.base, tokenizer, lexicon).tokens.shape[1] + 3
-    encode = lambda setting: recall.encode(setting, tokenizer, lexicon, length=length).tokens
-    found = solved(network, encode, bank, recall.MODEL, readout=Classes(len(lexicon.values) + 1), batch=50)
-    assert found.share_base >= 0.95
-    assert found.share_source >= 0.95
+    bank = recall.make_banks(0, lexicon, {"test": 150})["test"].bank
+    encode = lambda setting: recall.encode(setting, tokenizer, lexicon, length=20).tokens
+    found = solved(network, encode, bank, recall.MODEL, readout=Classes(len(lexicon.values) + 1), batch=60)
+    right = np.concatenate([found.base, found.source])
+    assert len(right) == 300
+    assert right.mean() >= 0.95
