@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from refusals import Refusal, check_refusal
 
-from abstraction.tasks import addition, copycolors, equality, mcqa, mnist, prompts, recall, symbols
+from abstraction.tasks import addition, copycolors, equality, ioi, mcqa, mnist, prompts, recall, symbols
 
 VECTORS = equality.entities(0)
 WORDS = prompts.WordTokenizer(("Answer", ":", "A", "B", "is"))
@@ -30,7 +30,9 @@ class _Characters:
 
 
 LETTERED = _Characters()
-NAMED = recall.Lexicon(tuple("ABCDE"), tuple("ghijkl"))
+TOLD = recall.Lexicon(tuple("ABCDE"), tuple("ghijkl"))
+NAMES = ioi.Lexicon(ioi.NAMES[:8])
+NAMED = ioi.make_banks(0, NAMES, {"fit": 8})["fit"]
 CLASSES, LOGITS = ((2,), (3,)), np.zeros((2, 5), np.float32)
 OPTIONS = np.array([[0, 1], [1, 0]])
 
@@ -39,9 +41,19 @@ def _score(logits=LOGITS, classes=CLASSES, expected=(0, 1), options=OPTIONS):
     return symbols.score(logits, classes, WORDS, np.array(expected), np.array(options), symbols=("A", "B"))
 
 
+def ioi_words():
+    """A tokenizer that writes every name as two words."""
+
+    class Split(prompts.WordTokenizer):
+        def encode(self, text):
+            return [index for _ in text.split() for index in (0, 1)], [(0, 1)] * (2 * len(text.split()))
+
+    return Split(("A", "B"))
+
+
 def _told(frame=0, keys=(0, 1, 2), values=(0, 1, 2), asked=1):
     columns = zip(recall.INPUTS, (frame, *keys, *values, asked), strict=True)
-    return recall.render({name: np.array([value]) for name, value in columns}, NAMED)
+    return recall.render({name: np.array([value]) for name, value in columns}, TOLD)
 
 
 EQUALITY = [
@@ -96,27 +108,47 @@ MCQA = [
     Refusal("no pair to keep", lambda: mcqa.select_pairs(BANK, np.ones(6, bool), 0), "size 0"),
     Refusal("a family that is none", lambda: mcqa.counterfactual(np.random.default_rng(0), SETTING, "x"), "'x'"),
 ]
+IOI = [
+    Refusal("three names", lambda: ioi.Lexicon(ioi.NAMES[:3]), "four or more"),
+    Refusal("a frame without its slots", lambda: ioi.Lexicon(frames=("{name0} to",)), "expected name0, name1"),
+    Refusal("a negative seed", lambda: ioi.make_banks(-1, NAMES), "seed -1"),
+    Refusal("no bank", lambda: ioi.make_banks(0, NAMES, {}), "no sizes"),
+    Refusal("half a pair", lambda: ioi.make_banks(0, NAMES, {"fit": 4.5}), "4.5"),
+    Refusal("an unknown role", lambda: ioi.make_banks(0, NAMES, {"train": 8}), "'train'"),
+    Refusal("a name past the last", lambda: ioi.render(NAMED.bank.base | {"name0": np.full(8, 8)}, NAMES), "example 0"),
+    Refusal(
+        "names that are floats", lambda: ioi.spans({k: v * 1.0 for k, v in NAMED.bank.base.items()}, NAMES), "float"
+    ),
+    Refusal("a variable left out", lambda: ioi.encode({"name0": np.array([0])}, WORDS, NAMES), "without"),
+    Refusal("names that are no token", lambda: ioi.answers(ioi_words(), NAMES), "of several tokens"),
+    Refusal("names of which none is a token", lambda: ioi.lexicon_for(ioi_words(), NAMES), "got 0 names"),
+    Refusal("outputs of other pairs", lambda: ioi.logit_differences(np.zeros((3, 9)), NAMED.bank), r"\(3, 9\)"),
+    Refusal("fewer outputs than names", lambda: ioi.logit_differences(np.zeros((8, 2)), NAMED.bank), r"\(8, 2\)"),
+    Refusal("a signal too few", lambda: ioi.linear_model(np.zeros(3), np.ones(2), np.ones(3)), r"\(2,\)"),
+    Refusal("a difference that is none", lambda: ioi.linear_model(np.full(3, np.nan), *np.ones((2, 3))), "not all"),
+    Refusal("shares of numbers", lambda: ioi.solved_shares(np.ones(8), NAMED.family), "type float64"),
+]
 RECALL = [
-    Refusal("three keys", lambda: recall.Lexicon(NAMED.keys[:3], NAMED.values), "4 or more keys"),
-    Refusal("five values", lambda: recall.Lexicon(NAMED.keys, NAMED.values[:5]), "6 or more values"),
-    Refusal("a key among the values", lambda: recall.Lexicon(NAMED.keys, (*NAMED.values, "A")), "no word twice"),
-    Refusal("no frame", lambda: recall.Lexicon(NAMED.keys, NAMED.values, ()), "no frames"),
-    Refusal("a frame of nothing", lambda: recall.Lexicon(NAMED.keys, NAMED.values, ("{key0}",)), "slots"),
-    Refusal("no word of one token", lambda: recall.lexicon_for(LETTERED, NAMED), r"keys \(\)"),
-    Refusal("values of two tokens", lambda: recall.answers(LETTERED, NAMED), "values"),
-    Refusal("a role of its own", lambda: recall.make_banks(0, NAMED, {"train": 8}), "'train'"),
-    Refusal("a bank of four pairs", lambda: recall.make_banks(0, NAMED, {"fit": 4}), "pairs for 'fit' 4"),
-    Refusal("half a pair told", lambda: recall.make_banks(0, NAMED, {"fit": 7.5}), "7.5"),
-    Refusal("a seed below 0", lambda: recall.make_banks(-1, NAMED), "seed -1"),
-    Refusal("no bank told", lambda: recall.make_banks(0, NAMED, {}), "no sizes"),
-    Refusal("too few keys", lambda: recall.make_banks(0, NAMED, {"test": 5, "fit": 90}), "5 keys"),
+    Refusal("three keys", lambda: recall.Lexicon(TOLD.keys[:3], TOLD.values), "4 or more keys"),
+    Refusal("five values", lambda: recall.Lexicon(TOLD.keys, TOLD.values[:5]), "6 or more values"),
+    Refusal("a key among the values", lambda: recall.Lexicon(TOLD.keys, (*TOLD.values, "A")), "no word twice"),
+    Refusal("no frame", lambda: recall.Lexicon(TOLD.keys, TOLD.values, ()), "no frames"),
+    Refusal("a frame of nothing", lambda: recall.Lexicon(TOLD.keys, TOLD.values, ("{key0}",)), "slots"),
+    Refusal("no word of one token", lambda: recall.lexicon_for(LETTERED, TOLD), r"keys \(\)"),
+    Refusal("values of two tokens", lambda: recall.answers(LETTERED, TOLD), "values"),
+    Refusal("a role of its own", lambda: recall.make_banks(0, TOLD, {"train": 8}), "'train'"),
+    Refusal("a bank of four pairs", lambda: recall.make_banks(0, TOLD, {"fit": 4}), "pairs for 'fit' 4"),
+    Refusal("half a pair told", lambda: recall.make_banks(0, TOLD, {"fit": 7.5}), "7.5"),
+    Refusal("a seed below 0", lambda: recall.make_banks(-1, TOLD), "seed -1"),
+    Refusal("no bank told", lambda: recall.make_banks(0, TOLD, {}), "no sizes"),
+    Refusal("too few keys", lambda: recall.make_banks(0, TOLD, {"test": 5, "fit": 90}), "5 keys"),
     Refusal("a key that is not told", lambda: _told(asked=3), "a key asked that was told"),
     Refusal("a key told twice", lambda: _told(keys=(0, 1, 0)), "no key and no value twice"),
     Refusal("a value told twice", lambda: _told(values=(0, 1, 0)), "no key and no value twice"),
     Refusal("a value past the last", lambda: _told(values=(0, 6, 1)), "example 0"),
     Refusal("a frame past the last", lambda: _told(frame=9), "example 0"),
     Refusal("names in place of indices", lambda: _told(asked=1.0), "whole numbers"),
-    Refusal("only a frame", lambda: recall.render({"frame": np.array([0])}, NAMED), "without"),
+    Refusal("only a frame", lambda: recall.render({"frame": np.array([0])}, TOLD), "without"),
 ]
 TOKENS = [
     Refusal("a text in place of texts", lambda: prompts.encode_prompts(WORDS, "Answer"), "'Answer'"),
@@ -139,7 +171,7 @@ TOKENS = [
 ]
 
 
-@pytest.mark.parametrize("row", EQUALITY + ADDITION + MCQA + RECALL + TOKENS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", EQUALITY + ADDITION + MCQA + IOI + RECALL + TOKENS, ids=lambda row: row.name)
 def test_a_task_refuses_what_it_has_not(row, unchecked):
     check_refusal(row)
 
