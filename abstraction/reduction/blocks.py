@@ -134,11 +134,13 @@ def block_budgets(rankings: Sequence[Ranking], share: float, spread: Spread = "u
     if spread == "uniform":
         return {tap: check_keep(max(1, round(share * count)), count) for tap, count in counts.items()}
     total = max(len(counts), round(share * sum(counts.values())))
-    if rankings[0].path is not None and rankings[0].groups is None:
-        left = {each.tap: each.statistics.width - len(each.path.order) for each in rankings if each.path is not None}
-        return share_budget(rankings, total, min_keep=max(left.values()))
+    paths = [each.path for each in rankings if each.path is not None]
+    # An elimination that ended early says nothing of the units that it left.
+    least = max((path.width - len(path.order) for path in paths), default=1)
+    if paths and rankings[0].groups is None:
+        return share_budget(rankings, total, min_keep=least)
     scores = {each.tap: _standardised(each) for each in rankings}
-    return {tap: len(kept) for tap, kept in allocate(scores, total).items()}
+    return {tap: len(kept) for tap, kept in allocate(scores, total, min_keep=least).items()}
 
 
 def fold_blocks(rankings: Sequence[Ranking], keep: Mapping[str, int]) -> Plan:
