@@ -4,8 +4,8 @@
     kl          KL(p_dense || p)             of the two predictions at a token
     agrees      argmax p = argmax p_dense
 
-Predictions over 49,152 tokens at every position of a text are too many to keep. What is kept of the dense network is its
-last residual stream, some hundred numbers a token, from which they are made again.
+Predictions over 49,152 tokens at every position of a text are too many to keep. What is kept of the dense network is
+its last residual stream, some hundred numbers a token, from which they are made again.
 """
 
 from typing import Any, NamedTuple

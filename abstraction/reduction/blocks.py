@@ -126,8 +126,10 @@ def block_budgets(rankings: Sequence[Ranking], share: float, spread: Spread = "u
       spread: the same share in every block, or one budget over all of them.
 
     Raises:
-      ValueError: a share outside (0, 1], an unknown spread, or a budget over scores that blocks do not share.
+      ValueError: no rankings, a share outside (0, 1], an unknown spread, or a budget over eliminations that ended
+        before it is spent.
     """
+    _check_rankings(rankings)
     number("share to keep", share, float(np.finfo(float).tiny), 1.0)
     one_of("spread", spread, get_args(Spread))
     counts = {each.tap: len(each.groups) if each.groups else each.statistics.width for each in rankings}
@@ -147,10 +149,12 @@ def fold_blocks(rankings: Sequence[Ranking], keep: Mapping[str, int]) -> Plan:
     """Choose the units that stay and fit what replaces the others, block by block.
 
     Raises:
-      ValueError: no ranking, or a budget that a ranking does not have.
+      ValueError: no rankings, budgets of other taps, or one that a ranking does not have.
     """
-    if not rankings:
-        raise ValueError("got no rankings, expected one for each block")
+    _check_rankings(rankings)
+    taps = [ranking.tap for ranking in rankings]
+    if set(keep) != set(taps):
+        raise ValueError(f"got budgets of {sorted(keep)}, expected those of the rankings, {taps}")
     folds, notes, risks = [], [], []
     for ranking in rankings:
         fold, note = fitted_fold(ranking, ranking.kept(keep[ranking.tap]))
@@ -182,6 +186,11 @@ def folded_decoder(network: Network, plan: Plan) -> Network:
         model: Any = biased.model
         biased = Network(*model.with_biases(biased.params, tap))
     return Network(*stacked_decoder(biased.model, biased.params))  # pyright: ignore[reportArgumentType]
+
+
+def _check_rankings(rankings: Sequence[Ranking]) -> None:
+    if not rankings:
+        raise ValueError("got no rankings, expected one for each block")
 
 
 def _check_closed(method: Method) -> None:

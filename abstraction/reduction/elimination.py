@@ -125,9 +125,7 @@ def metric_root(hessian: Float[AnyArray, "D D"], *, tolerance: float = 1e-6) -> 
     return (vectors[:, used] * np.sqrt(values[used])).T * unit
 
 
-def given_root(
-    hessian: Float[AnyArray, "D D"], root: Float[AnyArray, "R D"] | None
-) -> Float[np.ndarray, "R D"]:
+def given_root(hessian: Float[AnyArray, "D D"], root: Float[AnyArray, "R D"] | None) -> Float[np.ndarray, "R D"]:
     """Return the root of H that is at hand, or else find one.
 
     Raises:
@@ -137,7 +135,9 @@ def given_root(
         return metric_root(hessian)
     values = finite("a root of the curvature", root).astype(np.float64)
     if values.ndim != 2 or values.shape[1:] != np.shape(hessian)[1:]:
-        raise ValueError(f"got a root of shape {values.shape}, expected one column for each unit of {np.shape(hessian)}")
+        raise ValueError(
+            f"got a root of shape {values.shape}, expected one column for each unit of {np.shape(hessian)}"
+        )
     return values
 
 

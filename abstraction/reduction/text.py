@@ -111,7 +111,7 @@ def text_statistics(
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(total)):
         raise ValueError("got activations or gradients that are not finite, expected finite numbers; look at the text")
     count, parts = total
-    return TextStatistics(np.asarray(count), {tap: _moments(count, part) for tap, part in parts.items()})
+    return TextStatistics(np.asarray(int(count)), {tap: _moments(count, part) for tap, part in parts.items()})
 
 
 def block_statistics(network: Network, text: TextStatistics, tap: str, discrepancy: str) -> Statistics:
@@ -137,7 +137,7 @@ def block_statistics(network: Network, text: TextStatistics, tap: str, discrepan
     mean, own = np.asarray(units.mean[block]), np.diagonal(hessian)
     covariance, zeros = np.asarray(units.covariance[block]), np.zeros(len(mean))
     return Statistics(
-        count=np.asarray(text.tokens),
+        count=np.asarray(text.tokens, np.float64),
         positions=np.asarray(1.0),
         mean=mean,
         covariance=covariance,
@@ -174,8 +174,9 @@ def _sums(network: Network, tokens: Int[Array, "N T"], key: Array, discrepancies
     found = {}
     for tap in taps:
         units = jax.lax.map(lambda a: _unit_sums(a.reshape(len(counted), -1), counted), recorded[tap])
-        # Padding has no gradient: nothing that counts attends to it.
-        found[tap] = (*units, {name: jax.lax.map(_squares, pulled[name][WRITES[tap]]) for name in discrepancies})
+        # Nothing that counts attends to padding; a row of nothing else has no derivative at all.
+        square = lambda g: _squares(jnp.where(there[..., None], g, 0.0))
+        found[tap] = (*units, {name: jax.lax.map(square, pulled[name][WRITES[tap]]) for name in discrepancies})
     return counted.sum(dtype=jnp.float32), found
 
 

@@ -133,9 +133,7 @@ def _named(what: str, arrays: dict[Text, np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{what} {name}": values for name, values in arrays.items()}
 
 
-def _bench(
-    config: LmReduction, subject: Subject, tests: dict[str, np.ndarray], results: Results, tell: Tell
-) -> Bench:
+def _bench(config: LmReduction, subject: Subject, tests: dict[str, np.ndarray], results: Results, tell: Tell) -> Bench:
     """Measure the dense network."""
     tell("the dense network")
     size, dense = config.batch_size, subject.network

@@ -75,7 +75,7 @@ class LmReduction(Options):
         "quick": {
             "network.model": TINY, "texts.length": 16, "texts.calibration": 24, "texts.test": 8, "texts.prompts": 16,
             "methods": ("cmr-closed", "obs-affine", "flap", "wanda-zero", "random"), "keeps": (0.75, 0.5),
-            "elsewhere": ("cmr-closed", "flap"), "batch_size": 8,
+            "elsewhere": ("cmr-closed", "flap"),
         },
     }  # fmt: skip
 
