@@ -73,6 +73,7 @@ quick: $(VENV)/.experiments
 	$(BIN)/python -m experiments reduction --quick --out runs/quick/reduction
 	$(BIN)/python -m experiments certify --quick --out runs/quick/certify
 	$(BIN)/python -m experiments discovery --quick --out runs/quick/discovery
+	$(BIN)/python -m experiments lm-reduction --quick --out runs/quick/lm-reduction
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest .cache runs

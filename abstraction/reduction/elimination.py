@@ -72,7 +72,9 @@ class Path(NamedTuple):
         whole("keep", keep, max(least, 1), self.width)
 
 
-def eliminate(hessian: Float[AnyArray, "D D"], moments: LawMoments, *, keep: int) -> Path:
+def eliminate(
+    hessian: Float[AnyArray, "D D"], moments: LawMoments, *, keep: int, root: Float[AnyArray, "R D"] | None = None
+) -> Path:
     """Remove units one by one until `keep` are left, each time the one that adds least to D.
 
     Units of variance 0 cost nothing and go first; ties go to the lower index.
@@ -81,13 +83,14 @@ def eliminate(hessian: Float[AnyArray, "D D"], moments: LawMoments, *, keep: int
       hessian: curvature at the tap, or any positive semidefinite metric, `[D, D]`; D is in units of its quadratic form.
       moments: of the tap, under the law folds are fitted for.
       keep: units to keep at least.
+      root: V with V^T V = H, where one is at hand: the roots of H are most of the cost where few units go.
 
     Raises:
-      ValueError: `keep` is not in [1, D], or the metric is not finite.
+      ValueError: `keep` is not in [1, D], or the metric or its root are not finite or do not fit.
     """
     width = check_moments(moments)
     whole("keep", keep, 1, width)
-    metric = metric_root(hessian)
+    metric = given_root(hessian, root)
     if metric.shape[1] != width:
         raise ValueError(f"got a curvature of {metric.shape[1]} units, expected {width}, those of the moments")
     if keep == width:
@@ -120,6 +123,22 @@ def metric_root(hessian: Float[AnyArray, "D D"], *, tolerance: float = 1e-6) -> 
     if not used.any():
         return np.zeros((1, len(hessian)))
     return (vectors[:, used] * np.sqrt(values[used])).T * unit
+
+
+def given_root(hessian: Float[AnyArray, "D D"], root: Float[AnyArray, "R D"] | None) -> Float[np.ndarray, "R D"]:
+    """Return the root of H that is at hand, or else find one.
+
+    Raises:
+      ValueError: it is not finite, or not one of as many units as H.
+    """
+    if root is None:
+        return metric_root(hessian)
+    values = finite("a root of the curvature", root).astype(np.float64)
+    if values.ndim != 2 or values.shape[1:] != np.shape(hessian)[1:]:
+        raise ValueError(
+            f"got a root of shape {values.shape}, expected one column for each unit of {np.shape(hessian)}"
+        )
+    return values
 
 
 def eliminate_constants(metric: Float[AnyArray, "D D"], covariance: Float[AnyArray, "D D"], *, keep: int) -> Path:

@@ -87,6 +87,10 @@ def _constants(about: str, selector: Selector, **options: object) -> Method:
     return Method(about, selector, **{"folding": "constant", "law": _OBSERVED, **options})  # pyright: ignore[reportArgumentType]
 
 
+def _zeros(about: str, selector: Selector) -> Method:
+    return dataclasses.replace(_constants(about, selector), folding="zero")
+
+
 METHODS: dict[str, Method] = {
     "cmr": dataclasses.replace(_CLOSED, about="cmr-closed, and its reader refitted under interventions", refit="head"),
     "cmr-closed": _CLOSED,
@@ -110,10 +114,15 @@ METHODS: dict[str, Method] = {
     "vbp-affine": dataclasses.replace(_constants("variance, affine folds", "variance"), folding="affine"),
     "magnitude": _constants("norm of outgoing weights, means", "magnitude"),
     "taylor": _constants("first-order effect on the label loss, means", "taylor"),
-    "wanda": _constants("outgoing weights times activation, means", "wanda"),
+    "wanda": _constants("outgoing weights times activation (arXiv 2306.11695, summed per unit), means", "wanda"),
     "obd": _constants("optimal brain damage, curvature of KL at a zero constant; means", "obd", discrepancy="kl"),
     "random": _constants("a random order, means", "random"),
-    "vbp-zero": dataclasses.replace(_constants("mean square, zeros", "variance"), folding="zero"),
+    "vbp-zero": _zeros("mean square, zeros", "variance"),
+    "flap": _constants("fluctuation times outgoing weights, means as bias (arXiv 2312.11983)", "flap"),
+    "magnitude-zero": _zeros("norm of outgoing weights, zeros", "magnitude"),
+    "wanda-zero": _zeros("outgoing weights times activation, zeros", "wanda"),
+    "flap-zero": _zeros("mean square times outgoing weights, zeros", "flap"),
+    "random-zero": _zeros("a random order, zeros", "random"),
 }
 """Presets by name; `dataclasses.replace` makes others."""
 

@@ -122,12 +122,54 @@ def rank_units(
         key=key,
         batch_size=batch_size,
     )
+    return rank_measured(network, calibration, tap, method, Measured(statistics), groups=groups, key=key)
+
+
+class Measured(NamedTuple):
+    """What is known of a tap before its units are ranked.
+
+    Attributes:
+      statistics: of the tap.
+      root: V with V^T V the curvature, `[R, D]`, where it is at hand; otherwise an elimination finds one.
+      least: units, or groups, that will be kept at least; an elimination ends there.
+    """
+
+    statistics: Statistics
+    root: Float[np.ndarray, "R D"] | None = None
+    least: int = 1
+
+
+def rank_measured(
+    network: Network,
+    calibration: Calibration,
+    tap: str,
+    method: Method,
+    measured: Measured,
+    *,
+    groups: Sequence[Sequence[int]] | None = None,
+    key: Array | None = None,
+) -> Ranking:
+    """Rank the units of a tap by statistics that are there already.
+
+    Args:
+      network: what to reduce.
+      calibration: what the statistics are of.
+      tap: where.
+      method: how; its discrepancy is that of the statistics.
+      measured: statistics of the tap.
+      groups: units that stay or go together.
+      key: randomness of `random`.
+
+    Raises:
+      ValueError: what `rank_units` refuses of all but the inputs.
+    """
+    statistics = measured.statistics
     origin = method.folding == "zero" or (method.folding == "affine" and starts_at_zero(network, tap))
     moments, observed = (
         law_moments(statistics, law, ridge=method.ridge, origin=origin) for law in (method.law, (0.0,))
     )
     statistics = about_origin(statistics) if origin else statistics
-    path = _path(statistics, moments if groups is None else observed, method, groups)
+    path = _path(measured._replace(statistics=statistics), moments if groups is None else observed, method, groups)
     warning = None
     if method.folding == "curvature-constant" or method.selector == "curvature":
         warning = constant_risk(statistics, relative=method.relative_flat).warning
@@ -147,16 +189,17 @@ def check_method(method: Any) -> None:
 
 
 def _path(
-    statistics: Statistics, moments: LawMoments, method: Method, groups: Sequence[Sequence[int]] | None
+    measured: Measured, moments: LawMoments, method: Method, groups: Sequence[Sequence[int]] | None
 ) -> Path | None:
     """Run the elimination, where the method is one."""
+    statistics, root, least = measured
     if method.selector == "greedy-constants":
-        return eliminate_constants(statistics.hessian, statistics.covariance, keep=1)
+        return eliminate_constants(statistics.hessian, statistics.covariance, keep=least)
     if method.selector != "elimination":
         return None
     if groups is None:
-        return eliminate(statistics.hessian, moments, keep=1)
-    return eliminate_groups(statistics.hessian, moments, _table(groups), keep=1)
+        return eliminate(statistics.hessian, moments, keep=least, root=root)
+    return eliminate_groups(statistics.hessian, moments, _table(groups), keep=least, root=root)
 
 
 def share_budget(
@@ -227,7 +270,7 @@ def _scores(ranking: Ranking, key: Array | None) -> Float[np.ndarray, " D"]:
     if method.selector == "curvature":
         return constant_risk(statistics, relative=method.relative_flat).score
     weights = taylor = None
-    if method.selector in ("magnitude", "wanda"):
+    if method.selector in ("magnitude", "wanda", "flap"):
         weights = reader_weights(ranking.network, tap)
     if method.selector == "taylor":
         taylor = taylor_scores(ranking.network, ranking.calibration, tap, statistics.mean)

@@ -28,7 +28,7 @@ from abstraction.reduction.discrepancies import CE
 from abstraction.reduction.moments import Statistics, check_statistics
 from abstraction.typing import AnyArray
 
-Criterion = Literal["curvature", "variance", "magnitude", "taylor", "obd", "wanda", "random"]
+Criterion = Literal["curvature", "variance", "magnitude", "taylor", "obd", "wanda", "flap", "random"]
 """`curvature` is the score above, under the discrepancy the statistics were collected with."""
 
 
@@ -101,20 +101,23 @@ def unit_scores(
     """Score units by a criterion; low scores go first.
 
         variance Var(a)    magnitude |W_j|_2    obd E[h a^2] / 2    wanda |W_j|_1 rms(a)    taylor E|g (a - mean)|
+        flap Var(a) |W_j|_2^2
 
-    Variance is VBP's criterion (arXiv 2507.12988); wanda is ours for whole units; the others are standard.
+    Variance is VBP's criterion (arXiv 2507.12988). Wanda (arXiv 2306.11695) scores single weights by |W_ij| |a_j|_2;
+    here those of a unit are added up. FLAP (arXiv 2312.11983) scores a unit by how much its input fluctuates, times
+    the squared norm of the weights that read it. The others are standard.
 
     Args:
       criterion: its name.
       statistics: of the tap.
-      weights: of everything that reads the tap, for `magnitude` and `wanda`, `[M, D]`.
+      weights: of everything that reads the tap, for `magnitude`, `wanda` and `flap`, `[M, D]`.
       taylor: what `taylor_scores` returns, for `taylor`.
       key: randomness of `random`.
 
     Raises:
       ValueError: unknown criterion, what it needs is missing or of other units, or numbers that are not finite.
     """
-    needs = {"magnitude": weights, "wanda": weights, "taylor": taylor, "random": key}
+    needs = {"magnitude": weights, "wanda": weights, "flap": weights, "taylor": taylor, "random": key}
     one_of("criterion", criterion, get_args(Criterion))
     check_statistics(statistics)
     if criterion in needs and needs[criterion] is None:
@@ -134,6 +137,8 @@ def unit_scores(
         return np.linalg.norm(np.asarray(weights, np.float64), axis=0)
     if criterion == "wanda":
         return np.abs(np.asarray(weights, np.float64)).sum(0) * np.sqrt(variance + np.asarray(statistics.mean) ** 2)
+    if criterion == "flap":
+        return variance * (np.asarray(weights, np.float64) ** 2).sum(0)
     if criterion == "taylor":
         return np.asarray(taylor, np.float64)
     assert key is not None

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from scipy import linalg
 
 from abstraction.checks import finite, indices, number, whole
-from abstraction.reduction.elimination import Path, check_moments, constant_units, metric_root
+from abstraction.reduction.elimination import Path, check_moments, constant_units, given_root
 from abstraction.reduction.moments import LawMoments
 from abstraction.typing import AnyArray
 
@@ -140,7 +140,12 @@ def allocate(
 
 
 def eliminate_groups(
-    hessian: Float[AnyArray, "D D"], moments: LawMoments, groups: Int[AnyArray, "G M"], *, keep: int
+    hessian: Float[AnyArray, "D D"],
+    moments: LawMoments,
+    groups: Int[AnyArray, "G M"],
+    *,
+    keep: int,
+    root: Float[AnyArray, "R D"] | None = None,
 ) -> Path:
     """Remove groups one by one, each time the one whose affine fold costs least, exactly.
 
@@ -151,6 +156,7 @@ def eliminate_groups(
       moments: observational ones, `law_moments(statistics, (0.0,))`.
       groups: units of each group, equally many, `[G, M]`.
       keep: groups to keep.
+      root: V with V^T V = H, where one is at hand.
 
     Returns:
       The path over groups.
@@ -165,7 +171,7 @@ def eliminate_groups(
         raise ValueError("got moments under interchanges, expected observational ones, law (0.0,)")
     dead = constant_units(moments)
     regressor = np.where(dead[:, None] | dead[None, :], 0.0, moments.regressor) + np.diag(dead.astype(float))
-    metric = np.where(dead, 0.0, metric_root(hessian))
+    metric = np.where(dead, 0.0, given_root(hessian, root))
     with jax.enable_x64(True):
         order, increases = _eliminate_groups(metric, linalg.inv(regressor), groups, len(groups) - keep)
         return Path(np.asarray(order), np.asarray(increases), len(groups))

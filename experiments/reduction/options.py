@@ -11,7 +11,7 @@ from experiments.harness import valid
 from experiments.harness.options import Names, Options
 
 DataName = Literal["mnist", "digits"]
-METHODS = tuple(name for name in PRESETS if name != "vbp-zero")
+METHODS = tuple(name for name in PRESETS if name != "flap" and not name.endswith("-zero"))
 """All but that of recurrent networks, whose state starts at zero."""
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
 

@@ -233,6 +233,8 @@ NUMBERS = [
     Refusal("an elimination of moments not finite", lambda: eliminate(np.eye(D), MOMENTS_NAN, keep=1), "regressor"),
     Refusal("an elimination by another curvature", lambda: eliminate(np.eye(3), MOMENTS, keep=1), "3 units"),
     Refusal("an elimination of all units", lambda: eliminate(np.eye(D), MOMENTS, keep=0), "keep 0"),
+    Refusal("an elimination by a root of other units", lambda: eliminate(np.eye(D), MOMENTS, keep=1, root=np.ones((2, 3))), "root of shape"),
+    Refusal("an elimination by a root not finite", lambda: eliminate(np.eye(D), MOMENTS, keep=1, root=np.full((2, D), np.nan)), "finite"),
     Refusal("an elimination by no square", lambda: eliminate(np.ones((2, 3)), MOMENTS, keep=1), "units by units"),
     Refusal("constants of covariance not finite", lambda: eliminate_constants(np.eye(2), np.full((2, 2), np.nan), keep=1), "covariance"),
     Refusal("constants of other units", lambda: eliminate_constants(np.eye(2), np.eye(3), keep=1), "units by units"),

@@ -8,13 +8,29 @@ import numpy as np
 import pytest
 from refusals import Refusal, check_refusal
 
-from abstraction.tasks import addition, copycolors, equality, ioi, mcqa, mnist, prompts, symbols
+from abstraction.tasks import addition, copycolors, equality, ioi, mcqa, mnist, prompts, recall, symbols
 
 VECTORS = equality.entities(0)
 WORDS = prompts.WordTokenizer(("Answer", ":", "A", "B", "is"))
 ENCODED = prompts.encode_prompts(WORDS, ["Answer: A", "is B"])
 SETTING = mcqa.sample_settings(np.random.default_rng(0), 3)
 BANK = mcqa.make_banks(0, {"fit": 6})["fit"]
+
+
+class _Characters:
+    """One token per character, so that a word of one letter is two: a space and the letter."""
+
+    size = 128
+
+    def encode(self, text):
+        return [ord(each) for each in text], [(place, place + 1) for place in range(len(text))]
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+LETTERED = _Characters()
+TOLD = recall.Lexicon(tuple("ABCDE"), tuple("ghijkl"))
 NAMES = ioi.Lexicon(ioi.NAMES[:8])
 NAMED = ioi.make_banks(0, NAMES, {"fit": 8})["fit"]
 CLASSES, LOGITS = ((2,), (3,)), np.zeros((2, 5), np.float32)
@@ -33,6 +49,11 @@ def ioi_words():
             return [index for _ in text.split() for index in (0, 1)], [(0, 1)] * (2 * len(text.split()))
 
     return Split(("A", "B"))
+
+
+def _told(frame=0, keys=(0, 1, 2), values=(0, 1, 2), asked=1):
+    columns = zip(recall.INPUTS, (frame, *keys, *values, asked), strict=True)
+    return recall.render({name: np.array([value]) for name, value in columns}, TOLD)
 
 
 EQUALITY = [
@@ -107,6 +128,28 @@ IOI = [
     Refusal("a difference that is none", lambda: ioi.linear_model(np.full(3, np.nan), *np.ones((2, 3))), "not all"),
     Refusal("shares of numbers", lambda: ioi.solved_shares(np.ones(8), NAMED.family), "type float64"),
 ]
+RECALL = [
+    Refusal("three keys", lambda: recall.Lexicon(TOLD.keys[:3], TOLD.values), "4 or more keys"),
+    Refusal("five values", lambda: recall.Lexicon(TOLD.keys, TOLD.values[:5]), "6 or more values"),
+    Refusal("a key among the values", lambda: recall.Lexicon(TOLD.keys, (*TOLD.values, "A")), "no word twice"),
+    Refusal("no frame", lambda: recall.Lexicon(TOLD.keys, TOLD.values, ()), "no frames"),
+    Refusal("a frame of nothing", lambda: recall.Lexicon(TOLD.keys, TOLD.values, ("{key0}",)), "slots"),
+    Refusal("no word of one token", lambda: recall.lexicon_for(LETTERED, TOLD), r"keys \(\)"),
+    Refusal("values of two tokens", lambda: recall.answers(LETTERED, TOLD), "values"),
+    Refusal("a role of its own", lambda: recall.make_banks(0, TOLD, {"train": 8}), "'train'"),
+    Refusal("a bank of four pairs", lambda: recall.make_banks(0, TOLD, {"fit": 4}), "pairs for 'fit' 4"),
+    Refusal("half a pair told", lambda: recall.make_banks(0, TOLD, {"fit": 7.5}), "7.5"),
+    Refusal("a seed below 0", lambda: recall.make_banks(-1, TOLD), "seed -1"),
+    Refusal("no bank told", lambda: recall.make_banks(0, TOLD, {}), "no sizes"),
+    Refusal("too few keys", lambda: recall.make_banks(0, TOLD, {"test": 5, "fit": 90}), "5 keys"),
+    Refusal("a key that is not told", lambda: _told(asked=3), "a key asked that was told"),
+    Refusal("a key told twice", lambda: _told(keys=(0, 1, 0)), "no key and no value twice"),
+    Refusal("a value told twice", lambda: _told(values=(0, 1, 0)), "no key and no value twice"),
+    Refusal("a value past the last", lambda: _told(values=(0, 6, 1)), "example 0"),
+    Refusal("a frame past the last", lambda: _told(frame=9), "example 0"),
+    Refusal("names in place of indices", lambda: _told(asked=1.0), "whole numbers"),
+    Refusal("only a frame", lambda: recall.render({"frame": np.array([0])}, TOLD), "without"),
+]
 TOKENS = [
     Refusal("a text in place of texts", lambda: prompts.encode_prompts(WORDS, "Answer"), "'Answer'"),
     Refusal("no prompt", lambda: prompts.encode_prompts(WORDS, []), "0 prompts"),
@@ -128,7 +171,7 @@ TOKENS = [
 ]
 
 
-@pytest.mark.parametrize("row", EQUALITY + ADDITION + MCQA + IOI + TOKENS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", EQUALITY + ADDITION + MCQA + IOI + RECALL + TOKENS, ids=lambda row: row.name)
 def test_a_task_refuses_what_it_has_not(row, unchecked):
     check_refusal(row)
 

@@ -14,11 +14,12 @@ from experiments.discovery.options import Discovery
 from experiments.equality.options import Equality
 from experiments.harness.options import Options, changed
 from experiments.harness.valid import parse_seeds
+from experiments.lm_reduction.options import LmReduction
 from experiments.mcqa.options import Mcqa
 from experiments.reduction.options import SHARED, OfDigits, Reduction
 
 COMPLETE = {"heq": Equality, "addition": Addition, "mcqa": Mcqa, "reduction": Reduction, "certify": Certify}
-COMPLETE |= {"discovery": Discovery}
+COMPLETE |= {"discovery": Discovery, "lm-reduction": LmReduction}
 
 
 @pytest.mark.parametrize(

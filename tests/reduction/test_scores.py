@@ -245,6 +245,8 @@ def test_criteria_by_hand(rng):
         "variance": a.var(0),
         "magnitude": np.sqrt((weights**2).sum(0)),
         "wanda": np.abs(weights).sum(0) * np.sqrt((a**2).mean(0)),
+        # FLAP's own form: squared deviations of a unit's input times the squared norm of the weights that read it.
+        "flap": [sum((x - a[:, j].mean()) ** 2 for x in a[:, j]) / len(a) * sum(weights[:, j] ** 2) for j in range(6)],
         "obd": statistics.eps_eps / 2,
         "curvature": constant_risk(statistics).score,
         "taylor": np.arange(6.0),
@@ -264,6 +266,7 @@ def test_criteria_by_hand(rng):
         ("best", "got criterion 'best', expected one of"),
         ("magnitude", "consumer weights"),
         ("wanda", "consumer weights"),
+        ("flap", "consumer weights"),
         ("taylor", "without taylor scores"),
         ("random", "without a key"),
     ],
