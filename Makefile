@@ -69,6 +69,7 @@ quick: $(VENV)/.experiments
 	$(BIN)/python -m experiments heq --quick --out runs/quick/heq
 	$(BIN)/python -m experiments addition --quick --out runs/quick/addition
 	$(BIN)/python -m experiments mcqa --quick --out runs/quick/mcqa
+	$(BIN)/python -m experiments ioi --quick --out runs/quick/ioi
 	$(BIN)/python -m experiments reduction --quick --out runs/quick/reduction
 	$(BIN)/python -m experiments certify --quick --out runs/quick/certify
 	$(BIN)/python -m experiments discovery --quick --out runs/quick/discovery

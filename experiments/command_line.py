@@ -29,11 +29,12 @@ from experiments.harness.records import RunFolder, open_run
 from experiments.harness.running import Experiment, run_experiment
 from experiments.harness.tables import Format
 from experiments.harness.valid import Valid, nearest, require
+from experiments.ioi.experiment import EXPERIMENT as IOI
 from experiments.lm_reduction.experiment import EXPERIMENT as LM_REDUCTION
 from experiments.mcqa.experiment import EXPERIMENT as MCQA
 from experiments.reduction.experiment import EXPERIMENT as REDUCTION
 
-EXPERIMENTS = {each.name: each for each in (EQUALITY, ADDITION, MCQA, REDUCTION, CERTIFY, DISCOVERY, LM_REDUCTION)}
+EXPERIMENTS = {each.name: each for each in (EQUALITY, ADDITION, MCQA, IOI, REDUCTION, CERTIFY, DISCOVERY, LM_REDUCTION)}
 _OF_ONE_RUN = ("out", "resume")
 """Options that a run's config.json does not hand on."""
 _PRESETS = {

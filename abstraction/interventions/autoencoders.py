@@ -12,7 +12,7 @@ the caller does.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from abstraction.checks import finite, flag, one_of, whole
-from abstraction.files import read_npz, read_safetensors, write_arrays
+from abstraction.files import kind_of, read_arrays, read_npz, read_safetensors, write_arrays
 from abstraction.pytrees import pytree, static
 from abstraction.typing import AnyArray
 
@@ -128,13 +128,28 @@ def read_autoencoder(
     """Read an autoencoder from a safetensors file, or an npz file as Gemma Scope has them; see `autoencoder`.
 
     Raises:
-      ValueError: the file is damaged, or its arrays are not those of such an autoencoder.
+      ValueError: the file is damaged, its arrays are not those of such an autoencoder, or it says itself that it is of
+        another kind.
       FileNotFoundError: there is no such file.
     """
     path = Path(path)
     one_of("suffix", path.suffix, (".safetensors", ".npz"))
     arrays = read_npz(path) if path.suffix == ".npz" else read_safetensors(path)
+    given = {"kind": kind, "top": top, "centered": centered}
+    if path.suffix != ".npz" and (told := _described(path)) not in (None, given):
+        raise ValueError(f"got {given} for {path}, expected {told}, with which it was saved")
     return autoencoder(arrays, kind, top=top, centered=centered)
+
+
+def _described(path: Path) -> dict[str, Any] | None:
+    """Return the options that `save_autoencoder` has written, or None for a file of others."""
+    try:
+        if kind_of(path) != FILE_KIND:
+            return None
+    except ValueError:
+        return None
+    about = read_arrays(path, FILE_KIND)[1]
+    return {name: about[name] for name in ("kind", "top", "centered")}
 
 
 def save_autoencoder(features: SparseAutoencoder, path: str | Path) -> None:

@@ -24,6 +24,12 @@ from abstraction.typing import AnyArray, Outputs
 DECODER_FROZEN = ("head_output", "mlp_output")
 """What writes to the residual stream of a `Decoder`."""
 
+_BRANCHES = (
+    ("attention_input", "query", "key", "value", "head_output", "attention_output", "attention_post_norm"),
+    ("mlp_input", "mlp_hidden", "mlp_product", "mlp_output", "mlp_post_norm"),
+)
+"""Taps of a decoder's block that follow one from the other: what an earlier one sends passes a later one."""
+
 
 def path_outputs(
     network: Network,
@@ -51,8 +57,8 @@ def path_outputs(
       Outputs `[N, C]`.
 
     Raises:
-      ValueError: an unknown tap, no sender or no receiver, a receiver that is frozen, places of another shape, or a
-        frozen tap that `base` lacks.
+      ValueError: an unknown tap, no sender or no receiver, a receiver that is frozen, a sender whose block goes on to a
+        frozen tap, places of another shape, or a frozen tap that `base` lacks.
     """
     _check(network, senders, receivers, frozen)
     if base is None:
@@ -72,6 +78,13 @@ def _check(network: Network, senders: Edits, receivers: Mapping[str, AnyArray], 
         raise ValueError(f"got senders {sorted(senders)} and receivers {sorted(receivers)}, expected some of each")
     if both := sorted(set(receivers) & set(frozen)):
         raise ValueError(f"got receivers {both} that are frozen, expected what reads the frozen taps, such as 'query'")
+    for name in senders:
+        later = [branch[branch.index(name) + 1 :] for branch in _BRANCHES if name in branch]
+        if stopped := sorted(set(frozen).intersection(*later)) if later else []:
+            raise ValueError(
+                f"got a sender at {name!r}, all of whose effect goes through {stopped}, which are frozen; expected a "
+                "sender there, or others frozen"
+            )
     for name, where in receivers.items():
         tap = network.taps[name]
         shape = jnp.shape(where)

@@ -8,7 +8,6 @@ An ablation is an interchange with another source: zeros, the mean of the bank's
 So all of these are one program, in which places, sources and controls are values; sites go through in chunks.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +25,9 @@ from abstraction.evaluation.controls import chance_level, shuffled_order
 from abstraction.evaluation.recording import check_recorded
 from abstraction.interventions import Handle, SiteBank, group_sites, state_sites
 from abstraction.interventions.bases import frame_basis, random_frames
-from abstraction.interventions.patching import Runs, map_handles, patched_outputs, reorder_sources, resume_chunk
+from abstraction.interventions.patching import Runs, map_handles, patched_outputs, resume_chunk
 from abstraction.interventions.sites import check_sites
+from abstraction.localization.ablations import replaced_sources
 from abstraction.localization.attribution import check_points, first_order_changes
 from abstraction.localization.maps import VARIABLE, Sweep
 from abstraction.localization.measures import (
@@ -134,7 +134,7 @@ def sweep(
     kind("options", options, Sweeping)
     tap = network.taps[recorded.tap]
     places = _places(tap, sites, options.group)
-    recorded = _replaced(recorded, options)
+    recorded = replaced_sources(network, recorded, options.replace, options.controls or Repeats())
     if order is None:
         found, levels = _measured(network, recorded, places, options, tell)
     elif order == 1 and not isinstance(order, bool):
@@ -165,22 +165,6 @@ def _places(tap: Tap, sites: int | SiteBank | None, group: str) -> _Places:
         sites = group_sites(tap, sites)
         axes = (*axes, (group, tuple(map(str, range(sites.size // tap.depth)))))
     return _Places(sites, axes, int(sites.counts.max()))
-
-
-def _replaced(recorded: Recorded, options: Sweeping) -> Recorded:
-    """Let the sources be what replaces a state."""
-    runs = recorded.runs
-    if options.replace == "zero":
-        source = jax.tree.map(jnp.zeros_like, runs.base)
-    elif options.replace == "mean":
-        spread = lambda each: jnp.broadcast_to(each.mean(axis=1, keepdims=True), each.shape)
-        source = jax.tree.map(spread, runs.base)
-    else:
-        source = runs.base if options.replace == "resample" else runs.source
-    runs = dataclasses.replace(runs, source=source)
-    if options.replace == "resample":
-        runs = reorder_sources(runs, _order(recorded, options.controls or Repeats(), "resample"))
-    return dataclasses.replace(recorded, runs=runs)
 
 
 def _order(recorded: Recorded, repeats: Repeats, name: str) -> Int[np.ndarray, " N"]:

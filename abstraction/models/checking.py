@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from abstraction.models.base import Model, Recordable
+from abstraction.models.base import Model, Padded, Recordable
 from abstraction.models.network import Network, check_network
 from abstraction.pytrees import leading_axis, pytree
 from abstraction.typing import AnyArray, Outputs, Params
@@ -183,6 +183,8 @@ def _silent(case: _Case) -> dict[str, list[int]]:
 
 
 def _swapped(case: _Case) -> Iterator[tuple[str, float]]:
+    if isinstance(case.network.model, Padded | Recordable):
+        return  # what follows reads the inputs too: a mask, tokens that are kept
     back = case.outputs[::-1]
     for name in _resuming(case):
         yield name, _far(_run(case.network, case.inputs, {name: _Put(case.states[name][:, ::-1])})[0], back)

@@ -14,7 +14,7 @@ side by side), `attention_output`, `attention_post_norm`; `mlp_input`, `mlp_hidd
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -235,6 +235,7 @@ class Decoder:
         first: int = 0,
         edits: Callable[[Int[Array, ""]], Edits] = lambda block: NO_EDITS,
         last: bool = False,
+        backward: bool = False,
     ) -> Float[Array, "N Q D"]:
         """Run blocks `start` and later on fresh positions, which earlier ones reach by their keys and values.
 
@@ -248,16 +249,24 @@ class Decoder:
           edits: of a block, of which the number is a value.
           last: whether the stream of the last position alone is wanted, `[N, 1, D]`: the last block then reads the
             others as keys and values.
+          backward: whether the result is differentiated. A condition hands all it reads on to its gradient, so each
+            block is then taken out of the stack before it; otherwise skipped blocks are not read.
         """
-        run = self._block_runner(network, place, past, first, edits)
+        run, take = self._block_runner(network, place, past, first, edits)
+        taken = take if backward else lambda index: None
         depth = self.config.depth
         apart = last and stream.shape[1] > 1 and first < depth  # of a single token all is wanted
-        step = lambda stream, index: (run_if(index >= start, lambda stream: run(stream, index, False), stream), None)
+
+        def step(stream: Array, index: Array) -> tuple[Array, None]:
+            here = taken(index)
+            return run_if(index >= start, lambda stream: run(stream, index, False, here), stream), None
+
         if first < depth - apart:
             stream, _ = jax.lax.scan(step, stream, jnp.arange(first, depth - apart))
         if not apart:
             return stream[:, -1:] if last else stream
-        return run_if(start < depth, lambda _: run(stream, jnp.asarray(depth - 1), True), stream[:, -1:])
+        here = taken(final := jnp.asarray(depth - 1))
+        return run_if(start < depth, lambda _: run(stream, final, True, here), stream[:, -1:])
 
     def _block_runner(
         self,
@@ -266,27 +275,35 @@ class Decoder:
         past: Sequence[Past] | None,
         first: int,
         edits: Callable[[Int[Array, ""]], Edits],
-    ) -> Callable[[Array, Int[Array, ""], bool], Array]:
-        """Return what runs one block, of which the number is a value, on a stream."""
+    ) -> tuple[Callable[[Array, Int[Array, ""], bool, Any], Array], Callable[[Int[Array, ""]], Any]]:
+        """Return what runs one block, of which the number is a value, on a stream, and what takes out its weights."""
         graph, weights = nnx.split(network.blocks)
         windowed = self._windowed()
         # A gradient keeps the streams between blocks, and of a few fresh tokens what each block's maps say. It finds
         # the rest again: keeping all that is inside would stack a copy of every block's weights.
         policy = None if past is None else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
+        def take(index: Array) -> tuple[Any, Past | None]:
+            before = (
+                None if past is None else jax.lax.switch(index - first, [lambda one=one: one for one in past[first:]])
+            )
+            return jax.tree.map(lambda leaf: leaf[index], weights), before
+
         @partial(jax.checkpoint, prevent_cse=False, policy=policy, static_argnums=(2,))
-        def run(stream: Array, index: Array, last: bool) -> Array:
+        def run(stream: Array, index: Array, last: bool, taken: tuple[Any, Past | None] | None) -> Array:
             def pick(read: Callable[[Past], Array]) -> Array:
+                if taken is not None and taken[1] is not None:
+                    return read(taken[1])
                 # A branch for each block reads its past where that lies; a slice out of all of them would be a copy.
                 again = jax.checkpoint(read, prevent_cse=False)
                 return jax.lax.switch(index - first, [partial(again, one) for one in (past or ())[first:]])
 
             # Blocks are taken out of the stack here, so that those that are skipped are not read.
-            block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], weights))
+            block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], weights) if taken is None else taken[0])
             reach = None if past is None else pick
             return block(stream, place, reach, windowed[index], edits(index), last=last)[0]
 
-        return run
+        return run, take
 
     def completed(
         self,

@@ -104,6 +104,7 @@ def generate(
     for edits in (prompt_edits, step_edits):
         check_taps(network.taps, edits, ())
     check_edited_positions(network.taps, prompt_edits, prompts)
+    check_edited_positions(network.taps, step_edits, np.zeros((len(prompts), 1), np.int32))  # a step has one token
     temperature, key = _sampled(sampling, model.config.vocabulary)
     stop, active = jnp.asarray(sampling.stop, jnp.int32), jnp.asarray(_active(passes, steps))
     edits = prompt_edits, step_edits

@@ -25,7 +25,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.checks import kind
-from abstraction.models.base import Model, Padded
+from abstraction.models.base import Model, Padded, Shaped
 from abstraction.models.positions import AtPositions, known_values, recorded_at
 from abstraction.models.taps import NO_EDITS, Edit, Edits, Tap, check_taps
 from abstraction.pytrees import leading_axis, pytree, static
@@ -170,6 +170,10 @@ class PlaceView:
         """Draw the model's parameters."""
         return self.model.init(key)
 
+    def param_shapes(self) -> Params:
+        """Return shape and type of the model's parameters; see `Shaped`."""
+        return _param_shapes(self.model)
+
     def apply(
         self, params: Params, inputs: Placed, edits: Edits = NO_EDITS, record: Sequence[str] = ()
     ) -> tuple[Outputs, dict[str, Array]]:
@@ -234,7 +238,7 @@ class PlaceView:
 
     def _there(self, inputs: Any, tap: str) -> Bool[np.ndarray, "N T"]:
         """Return where a tap holds a token."""
-        shapes = jax.eval_shape(lambda leaves: _recorded(self.model, leaves, (tap,)), inputs)
+        shapes = _recorded(self.model, inputs, (tap,))
         shape = shapes[tap].shape
         if len(shape) != 4:
             raise ValueError(f"got tap {tap!r} of shape {shape}, expected [L, N, T, D], with an axis of tokens")
@@ -249,7 +253,7 @@ def _taps_of_tokens(model: Model) -> tuple[str, ...]:
     """Ask a model that takes token ids which of its taps have an axis of them; nothing is run."""
     ids = jax.ShapeDtypeStruct((_PROMPTS, _TOKENS), np.int32)
     try:
-        shapes = jax.eval_shape(lambda ids: _recorded(model, ids, tuple(model.taps)), ids)
+        shapes = _recorded(model, ids, tuple(model.taps))
     except Exception as error:
         raise ValueError(
             f"got a {type(model).__name__} that does not take token ids [N, T], expected the names of the taps that "
@@ -263,5 +267,11 @@ def _taps_of_tokens(model: Model) -> tuple[str, ...]:
     return found
 
 
-def _recorded(model: Model, inputs: Any, taps: tuple[str, ...]) -> dict[str, Array]:
-    return model.apply(model.init(jax.random.key(0)), inputs, NO_EDITS, taps)[1]
+def _param_shapes(model: Model) -> Params:
+    return model.param_shapes() if isinstance(model, Shaped) else jax.eval_shape(model.init, jax.random.key(0))
+
+
+def _recorded(model: Model, inputs: Any, taps: tuple[str, ...]) -> dict[str, Any]:
+    """Return the shapes of what is recorded of such inputs; nothing is computed."""
+    shapes = _param_shapes(model)
+    return jax.eval_shape(lambda params, inputs: model.apply(params, inputs, NO_EDITS, taps)[1], shapes, inputs)

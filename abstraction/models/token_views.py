@@ -132,6 +132,7 @@ class TokenView:
       first: no edit is ever in an earlier block, so that what is before it is not compiled in.
       batch: prompts recorded at once, or None for all.
       positions: names of the P tokens, as in `prompts_at`.
+      backward: whether what is run is differentiated, see `Decoder.continued`.
 
     Raises:
       ValueError: no name, or a name twice.
@@ -142,6 +143,7 @@ class TokenView:
     first: int = 0
     batch: int | None = None
     positions: tuple[str, ...] = ONE
+    backward: bool = False
 
     def __post_init__(self) -> None:
         check_names(self.positions)
@@ -232,7 +234,8 @@ class TokenView:
             wide = self.window > 1
             whole = (self._after(inputs, block) if later else self._entering(network, inputs, block)) if wide else None
             stream, edits = activation[:, None] if whole is None else given(whole), lambda index: NO_EDITS
-        run = partial(self.decoder.continued, network, stream, block + later, place, inputs.past)
+        past, backward = inputs.past, self.backward
+        run = partial(self.decoder.continued, network, stream, block + later, place, past, backward=backward)
         return self.decoder.read(network, run(first=self.first + later, edits=edits, last=True)[:, -1])
 
     def _completed(
@@ -254,7 +257,7 @@ class TokenView:
 
     def from_depth(self, depth: int) -> "TokenView":
         """Leave out the blocks before an edit at this place; see `Recordable.from_depth`."""
-        return dataclasses.replace(self, first=depth // len(self.positions))
+        return dataclasses.replace(self, first=depth // len(self.positions), backward=True)
 
     def _position(self, inputs: Prompts) -> Int[Array, "N P"]:
         """Return the index of every token that is looked at.

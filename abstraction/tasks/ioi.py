@@ -25,6 +25,7 @@ position and the token are the base's (arXiv 2504.13151):
 """
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
@@ -137,6 +138,12 @@ def lexicon_for(tokenizer: Tokenizer, lexicon: Lexicon | None = None) -> Lexicon
     return Lexicon(tuple(kept.values()), lexicon.frames)
 
 
+def vocabulary(lexicon: Lexicon) -> tuple[str, ...]:
+    """Return the words of a `WordTokenizer` for every prompt: the names, then the others in sorted order."""
+    literals = " ".join(literal for frame in lexicon.frames for literal, _, _, _ in Formatter().parse(frame))
+    return (*lexicon.names, *sorted(set(re.findall(r"\w+|[^\w\s]", literals)) - set(lexicon.names)))
+
+
 def name_ids(tokenizer: Tokenizer, name: str) -> list[int]:
     """Return the tokens that a name adds to a text."""
     before, after = tokenizer.encode("to")[0], tokenizer.encode(f"to {name}")[0]
@@ -208,7 +215,17 @@ def signals(bank: PairBank) -> Float[np.ndarray, "V 2 N"]:
 
 
 def logit_differences(outputs: Float[np.ndarray, "N C"], bank: PairBank) -> Float[np.ndarray, " N"]:
-    """Return logit(b's indirect object) - logit(b's subject) of outputs whose first classes are the names."""
+    """Return logit(b's indirect object) - logit(b's subject) of outputs whose first classes are the names.
+
+    Raises:
+      ValueError: other numbers of outputs than of pairs, or fewer classes than names.
+    """
+    names = 1 + max(int(np.max(bank.base[name])) for name in ("name0", "name1"))
+    if np.ndim(outputs) != 2 or np.shape(outputs)[0] != bank.size or np.shape(outputs)[1] < names:
+        raise ValueError(
+            f"got outputs of shape {np.shape(outputs)}, expected (N, C) with N = {bank.size} pairs and C of at least "
+            f"{names}, a logit for each name"
+        )
     first, second, rows = np.asarray(bank.base["name0"]), np.asarray(bank.base["name1"]), np.arange(bank.size)
     indirect = np.asarray(MODEL.run(bank.base)["token"])
     outputs = np.asarray(outputs, np.float64)
@@ -218,15 +235,36 @@ def logit_differences(outputs: Float[np.ndarray, "N C"], bank: PairBank) -> Floa
 def linear_model(
     differences: Float[np.ndarray, " N"], position: Float[np.ndarray, " N"], token: Float[np.ndarray, " N"]
 ) -> tuple[Float[np.ndarray, " 3"], float]:
-    """Fit beta by least squares; return it and the mean squared error."""
+    """Fit beta by least squares; return it and the mean squared error.
+
+    Raises:
+      ValueError: other numbers of signals than of differences, none, or one that is not finite.
+    """
+    sizes = [np.shape(each) for each in (differences, position, token)]
+    finite = all(np.isfinite(each).all() for each in (differences, position, token))
+    if len(set(sizes)) != 1 or len(sizes[0]) != 1 or not sizes[0][0] or not finite:
+        raise ValueError(
+            f"got differences and signals of shapes {sizes}, {'' if finite else 'not '}all finite, expected one finite "
+            "number of each for every run"
+        )
     columns = np.stack([np.ones(len(differences)), position, token], axis=1)
     beta = np.linalg.lstsq(columns, np.asarray(differences, np.float64), rcond=None)[0]
     return beta, float(np.mean((columns @ beta - differences) ** 2))
 
 
 def solved_shares(right: Bool[np.ndarray, " N"], family: Int[np.ndarray, " N"]) -> dict[str, float]:
-    """Return the share of right pairs of each family."""
-    return {name: float(right[family == index].mean()) for index, name in enumerate(FAMILIES)}
+    """Return the share of right pairs of each family; NaN of one that is not there.
+
+    Raises:
+      ValueError: `right` is not a truth value for each pair.
+    """
+    right, family = np.asarray(right), np.asarray(family)
+    if right.dtype != bool or right.shape != family.shape:
+        raise ValueError(
+            f"got right of type {right.dtype} and shape {right.shape}, expected truth values of shape {family.shape}"
+        )
+    rows = [family == index for index in range(len(FAMILIES))]
+    return {name: float(right[own].mean()) if own.any() else np.nan for name, own in zip(FAMILIES, rows, strict=True)}
 
 
 def _shared_pairs(

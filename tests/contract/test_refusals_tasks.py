@@ -8,19 +8,31 @@ import numpy as np
 import pytest
 from refusals import Refusal, check_refusal
 
-from abstraction.tasks import addition, copycolors, equality, mcqa, mnist, prompts, symbols
+from abstraction.tasks import addition, copycolors, equality, ioi, mcqa, mnist, prompts, symbols
 
 VECTORS = equality.entities(0)
 WORDS = prompts.WordTokenizer(("Answer", ":", "A", "B", "is"))
 ENCODED = prompts.encode_prompts(WORDS, ["Answer: A", "is B"])
 SETTING = mcqa.sample_settings(np.random.default_rng(0), 3)
 BANK = mcqa.make_banks(0, {"fit": 6})["fit"]
+NAMES = ioi.Lexicon(ioi.NAMES[:8])
+NAMED = ioi.make_banks(0, NAMES, {"fit": 8})["fit"]
 CLASSES, LOGITS = ((2,), (3,)), np.zeros((2, 5), np.float32)
 OPTIONS = np.array([[0, 1], [1, 0]])
 
 
 def _score(logits=LOGITS, classes=CLASSES, expected=(0, 1), options=OPTIONS):
     return symbols.score(logits, classes, WORDS, np.array(expected), np.array(options), symbols=("A", "B"))
+
+
+def ioi_words():
+    """A tokenizer that writes every name as two words."""
+
+    class Split(prompts.WordTokenizer):
+        def encode(self, text):
+            return [index for _ in text.split() for index in (0, 1)], [(0, 1)] * (2 * len(text.split()))
+
+    return Split(("A", "B"))
 
 
 EQUALITY = [
@@ -75,6 +87,26 @@ MCQA = [
     Refusal("no pair to keep", lambda: mcqa.select_pairs(BANK, np.ones(6, bool), 0), "size 0"),
     Refusal("a family that is none", lambda: mcqa.counterfactual(np.random.default_rng(0), SETTING, "x"), "'x'"),
 ]
+IOI = [
+    Refusal("three names", lambda: ioi.Lexicon(ioi.NAMES[:3]), "four or more"),
+    Refusal("a frame without its slots", lambda: ioi.Lexicon(frames=("{name0} to",)), "expected name0, name1"),
+    Refusal("a negative seed", lambda: ioi.make_banks(-1, NAMES), "seed -1"),
+    Refusal("no bank", lambda: ioi.make_banks(0, NAMES, {}), "no sizes"),
+    Refusal("half a pair", lambda: ioi.make_banks(0, NAMES, {"fit": 4.5}), "4.5"),
+    Refusal("an unknown role", lambda: ioi.make_banks(0, NAMES, {"train": 8}), "'train'"),
+    Refusal("a name past the last", lambda: ioi.render(NAMED.bank.base | {"name0": np.full(8, 8)}, NAMES), "example 0"),
+    Refusal(
+        "names that are floats", lambda: ioi.spans({k: v * 1.0 for k, v in NAMED.bank.base.items()}, NAMES), "float"
+    ),
+    Refusal("a variable left out", lambda: ioi.encode({"name0": np.array([0])}, WORDS, NAMES), "without"),
+    Refusal("names that are no token", lambda: ioi.answers(ioi_words(), NAMES), "of several tokens"),
+    Refusal("names of which none is a token", lambda: ioi.lexicon_for(ioi_words(), NAMES), "got 0 names"),
+    Refusal("outputs of other pairs", lambda: ioi.logit_differences(np.zeros((3, 9)), NAMED.bank), r"\(3, 9\)"),
+    Refusal("fewer outputs than names", lambda: ioi.logit_differences(np.zeros((8, 2)), NAMED.bank), r"\(8, 2\)"),
+    Refusal("a signal too few", lambda: ioi.linear_model(np.zeros(3), np.ones(2), np.ones(3)), r"\(2,\)"),
+    Refusal("a difference that is none", lambda: ioi.linear_model(np.full(3, np.nan), *np.ones((2, 3))), "not all"),
+    Refusal("shares of numbers", lambda: ioi.solved_shares(np.ones(8), NAMED.family), "type float64"),
+]
 TOKENS = [
     Refusal("a text in place of texts", lambda: prompts.encode_prompts(WORDS, "Answer"), "'Answer'"),
     Refusal("no prompt", lambda: prompts.encode_prompts(WORDS, []), "0 prompts"),
@@ -96,7 +128,7 @@ TOKENS = [
 ]
 
 
-@pytest.mark.parametrize("row", EQUALITY + ADDITION + MCQA + TOKENS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", EQUALITY + ADDITION + MCQA + IOI + TOKENS, ids=lambda row: row.name)
 def test_a_task_refuses_what_it_has_not(row, unchecked):
     check_refusal(row)
 

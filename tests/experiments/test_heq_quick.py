@@ -282,7 +282,7 @@ def test_resuming_a_complete_run_computes_nothing(copy: Path, monkeypatch: pytes
     assert (ended.status, ended.err) == (0, "")
     assert {path: path.stat().st_mtime_ns for path in (copy / "units").iterdir()} == before
     after = snapshot(copy)
-    assert {name for name in records if after[name] != records[name]} == {"manifest.json"}
+    assert {name for name in records if after[name] != records[name]} == {"manifest.json", "report.html"}
     assert _entry(copy, 1)["command"][1:] == [*map(str, COMMAND), "--resume", "--out", str(copy)]
 
 

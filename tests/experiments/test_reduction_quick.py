@@ -143,7 +143,10 @@ def test_resuming_a_complete_run_computes_nothing(folder: Path, tmp_path: Path, 
     monkeypatch.setitem(command_line.EXPERIMENTS, "reduction", experiment.EXPERIMENT._replace(run_seed=fail))
     before = snapshot(copy)
     assert command(*COMMAND, "--resume", "--out", copy).status == 0
-    assert {name for name, content in snapshot(copy).items() if before[name] != content} == {"manifest.json"}
+    assert {name for name, content in snapshot(copy).items() if before[name] != content} == {
+        "manifest.json",
+        "report.html",
+    }
 
 
 def test_the_tables_are_made_from_the_records_alone(folder: Path, done: tuple[Path, Ended]):

@@ -211,3 +211,14 @@ def test_a_file_in_half_precision_is_read(tmp_path):
     save_file({name: array.astype(ml_dtypes.bfloat16) for name, array in ARRAYS.items()}, path)
     features = read_autoencoder(path, "relu")
     np.testing.assert_array_equal(features.encoder, ARRAYS["W_enc"].astype(ml_dtypes.bfloat16))
+
+
+def test_a_file_that_says_what_it_is_is_not_read_as_anything_else(tmp_path):
+    path = tmp_path / "features.safetensors"
+    rng = np.random.default_rng(0)
+    arrays = {"W_enc": rng.normal(size=(4, 6)), "b_enc": rng.normal(size=6), "W_dec": rng.normal(size=(6, 4))}
+    features = autoencoder(arrays | {"b_dec": rng.normal(size=4)}, "top_k", top=2, centered=True)
+    save_autoencoder(features, path)
+    with pytest.raises(ValueError, match=r"expected .*'top_k', 'top': 2, 'centered': True"):
+        read_autoencoder(path, "relu")
+    assert read_autoencoder(path, "top_k", top=2, centered=True).top == 2

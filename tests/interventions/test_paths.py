@@ -193,3 +193,12 @@ def test_receivers_at_positions_are_those_alone():
     received = network(base, first, ("mlp_input",))[1]["mlp_input"]
     second = do.interchange(taps["mlp_input"], do.taken(received, depth=1, at=at), depth=1, at=at)
     np.testing.assert_allclose(some, network(base, second)[0], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["value", "attention_input", "mlp_hidden"])
+def test_a_sender_whose_effect_is_frozen_is_refused(name):
+    decoder = Decoder(FAMILIES["gpt2"])
+    network = Network(decoder, drawn(decoder))
+    sender = do.add(network.taps[name], 1.0)
+    with pytest.raises(ValueError, match=f"sender at '{name}', all of whose effect goes through"):
+        path_outputs(network, np.array([[1, 2, 3]]), sender, {"final_input": np.ones((1, 1), bool)})

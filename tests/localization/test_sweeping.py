@@ -98,7 +98,9 @@ def test_values_are_those_of_full_runs_place_by_place(request, case):
 def test_ablations_are_full_runs_with_another_value(grid, replace):
     network, recorded = grid
     base = np.asarray(recorded.runs.base["hidden"])
-    order = shuffled_order(host_generator(named_key(0, "sweep resample")), recorded.bank)
+    circle = host_generator(named_key(0, "sweep resample")).permutation(recorded.bank.size)
+    order = np.empty(len(circle), int)
+    order[circle] = np.roll(circle, 1)
     value = {"zero": 0 * base, "mean": base.mean(axis=1, keepdims=True), "resample": base[:, order]}[replace]
     found = sweep(network, recorded, None, Sweeping(replace, controls=None))
     assert found.dims == ("layer", "position"), "no variable, no groups"

@@ -7,6 +7,7 @@ import pytest
 from decoder_families import FAMILIES, drawn, padded
 
 from abstraction.interventions import Add, InOrder, Scale
+from abstraction.interventions import building as do
 from abstraction.models import Decoder, Network, at_positions
 from abstraction.models.generation import Sampling, generate
 
@@ -184,3 +185,10 @@ def test_edits_in_order_are_edits_of_a_pass():
     other = generate(network, _prompts(), 3, sampling=LOGITS).logits
     np.testing.assert_array_equal(one[:, 0], other[:, 0])
     assert jnp.abs(one - other)[:, 1:].max() > 1e-2
+
+
+def test_an_edit_of_a_step_at_a_position_that_no_step_has_is_refused(network):
+    prompts = np.array([[-1, 3, 4], [5, 6, 7]], np.int32)
+    far = do.zero(network.taps["mlp_output"], at=np.array([2, 2]))
+    with pytest.raises(ValueError, match="position 2"):
+        generate(network, prompts, 3, step_edits=far)

@@ -193,6 +193,44 @@ def test_gradients_through_the_suffix_are_those_of_the_full_run(gemma, rng):
     np.testing.assert_allclose(cached, run[np.arange(L), np.arange(L)], rtol=1e-4, atol=1e-4)
 
 
+def test_a_gradient_keeps_no_copy_of_all_blocks_for_each_block(gemma, rng):
+    decoder, params = gemma
+    pair, local = _pair(rng, 1), _states()[0]
+    views = TokenView(decoder, 2), TokenView(decoder, 2).from_depth(0)
+    runs = run_pairs(Network(views[0], params), *pair, taps=(TAP,))
+
+    def slope(weight, view):
+        handle = Handle(TAP, weight, None, jnp.asarray(1))
+        return patched_outputs(Network(view, params), runs, handle)[:, 0].sum()
+
+    slopes = [jax.grad(lambda weight, view=view: slope(weight, view)) for view in views]
+    weight = jnp.asarray(local.weight[0]) * 0.5
+    plain, backward = (np.asarray(jax.jit(each)(weight)) for each in slopes)
+    assert np.abs(plain).max() > 1e-3
+    np.testing.assert_allclose(backward, plain, **CLOSE)
+    stacks = {np.shape(leaf) for leaf in jax.tree.leaves(params["blocks"])}
+    kept = _shapes(jax.make_jaxpr(slopes[1])(weight).jaxpr)
+    assert stacks & kept, "the stack of all blocks is read"
+    assert not {shape for shape in kept if shape[1:] in stacks}
+    assert {shape for shape in _shapes(jax.make_jaxpr(slopes[0])(weight).jaxpr) if shape[1:] in stacks}
+
+
+def _shapes(jaxpr) -> set[tuple[int, ...]]:
+    """Return the shapes of everything a program holds, its parts included."""
+    found = {variable.aval.shape for equation in jaxpr.eqns for variable in (*equation.invars, *equation.outvars)}
+    for part in _parts(jaxpr):
+        found |= _shapes(part)
+    return found
+
+
+def _parts(jaxpr):
+    for equation in jaxpr.eqns:
+        for leaf in jax.tree.leaves(equation.params, is_leaf=lambda each: hasattr(each, "eqns")):
+            inner = getattr(leaf, "jaxpr", leaf)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
 def test_one_program_serves_all_layers_strengths_sources_and_positions(gemma, rng):
     decoder, params = gemma
     network, traces = Network(TokenView(decoder, 3), params), []

@@ -84,4 +84,5 @@ def _candidate(place: str, found: list[BatchSpot]) -> Candidate:
         obstacle = obstacle or "has not one axis of examples and one of units"
     else:
         shape = (shape[axis], *shape[:axis], *shape[axis + 1 :])
-    return Candidate(place, spot.kind, spot.about, sum(each.spot.times for each in found), shape, obstacle)
+    about = f"{spot.about}; {spot.note}" if spot.note else spot.about
+    return Candidate(place, spot.kind, about, sum(each.spot.times for each in found), shape, obstacle)

@@ -31,6 +31,7 @@ from abstraction.models.any_model.program import (
     tap_mark,
 )
 from abstraction.models.taps import Edits, tapped
+from abstraction.typing import AnyArray
 
 Records = dict[str, Array]
 
@@ -166,7 +167,7 @@ def evaluate(
 def _slices(edits: Edits, seen: Mapping[str, int], inside: Mapping[str, int]) -> Edits:
     """Return the edits of the occurrences that come next; where these are all, as they are, which copies nothing."""
 
-    def part(leaf: Array, start: int, count: int) -> Array:
+    def part(leaf: AnyArray, start: int, count: int) -> AnyArray:
         return leaf if (start, count) == (0, len(leaf)) else leaf[start : start + count]
 
     return {

@@ -29,6 +29,7 @@ REMAT = ("checkpoint", "remat", "remat2")
 RULED = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call")
 OPENED = (*JITTED, *REMAT, *RULED, "scan", "cond")
 """Equations whose insides can be read and replaced."""
+RULE_LOST = "gradients do not use the derivative rule that this is inside of, once it is tapped"
 _NOWHERE = "nowhere"
 _JAX = os.path.dirname(jax.__file__) + os.sep
 _HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
@@ -61,6 +62,8 @@ class Spot(NamedTuple):
       times: how often it occurs in one run, here.
       address: the indices by which `interpreter.evaluate` comes to it.
       obstacle: why it cannot be read and replaced; empty where it can.
+      branched: it is in every branch of a conditional, of which one runs.
+      note: what a tap there changes beside the value; empty where that is nothing.
     """
 
     place: str
@@ -70,6 +73,8 @@ class Spot(NamedTuple):
     times: int = 1
     address: tuple[int, ...] = ()
     obstacle: str = ""
+    branched: bool = False
+    note: str = ""
 
 
 _TOP = Spot("", "", "", ())
@@ -182,13 +187,15 @@ def spots(jaxpr: Any, within: Spot = _TOP, line: str = "") -> Iterator[Spot]:
         inside = [opened(body)[0] for body in bodies(eqn)]
         if inside:
             steps = within.times * eqn.params["length"] if kind == "scan" else within.times
-            deeper = here._replace(times=steps, obstacle=within.obstacle or _obstacle(kind))
+            note = within.note or (RULE_LOST if kind in RULED[:3] else "")
+            deeper = here._replace(times=steps, obstacle=within.obstacle or _obstacle(kind), note=note)
             below = lambda number, deeper=deeper: deeper._replace(address=(*deeper.address, number))
             listed = [list(spots(body, below(number), inner_line(eqn))) for number, body in enumerate(inside)]
             yield from _together(listed) if kind == "cond" else (spot for each in listed for spot in each)
         named = spot_of(eqn, line)
         if named is not None:
-            yield named._replace(times=within.times, address=here.address, obstacle=within.obstacle)
+            placed = {"address": here.address, "obstacle": within.obstacle, "note": within.note}
+            yield named._replace(times=within.times, branched=within.branched, **placed)
 
 
 def _obstacle(kind: str) -> str:
@@ -208,7 +215,7 @@ def _together(branches: list[list[Spot]]) -> Iterator[Spot]:
             if any(count[key] != counts[0][key] for count in counts):
                 yield spot._replace(obstacle="inside one branch of a conditional only: name it in all of them")
             elif number == 0:
-                yield spot
+                yield spot._replace(branched=True)
 
 
 def spot_of(eqn: Any, enclosing: str) -> Spot | None:

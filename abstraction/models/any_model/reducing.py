@@ -99,7 +99,35 @@ def _part(part: Any) -> Any:
 def consumers_of(model: Any, tap: str) -> tuple[Consumer, ...]:
     """Return what reads the units of a tap; see `Reducible.consumers`."""
     found = reading(model, tap, model.param_shapes(), model.example())
+    _check_kernels(found, tap)
     return tuple(_consumer(found, tap, number, reader) for number, reader in enumerate(found.units.readers))
+
+
+def _check_kernels(found: Reading, tap: str) -> None:
+    """Refuse a kernel that reads the units twice: what folds into it for one reader is gone for the other."""
+    lines: dict[int, str] = {}
+    for reader in found.units.readers:
+        number = _leaf(reader.equation.operands[reader.kernel], reader.equation).number
+        if number in lines:
+            twice = f"{lines[number]} and {reader.equation.line}"
+            raise ValueError(
+                f"got tap {tap!r}, whose units cannot be removed: one kernel reads them twice, at {twice}; expected a "
+                "kernel for each reader"
+            )
+        lines[number] = reader.equation.line
+
+
+def _used_elsewhere(found: Reading, leaf: Value, reader: Equation) -> list[str]:
+    """Return the lines of other equations that a leaf of the params reaches: a tied kernel is more than a reader's."""
+    reached, lines = {leaf}, []
+    for equation in found.graph.equations:
+        if equation is reader or not any(value in reached for value in equation.operands):
+            continue
+        if equation.name in _THROUGH:
+            reached.update(equation.results)
+        else:
+            lines.append(equation.line)
+    return lines
 
 
 def _consumer(found: Reading, tap: str, number: int, reader: Reader) -> Consumer:
@@ -114,6 +142,9 @@ def _consumer(found: Reading, tap: str, number: int, reader: Reader) -> Consumer
             plane = partial(_plane, found, reader)
     operand = reader.equation.operands[reader.activation]
     passages = (_passage(found, operand),) if operand is not found.units.tap else ()
+    if elsewhere := _used_elsewhere(found, leaf, reader.equation):
+        # Constants leave the kernel as it is; an affine map would change what else it does.
+        passages = (*passages, Passage(f"a kernel that is used at {elsewhere[0]} too", mixes=False))
     bias = (OFFSETS, f"{tap}.{number}")
     return Consumer(found.paths[leaf.number], bias, (axis.place,), summed, passages, plane)
 

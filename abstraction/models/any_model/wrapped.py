@@ -308,8 +308,10 @@ def matcher(places: Sequence[tuple[str, At]], wanted: set[str], listed: Sequence
     """
     known: dict[str, list[str]] = {}
     for name, place in places:
+        every = {each.place for each in listed} if name in wanted else set()
         expression = _expression(place.expression)
-        for spot in {each.place for each in listed} if name in wanted else ():
+        # A place that is named exactly is itself alone: dots are any letter in an expression.
+        for spot in {place.expression} if place.expression in every else every:
             if spot == place.expression or expression.fullmatch(spot):
                 known.setdefault(spot, []).append(name)
     chosen = {}
@@ -345,6 +347,8 @@ def _tap(name: str, place: At, listed: list[BatchSpot]) -> tuple[Tap, int]:
     if place.only is not None:
         whole(f"value of {place.expression!r}", place.only, 0, len(there) - 1)
         there = [there[place.only]]
+        if there[0].spot.branched:
+            raise ValueError(f"{what}: its value {place.only} is inside a conditional, whose branches count apart")
         if there[0].spot.times != 1:
             raise ValueError(f"{what}: its value {place.only} is inside a scan, whose steps are one depth axis")
     if closed := [each.spot for each in there if each.spot.obstacle]:
@@ -358,4 +362,5 @@ def _tap(name: str, place: At, listed: list[BatchSpot]) -> tuple[Tap, int]:
         raise ValueError(f"{what} of shape {shape}, expected one axis of examples and {place.units} of units at least")
     width = math.prod((*shape[:axis], *shape[axis + 1 :])[len(shape) - 1 - place.units :])
     depth = sum(each.spot.times for each in there)
-    return Tap(name, width, depth, f"{there[0].spot.about} at {place.expression}"), axis
+    note = next((f"; {each.spot.note}" for each in there if each.spot.note), "")
+    return Tap(name, width, depth, f"{there[0].spot.about} at {place.expression}{note}"), axis
