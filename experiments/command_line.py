@@ -247,5 +247,5 @@ def _usage() -> str:
     lines = [f"usage: {COMMAND} COMMAND [options]; {COMMAND} COMMAND --help explains the options", ""]
     described = {name: each.options for name, each in EXPERIMENTS.items()}
     described |= {name: options for name, (options, _) in _READERS.items()}
-    lines += [f"  {name:<10} {(inspect.getdoc(kind) or '').splitlines()[0]}" for name, kind in described.items()]
+    lines += [f"  {name:<12} {(inspect.getdoc(kind) or '').splitlines()[0]}" for name, kind in described.items()]
     return "\n".join(lines)
