@@ -37,7 +37,8 @@ BY_LAYER = [
     for theta in (1e4, 50.0)
 ]
 SHARED = [each | {"partial_rotary_factor": share} for each in ROPE for share in (1.0, 0.34, 0.67)]
-"""Of these every ninth is not slowed, which Phi-3 cannot be."""
+PARTIAL = [each for each in SHARED if each["partial_rotary_factor"] < 1]
+UNSLOWED = [each for each in SHARED if each["rope_type"] == "default"]
 SWITCHES = {
     "gpt2": TIED | {
         "n_embd": [24], "n_layer": [L], "n_head": [2, 4], "n_positions": [16], "n_inner": [None, 20],
@@ -46,14 +47,14 @@ SWITCHES = {
     },
     "llama": LLAMA | {"head_dim": HEAD, "attention_bias": FLAG, "mlp_bias": FLAG},
     "mistral": LLAMA | {"head_dim": HEAD, "sliding_window": [None, 3]},
-    "phi3": LLAMA | {"sliding_window": [None, 3], "rope_parameters": SHARED[::9]},
+    "phi3": LLAMA | {"sliding_window": [None, 3], "rope_parameters": UNSLOWED},
     "qwen2": LLAMA,
     "qwen3": LLAMA | {"head_dim": HEAD, "attention_bias": FLAG, "use_sliding_window": FLAG, "sliding_window": [3],
                       "max_window_layers": [0, 1]},
     "gemma2": GEMMA | {"rope_parameters": ROPE},
     "gemma3_text": GEMMA | {"rope_parameters": BY_LAYER, "attn_logit_softcapping": [None]},
     "gpt_neox": TIED | {
-        "rope_parameters": SHARED, "hidden_act": SILU, "use_parallel_residual": FLAG, "attention_bias": FLAG,
+        "rope_parameters": PARTIAL, "hidden_act": SILU, "use_parallel_residual": FLAG, "attention_bias": FLAG,
         "layer_norm_eps": EPS,
     },
 }  # fmt: skip
@@ -64,10 +65,16 @@ MODULES = {
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
 
+def shuffled_switches(kind):
+    """Give every switch an order of its values of its own: as many seeds as a switch has values reach all of them."""
+    choose = np.random.default_rng(len(kind))
+    return [(name, values, choose.permutation(len(values))) for name, values in SWITCHES[kind].items()]
+
+
 def drawn(kind, seed):
     """Draw a configuration and a network of transformers."""
-    choose, generator = np.random.default_rng([seed, len(kind)]), torch.Generator().manual_seed(seed)
-    fields = {name: values[choose.integers(len(values))] for name, values in SWITCHES[kind].items()}
+    generator = torch.Generator().manual_seed(seed)
+    fields = {name: values[order[seed % len(order)]] for name, values, order in shuffled_switches(kind)}
     common = {"vocab_size": 30, "bos_token_id": None, "eos_token_id": None} if kind == "gpt2" else COMMON
     config = transformers.AutoConfig.for_model(kind, **common | fields)
     net = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
