@@ -40,6 +40,20 @@ def binomial_interval(
     return low, high
 
 
+def standard_error(hits: Counts, trials: Counts) -> Float[np.ndarray, "*H"]:
+    """Return the standard deviation of a success probability under a uniform prior, which no count makes zero.
+
+        p = (k + 1) / (n + 2),   error = sqrt(p (1 - p) / (n + 3))
+
+    Args:
+      hits: successes k, 0 <= k <= n.
+      trials: trials n.
+    """
+    hits, trials = np.asarray(hits, float), np.asarray(trials, float)
+    rate = (hits + 1) / (trials + 2)
+    return np.asarray(np.sqrt(rate * (1 - rate) / (trials + 3)))
+
+
 def mean_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """Return the Student t interval of a mean over independent runs.
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from abstraction.causal import PairBank
-from abstraction.evaluation.confidence import LEVEL, binomial_interval
+from abstraction.evaluation.confidence import LEVEL, binomial_interval, standard_error
 from abstraction.evaluation.readouts import Readout, scored
 from abstraction.evaluation.recording import Recorded, check_recorded
 from abstraction.interventions import Handle
@@ -78,6 +78,13 @@ class Tally:
         bounds = binomial_interval(self.hits, self.pairs, level)
         low, high = (_mean_of_halves(np.where(self.pairs > 0, bound, np.nan)) for bound in bounds)
         return low, high
+
+    @property
+    def error(self) -> Float[np.ndarray, "*H"]:
+        """Standard error of the combined score, the mean of the halves that have pairs: no hits or all leave some."""
+        there = self.pairs > 0
+        squares = np.where(there, standard_error(self.hits, self.pairs) ** 2, 0.0).sum(axis=-1)
+        return np.sqrt(squares) / np.maximum(there.sum(axis=-1), 1)
 
 
 def tally_handles(network: Network, recorded: Recorded, handles: Handle, variable: Int[np.ndarray, " H"]) -> Tally:

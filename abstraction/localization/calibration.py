@@ -32,17 +32,23 @@ class Selection:
     Attributes:
       shared_axis: an axis on which all variables must agree (the paper's shared-eps rule); by default none.
       first_wins: let the earliest of equal IIA win, as in the paper, whatever its loss and cost.
+      onset: choose among the handles of one depth, the first that carries the variable: the first at which a handle is
+        within one standard error of the best IIA. What is written at a depth is often read at all later ones.
 
     Raises:
-      ValueError: the axis is not a name, or the flag not a truth value.
+      ValueError: the axis is not a name, a flag not a truth value, or an onset with a shared axis.
     """
 
     shared_axis: str | None = None
     first_wins: bool = False
+    onset: bool = False
 
     def __post_init__(self) -> None:
         kind("shared axis", self.shared_axis, (str, type(None)))
         flag("first_wins", self.first_wins)
+        flag("onset", self.onset)
+        if self.onset and self.shared_axis is not None:
+            raise ValueError(f"got an onset with the shared axis {self.shared_axis!r}, expected one of the two")
 
 
 SELECTION = Selection()
@@ -127,10 +133,12 @@ def calibrate(network: Network, evidence: Evidence, grid: Grid, selection: Selec
     distinct = dataclasses.replace(distinct, basis=_repeated(grid.basis, len(owner)))
     every = tally_evidence(network, banks, distinct, owner)[inverse]
     scores, losses = every.combined.reshape(variables, *shape), every.mean_loss.reshape(variables, *shape)
-    indifferent = np.where(np.isfinite(losses), 0.0, losses)
+    allowed = (
+        np.where(onset(grid, scores, every.error.reshape(scores.shape)), losses, np.nan) if selection.onset else losses
+    )
     winners = select(
         scores,
-        indifferent if selection.first_wins else losses,
+        np.where(np.isfinite(allowed), 0.0, allowed) if selection.first_wins else allowed,
         np.zeros_like(grid.cost) if selection.first_wins else grid.cost,
         names=banks[0].variables,
         shared_axis=shared,
@@ -151,6 +159,25 @@ def calibrate(network: Network, evidence: Evidence, grid: Grid, selection: Selec
         scores=scores,
         not_finite=(~np.isfinite(losses)).reshape(variables, -1).sum(axis=1),
     )
+
+
+def onset(
+    grid: Grid, scores: Float[np.ndarray, "V ..."], errors: Float[np.ndarray, "V ..."]
+) -> Bool[np.ndarray, "V ..."]:
+    """Tell which handles act first at the first depth where one is within a standard error of the best score.
+
+    Args:
+      grid: the handles.
+      scores: combined IIA of each, `[V, *axes]`.
+      errors: its standard error.
+    """
+    first = (grid.weight != 0).any(axis=-1).argmax(axis=-1)
+    flat = np.where(np.isfinite(scores), scores, -1.0).reshape(len(scores), -1)
+    best = flat.argmax(axis=1)[:, None]
+    least = np.take_along_axis(flat - errors.reshape(flat.shape), best, axis=1)
+    depth = first.reshape(flat.shape)
+    earliest = np.where(flat >= least, depth, grid.weight.shape[-2]).min(axis=1, keepdims=True)
+    return (depth == earliest).reshape(scores.shape)
 
 
 def calibrate_candidates(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from jaxtyping import Array
 
-from abstraction.localization import VARIANTS, Boundless, CutMenu, Mask, Variant, full_supports
+from abstraction.localization import VARIANTS, Boundless, CutMenu, Mask, Selection, Variant, full_supports
 from abstraction.localization.guiding import state_supports
 from abstraction.localization.screening import screen_sites
 from experiments.harness.methods import Outcome, Tell, Tries, rotations, run_search
@@ -18,9 +18,15 @@ from experiments.harness.timing import stopwatch
 from experiments.ioi.options import Ioi
 
 PROTOCOLS: Mapping[str, Variant] = {
-    "ours": dataclasses.replace(VARIANTS["ours"], menu=CutMenu((1, 2, 3, 4, 6, 8), (0.7, 1.0, 1.4)))
+    "ours": dataclasses.replace(
+        VARIANTS["ours"],
+        menu=CutMenu((1, 2, 3, 4, 6, 8), (0.7, 1.0, 1.4)),
+        heaviest=12,
+        selection=Selection(onset=True),
+    )
 }
-"""As in the harness, with few strengths: every handle of the position is run at several tokens of every pair."""
+"""As in the harness, with few strengths: every handle of the position is run at several tokens of every pair. Stage A
+goes to the first of the heaviest places that carries a variable: later ones carry what was written there."""
 _FULL = ("full-das", "screened-das")
 """Methods that search by the budget of `full`."""
 _WIDEST = 256

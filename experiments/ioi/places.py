@@ -1,7 +1,7 @@
 """Where the variables are: blocks x named tokens, by transport, by first-order scores before it, and by full swaps.
 
 places    the residual stream after each of L blocks at each of P named tokens
-plot      effects of full swaps at all L P places, transport, each variable to its heaviest place
+plot      effects of full swaps at all L P places, transport; of a variable's heaviest the first that carries it
 screened  first-order scores of all places, and transport among those of the highest alone
 map       IIA of a full swap at every place, on calibration pairs
 """
@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from abstraction.evaluation import Recorded
+from abstraction.evaluation.confidence import standard_error
 from abstraction.interventions import SiteBank
 from abstraction.interventions.handles import handle_depths
-from abstraction.localization import VARIANTS, CutMenu, Sweeping, localize, measure_effects, sweep
+from abstraction.localization import CutMenu, Sweeping, localize, measure_effects, sweep
 from abstraction.localization.calibration import checked_evidence
 from abstraction.localization.maps import Sweep
 from abstraction.localization.pipeline import Localization
@@ -24,6 +25,7 @@ from abstraction.tasks.ioi import POSITIONS, VARIABLES
 from experiments.harness.methods import Bench, Tell
 from experiments.harness.results import Results
 from experiments.harness.timing import Time, stopwatch
+from experiments.ioi.methods import PROTOCOLS
 from experiments.ioi.options import Ioi
 
 WAYS = ("plot-places", "screened-places", "map-places")
@@ -73,12 +75,12 @@ def find_places(results: Results, bench: Bench, config: Ioi, tell: Tell) -> dict
 
 
 def coupled(bench: Bench, sites: SiteBank) -> Localization:
-    """Couple the variables to full states, and swap each row's heaviest whole."""
-    variant = VARIANTS["ours"]
+    """Couple the variables to full states, swap each row's heaviest whole, and choose the first that carries it."""
+    variant = PROTOCOLS["ours"]
     effects = measure_effects(bench.network, bench.fit, sites, bench.signature)
     plans = variant.coarse(effects)
     jax.block_until_ready(plans.coupling.plan)
-    menu = CutMenu((1,), (1.0,), alone=True)
+    menu = CutMenu(tuple(range(1, min(variant.heaviest, sites.size) + 1)), (1.0,), alone=True)
     return localize(bench.network, effects, plans, menu, evidence=bench.evidence, selection=variant.selection)
 
 
@@ -96,7 +98,7 @@ def _keep(results: Results, way: str, depths: np.ndarray, elapsed: Time) -> None
 
 
 def _keep_map(results: Results, swapped: Sweep, elapsed: Time) -> None:
-    """Keep the map, and the earliest place whose IIA is not below the interval of the best."""
+    """Keep the map, and the earliest place whose IIA is within a standard error of the best."""
     ends = {"map": swapped.values, "map/low": swapped.low, "map/high": swapped.high}
     results.arrays.update({name: np.asarray(values, np.float32) for name, values in ends.items()})
     # What the page of a run draws: by token, variable and block; variables in the order of the methods' rows.
@@ -105,8 +107,10 @@ def _keep_map(results: Results, swapped: Sweep, elapsed: Time) -> None:
     blocks = results.arrays["map"].shape[1]
     results.details["places"] = [f"block {block}, {name}" for block in range(blocks) for name in POSITIONS]
     flat = lambda each: np.nan_to_num(np.asarray(each), nan=-1.0).reshape(len(VARIABLES), -1)
-    values, low = flat(swapped.values), flat(swapped.low)
-    least = np.take_along_axis(low, values.argmax(axis=1)[:, None], axis=1)
+    values, pairs = flat(swapped.values), flat(swapped.pairs)
+    best = values.argmax(axis=1)[:, None]
+    at_best = lambda each: np.take_along_axis(each, best, axis=1)
+    least = at_best(values) - standard_error(at_best(values * pairs), at_best(pairs))
     _keep(results, "map-places", (values >= least).argmax(axis=1), elapsed)
 
 

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from abstraction.evaluation import binomial_interval, mean_interval
+from abstraction.evaluation.confidence import standard_error
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 10), (10, 10), (3, 10), (997, 1000), (1, 1)])
@@ -40,3 +41,8 @@ def test_one_run_has_no_interval():
 def test_impossible_counts_are_refused(hits, trials, level):
     with pytest.raises(ValueError, match="expected 0 <= hits <= trials"):
         binomial_interval(hits, trials, level)
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 0), (0, 12), (7, 12), (12, 12)])
+def test_a_standard_error_is_the_deviation_of_a_beta(hits, trials):
+    np.testing.assert_allclose(standard_error(hits, trials), stats.beta(hits + 1, trials - hits + 1).std(), rtol=1e-12)

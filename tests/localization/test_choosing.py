@@ -28,8 +28,8 @@ from abstraction.localization import (
     measure_effects,
     plot,
 )
-from abstraction.localization.calibration import calibrate, calibrate_candidates, select
-from abstraction.localization.cutting import handle_grid
+from abstraction.localization.calibration import calibrate, calibrate_candidates, onset, select
+from abstraction.localization.cutting import Grid, handle_grid
 from abstraction.localization.pipeline import all_candidates
 from abstraction.localization.searching import train_candidates
 
@@ -232,6 +232,29 @@ def test_the_first_of_equal_scores_wins_where_asked(plant):
     np.testing.assert_array_equal(best.tally.combined, 1.0)
     assert [setting["strength"] for setting in first.settings] == [1.0, 1.0]
     assert [setting["strength"] for setting in best.settings] == [2.0, 2.0], "further is surer"
+
+
+def test_the_onset_is_the_first_depth_within_an_error_of_the_best():
+    weight = np.zeros((2, 4, 3, 2), np.float32)
+    for handle, depth in enumerate((2, 1, 1, 0)):
+        weight[:, handle, depth] = 1.0
+    grid = Grid(weight, np.zeros((2, 4)), np.zeros((2, 4), bool), (("subset", (1, 2, 3, 4)),), "hidden")
+    scores = np.array([[0.99, 0.97, 0.80, 0.50], [0.60, np.nan, 0.55, 0.60]])
+    there = onset(grid, scores, np.full((2, 4), 0.03))
+    assert there.tolist() == [[False, True, True, False], [False, False, False, True]]
+    assert onset(grid, scores, np.full((2, 4), 0.001))[0].tolist() == [True, False, False, False]
+
+
+def test_an_onset_chooses_as_always_where_there_is_one_depth(plant):
+    grid = handle_grid(
+        np.eye(WIDTH)[list(UNITS)], np.ones((2, WIDTH)), unit_sites(plant.tap), (), CutMenu((1,), (1.0, 2.0))
+    )
+    found, always = (
+        calibrate(plant.network, plant.calibration, grid, Selection(onset=flag)).settings for flag in (True, False)
+    )
+    assert found == always
+    with pytest.raises(ValueError, match="got an onset with the shared axis 'epsilon'"):
+        Selection(shared_axis="epsilon", onset=True)
 
 
 def test_a_forbidden_pair_is_no_part_of_a_handle_nor_of_its_cost():
