@@ -28,7 +28,7 @@ from abstraction.evaluation.sequences import LIMIT, confidence_sequence, hoeffdi
 from abstraction.randomness import host_generator
 from abstraction.reduction import METHODS, Calibration
 from abstraction.tasks.mnist import calibration_rows
-from experiments.certify import figures, tables
+from experiments.certify import curves, figures, tables
 from experiments.certify.bench import NAME, Bench, Networks, split_name
 from experiments.certify.cases import ADAPTIVE_CASES
 from experiments.certify.options import STUDIES, Certify
@@ -311,4 +311,4 @@ _STUDIES = {
     "adaptive": _adaptive,
     "margins": _margins,
 }
-EXPERIMENT = Experiment(NAME, Certify, run_seed, random_seeds, Report(tables.tables, figures.draw))
+EXPERIMENT = Experiment(NAME, Certify, run_seed, random_seeds, Report(tables.tables, figures.draw, curves.reduced))

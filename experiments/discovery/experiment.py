@@ -39,6 +39,7 @@ from abstraction.tasks import addition, equality
 from experiments.addition.experiment import Problem, make_bench
 from experiments.addition.network import check_checkpoints, trained_adder
 from experiments.discovery.choice import carried, choice_bench, choice_found, choice_networks, choice_prompts
+from experiments.discovery.curves import reduced
 from experiments.discovery.figures import draw
 from experiments.discovery.networks import TAP, Studied, adder_networks, equality_networks
 from experiments.discovery.options import HARD, NAME, SURVIVES, Discovery
@@ -256,4 +257,4 @@ def check(config: Discovery) -> None:
         check_checkpoints(config.adder, config.seeds, "--adder")
 
 
-EXPERIMENT = Experiment(NAME, Discovery, run_seed, random_seeds, Report(tables, draw), check)
+EXPERIMENT = Experiment(NAME, Discovery, run_seed, random_seeds, Report(tables, draw, reduced), check)

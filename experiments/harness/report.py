@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.harness.curves import Reduced
 from experiments.harness.records import RunFolder, Unit
 from experiments.harness.tables import Format, Part, show_parts
 
@@ -14,10 +15,12 @@ class Report(NamedTuple):
     Attributes:
       tables: `(units, details)`: tables and lines of text.
       draw: `(units, folder)`: writes figures and returns the files.
+      reduced: `units`: what the page of a run of smaller networks draws beside its tables.
     """
 
     tables: Callable[[Sequence[Unit], bool], list[Part]]
     draw: Callable[[Sequence[Unit], Path], list[Path]]
+    reduced: Callable[[Sequence[Unit]], Reduced] | None = None
 
 
 def show(run: RunFolder, report: Report, *, details: bool = False, style: Format = "terminal") -> None:

@@ -70,7 +70,9 @@ LOOKS = {
     "joint-const": Look(SKY, "-.", "D"), "cip-affine": Look(ORANGE), "cip-const": Look(ORANGE, "--", "s"),
     "vbp": Look(VERMILLION), "vbp-bias": Look(VERMILLION, "--", "s"), "vbp-affine": Look(VERMILLION, ":", "v"),
     "vbp-zero": Look(VERMILLION, "-.", "D"), "magnitude": Look(GREEN), "taylor": Look(GREEN, "--", "s"),
-    "wanda": Look(GREEN, ":", "v"), "obd": Look(PURPLE), "random": Look(GREY), "random-affine": Look(GREY, "--", "s"),
+    "wanda": Look(GREEN, ":", "v"), "obd": Look(PURPLE), "flap": Look(PURPLE, "--", "s"),
+    "flap-zero": Look(PURPLE, ":", "v"), "wanda-zero": Look(GREEN, "-.", "D"), "magnitude-zero": Look(GREEN, "-", "^"),
+    "random-zero": Look(GREY, ":", "v"), "random": Look(GREY), "random-affine": Look(GREY, "--", "s"),
     "dense": Look(BLACK, "--"),
     # what is told apart in a panel of its own
     "betting": Look(BLUE), "betting-two-sided": Look(SKY, "--", "s"), "hoeffding": Look(GREY, ":", "v"),

@@ -37,6 +37,7 @@ from experiments.harness.report import Report
 from experiments.harness.results import Results
 from experiments.harness.running import Experiment
 from experiments.harness.timing import Time, stopwatch
+from experiments.lm_reduction.curves import reduced
 from experiments.lm_reduction.figures import draw
 from experiments.lm_reduction.options import NAME, LmReduction, Text
 from experiments.lm_reduction.subject import (
@@ -219,4 +220,4 @@ def _cost(bench: Bench, plan: Plan, row: str, variable: str, split: str) -> None
     bench.results.add(row, variable, split, seconds_a_token=seconds)
 
 
-EXPERIMENT = Experiment(NAME, LmReduction, run_seed, random_seeds, Report(tables, draw))
+EXPERIMENT = Experiment(NAME, LmReduction, run_seed, random_seeds, Report(tables, draw, reduced))

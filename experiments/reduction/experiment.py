@@ -40,6 +40,7 @@ from experiments.harness.results import Results
 from experiments.harness.running import Experiment
 from experiments.harness.timing import Time, stopwatch
 from experiments.reduction import digits
+from experiments.reduction.curves import reduced
 from experiments.reduction.figures import draw
 from experiments.reduction.options import Reduction as Options
 from experiments.reduction.options import budgets
@@ -237,4 +238,4 @@ def _store(run: RunFolder, seed: int, name: str, reduction: Reduction) -> None:
     run.write_params(folder / f"{name}.params.safetensors", reduction.network.params)
 
 
-EXPERIMENT = Experiment(NAME, Options, run_seed, random_seeds, Report(tables, draw))
+EXPERIMENT = Experiment(NAME, Options, run_seed, random_seeds, Report(tables, draw, reduced))

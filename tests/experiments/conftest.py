@@ -1,5 +1,6 @@
-"""Let the tests of this folder import its helpers, and print on a screen wide enough for every table."""
+"""Let the tests of this folder import its helpers, print on a wide enough screen, and look at pages in a browser."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,3 +15,22 @@ def _wide_screen():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "150")
         yield
+
+
+@pytest.fixture(name="browser")
+def _browser():
+    pytest.importorskip("selenium", reason="pip install selenium")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if not all(programs):
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update",
+                 "disable-sync", "no-first-run", "window-size=1000,900"):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    driver = webdriver.Chrome(options=options, service=Service(programs[1]))
+    yield driver
+    driver.quit()

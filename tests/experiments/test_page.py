@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -117,25 +116,6 @@ def test_differences_between_runs_are_listed_by_option(tmp_path):
     one, two = _run(tmp_path / "one"), _run(tmp_path / "two", seeds="3")
     assert differences([one, two]) == [("seeds", str(Options().seeds), "3")]
     assert "Options in which the runs differ" in page(one, REPORT, [two])
-
-
-@pytest.fixture(name="browser")
-def _browser():
-    pytest.importorskip("selenium", reason="pip install selenium")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if not all(programs):
-        pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update",
-                 "disable-sync", "no-first-run", "window-size=1000,900"):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(options=options, service=Service(programs[1]))
-    yield driver
-    driver.quit()
 
 
 def test_a_stranger_clicks_through_the_page(tmp_path, browser):

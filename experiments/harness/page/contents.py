@@ -257,5 +257,7 @@ def loading(run: RunFolder, spoken: Sequence[Mapping[str, Any]], unit: Unit) -> 
         path = run.path / "handles" / f"{method}-{unit.name}.safetensors"
         if path.is_file():
             lines.append(f'choice = load("{path.as_posix()}", network)  # {method}')
+    if len(lines) == 3:
+        return ""
     lines.append("print(choice.variables, choice.settings)")
     return "\n".join(lines)

@@ -25,7 +25,7 @@ function heatmap(map, host, number) {
   map.rows.forEach((name, r) => {
     make("svg:text", { x: left - 6, y: 18 * r + 13, "text-anchor": "end" }, svg, name);
     map.columns.forEach((column, c) => {
-      const value = map.values[r][c], label = `${name}, ${column}: ${written(value)}`;
+      const value = map.values[r][c], label = `${name}, ${map.across || ""}${column}: ${map.kind === "kept" ? value : written(value)}`;
       const cell = make("svg:rect", { x: left + size * c, y: 18 * r, width: size - 1, height: 17, fill: value === null ? "none" : shade(value / map.top),
         class: "cell", tabindex: r + c ? -1 : 0, role: "button", "aria-label": label, "data-map": number, "data-row": r, "data-column": c }, svg);
       const show = () => { tip.textContent = label + interval(value, map.n); };
@@ -54,6 +54,7 @@ function interval(value, n) {  // Wilson's, of n pairs
 }
 
 function open(map, r, c) {
+  if (map.kind === "kept") return;
   const host = document.getElementById("pairs"), pairs = data.pairs;
   host.replaceChildren();
   make("h3", {}, host, `${map.title}: ${map.rows[r]}, ${map.columns[c]}`);

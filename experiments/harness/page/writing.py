@@ -9,9 +9,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from experiments.harness.curves import Reduced
 from experiments.harness.files import write_atomically
 from experiments.harness.metrics import Metrics
-from experiments.harness.page import contents
+from experiments.harness.page import contents, reductions
 from experiments.harness.records import RunFolder
 from experiments.harness.report import Report, complete_units
 from experiments.harness.tables import Part, Table, exported
@@ -42,36 +43,39 @@ def page(run: RunFolder, report: Report, others: Sequence[RunFolder] = ()) -> st
     parts = report.tables(units, True)
     tables = [part for part in parts if isinstance(part, Table) and len(part.frame)]
     lines = [part for part in parts if isinstance(part, str)]
-    data = _data(run, report, spoken)
+    reduced = report.reduced(units) if report.reduced else Reduced([])
+    data = _data(run, report, spoken, reduced)
     values = {
         "title": f"{units[0].rows[0].experiment}: {run.path.name}",
         "lines": lines[:1],
         "notes": lines[1:],
         "verdicts": spoken,
+        "reductions": reductions.verdicts(reduced.curves),
         "warnings": contents.warnings(metrics) if data["intervals"] else [],
         "tables": [_cells(part) for part in tables],
         "provenance": contents.provenance(run),
         "runs": [run.path.name, *(other.path.name for other in others)],
         "differences": contents.differences([run, *others]) if others else [],
-        "missing": _missing(data),
+        "missing": [] if data["curves"] else _missing(data),
         "python": contents.loading(run, spoken, units[0]),
         "data": data,
         "packed": Markup(_packed(data)),
         "css": Markup(_file("page.css")),
-        "js": Markup(_file("page.js")),
+        "js": Markup(_file("page.js") + _file("curves.js")),
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(_file("page.html")).render(values)
 
 
-def _data(run: RunFolder, report: Report, spoken: list[dict[str, Any]]) -> dict[str, Any]:
+def _data(run: RunFolder, report: Report, spoken: list[dict[str, Any]], reduced: Reduced) -> dict[str, Any]:
     """Return what the script of the page draws."""
     units = complete_units(run)
     metrics = Metrics(row for unit in units for row in unit.rows)
     tables: list[Part] = [part for part in report.tables(units, False) if isinstance(part, Table) and len(part.frame)]
     return {
         "variables": [name for name in metrics.variables if name != "mean"],
-        "maps": contents.maps(units, metrics, spoken),
+        "maps": [*contents.maps(units, metrics, spoken), *reductions.kept_maps(reduced.kept)],
+        "curves": reductions.figures(reduced.curves),
         "intervals": contents.intervals(metrics),
         "searches": contents.searches(units[0], metrics),
         "pairs": contents.pairs(units[0]),
