@@ -233,6 +233,35 @@ def stacked_decoder(unrolled: UnrolledDecoder, params: Params) -> tuple[Decoder,
     return decoder, {**ends, "blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
 
 
+def even_heads(unrolled: UnrolledDecoder, params: Params) -> tuple[UnrolledDecoder, Params]:
+    """Repeat key-value heads until each serves equally many query heads in a row: the same function, stackable.
+
+    Removing query heads leaves key-value heads that serve unequal numbers `n_g` of them. With `s` the greatest common
+    divisor of all `n_g` of all blocks, head `g` stands `n_g / s` times: at worst there are as many as query heads, and
+    that much more memory goes to keys, values and their maps.
+
+    Args:
+      unrolled: blocks of any shapes.
+      params: its weights.
+
+    Returns:
+      The network itself where all blocks are even already and share alike.
+    """
+    if len({shape.kv_heads for shape in unrolled.blocks}) == 1 and all(shape.even for shape in unrolled.blocks):
+        return unrolled, params
+    size, heads = unrolled.decoder.config.head_size, [np.array(shape.groups) for shape in unrolled.blocks]
+    share = int(np.gcd.reduce(np.concatenate([np.bincount(groups) for groups in heads])))
+    blocks, arrays = [], dict(params)
+    for index, (shape, groups) in enumerate(zip(unrolled.blocks, heads, strict=True)):
+        columns = (groups[::share, None] * size + np.arange(size)).ravel()
+        block = dict(params[f"block{index}"])
+        for name in ("key", "value"):
+            block[name] = jax.tree.map(lambda leaf, columns=columns: leaf[..., columns], block[name])
+        arrays[f"block{index}"] = block
+        blocks.append(replace(shape, groups=tuple((np.arange(len(groups)) // share).tolist())))
+    return replace(unrolled, blocks=tuple(blocks)), arrays
+
+
 def _with_zero_biases(arrays: Params, names: Sequence[str]) -> Params:
     """Give these maps of a block a bias where they are there and have none."""
     kernels = {name: arrays[name]["kernel"] for name in names if name in arrays and "bias" not in arrays[name]}

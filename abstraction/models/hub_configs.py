@@ -20,7 +20,7 @@ _IGNORED = {
     "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
     "id2label", "label2id", "num_labels", "problem_type",
     "cache_implementation", "use_cache", "chunk_size_feed_forward", "gradient_checkpointing",
-    "hidden_dropout", "classifier_dropout", "quantization_config", "is_decoder",
+    "hidden_dropout", "residual_dropout", "classifier_dropout", "quantization_config", "is_decoder",
     "reorder_and_upcast_attn", "pretraining_tp", "return_dict", "output_attentions", "output_hidden_states",
 }  # fmt: skip
 _DEPTHS = ("num_hidden_layers", "n_layer")

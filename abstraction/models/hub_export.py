@@ -1,8 +1,11 @@
 """Writing a decoder as a folder that transformers loads: `hub_configs` and `weights`, backwards. No PyTorch.
 
-A reduced network is written where its blocks have one shape. Folding leaves biases, and families differ in which maps
-may have one: Llama has all of them (`attention_bias`, `mlp_bias`), so a Qwen2 network with folded constants is written
-as a Llama one with zeros where it had no bias, which is the same function. What no family carries is refused.
+A reduced network is written where its blocks have one shape. Heads that were removed may leave key-value heads that
+serve unequal numbers of query heads, which no family can say: these are repeated, which is the same function. Folding
+leaves biases, and families differ in which maps may have one: Llama has all of them (`attention_bias`, `mlp_bias`), so
+a Qwen2 network with folded constants is written as a Llama one with zeros where it had no bias, which is the same
+function. Llama wants a width that its heads divide: where fewer heads do not, a network is written as Seed-OSS, the
+same architecture. What no family carries is refused.
 """
 
 import json
@@ -21,7 +24,7 @@ from abstraction.files import replaced
 from abstraction.models.decoder import Decoder
 from abstraction.models.decoder_config import DecoderConfig
 from abstraction.models.decoder_files import flat_parameters
-from abstraction.models.decoder_unrolled import UnrolledDecoder, stacked_decoder
+from abstraction.models.decoder_unrolled import UnrolledDecoder, even_heads, stacked_decoder
 from abstraction.models.hub_configs import config_from_hub
 from abstraction.models.hub_files import INDEX, WEIGHTS
 from abstraction.models.hub_tables import HEAD, TABLES
@@ -47,7 +50,8 @@ def export_decoder(
     The answers a decoder reads out are not part of a folder: logits are those of the whole vocabulary.
 
     Args:
-      network: of a `Decoder`, or of an `UnrolledDecoder` whose blocks have one shape.
+      network: of a `Decoder`, or of an `UnrolledDecoder` whose blocks have one shape: as many hidden units and query
+        heads in each.
       folder: made if absent; must hold no network.
       tokenizer: a folder whose tokenizer files are copied.
       made_from: the network it was reduced from, whose digest is kept; by default itself.
@@ -99,7 +103,7 @@ def _stacked(network: Network) -> tuple[Decoder, Params]:
     if isinstance(network.model, Decoder):
         return network.model, network.params
     try:
-        return stacked_decoder(network.model, network.params)
+        return stacked_decoder(*even_heads(network.model, network.params))
     except ValueError as error:
         raise ValueError(f"{error}; abstraction.artifacts.save keeps a network of any shapes") from error
 
@@ -108,6 +112,9 @@ def _family(config: DecoderConfig) -> tuple[str, DecoderConfig]:
     """Return the family that can say all of a configuration, and the configuration with the biases it has there."""
     misses = {}
     for name, family in _FAMILIES.items():
+        if family.divides and config.width % config.heads:
+            misses[name] = f"a width that {config.heads} heads divide"
+            continue
         biased = replace(config, **family.biases(config))
         try:
             said = config_from_hub(family.fields(biased))
@@ -199,6 +206,12 @@ def _qwen3(config: DecoderConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _seed_oss(config: DecoderConfig) -> dict[str, Any]:
+    return _rotary(config, "seed_oss", "SeedOssForCausalLM") | {
+        "attention_bias": config.qkv_bias, "attention_out_bias": config.output_bias, "mlp_bias": config.mlp_bias,
+    }  # fmt: skip
+
+
 def _mistral(config: DecoderConfig) -> dict[str, Any]:
     return _rotary(config, "mistral", "MistralForCausalLM") | {"sliding_window": config.window}
 
@@ -220,18 +233,29 @@ def _attention_biases(config: DecoderConfig) -> dict[str, Any]:
 
 
 class _Family(NamedTuple):
-    """How one family writes a network: its fields, the biases it has once these are read, the prefix of its names."""
+    """How one family writes a network.
+
+    Attributes:
+      fields: of its configuration.
+      biases: the switches of biases, once the configuration is read.
+      prefix: of the names of its weights.
+      divides: transformers takes it only where the number of heads divides the width.
+    """
 
     fields: Callable[[DecoderConfig], dict[str, Any]]
     biases: Callable[[DecoderConfig], dict[str, Any]]
     prefix: str = "model."
+    divides: bool = False
 
 
 _FAMILIES: Mapping[str, _Family] = {
     "gpt2": _Family(_gpt2, lambda config: {}, "transformer."),
     "qwen2": _Family(_qwen2, lambda config: {}),
-    "llama": _Family(_llama, _attention_biases),
+    "llama": _Family(_llama, _attention_biases, divides=True),
     "mistral": _Family(_mistral, lambda config: {}),
     "qwen3": _Family(_qwen3, _attention_biases),
-    "gemma2": _Family(_gemma2, lambda config: _attention_biases(config) | {"query_scale": config.score_scale}),
+    "gemma2": _Family(
+        _gemma2, lambda config: _attention_biases(config) | {"query_scale": config.score_scale}, divides=True
+    ),
+    "seed_oss": _Family(_seed_oss, lambda config: {}),
 }

@@ -1,7 +1,7 @@
 """What each family of the Hugging Face hub says in its `config.json`, in terms of our switches.
 
-GPT-2, GPT-NeoX (Pythia), Llama, Mistral, Phi-3, Qwen2, Qwen3, Gemma-2 and Gemma 3 (text). Defaults are those of
-transformers, which leaves out fields that have them.
+GPT-2, GPT-NeoX (Pythia), Llama, Mistral, Phi-3, Qwen2, Qwen3, Seed-OSS, Gemma-2 and Gemma 3 (text). Defaults are those
+of transformers, which leaves out fields that have them.
 """
 
 from collections.abc import Callable, Mapping
@@ -67,6 +67,18 @@ def _llama(take: Take) -> DecoderConfig:
         activation=one_of("hidden_act", take("hidden_act", "silu"), ACTIVATIONS),
         qkv_bias=biased,
         output_bias=biased,
+        mlp_bias=flag(take, "mlp_bias", False),
+        tied=flag(take, "tie_word_embeddings", False),
+    )
+
+
+def _seed_oss(take: Take) -> DecoderConfig:
+    """Read Seed-OSS: Llama, with a switch for each kind of bias."""
+    return DecoderConfig(
+        **rotary(take, size=128),
+        activation=one_of("hidden_act", take("hidden_act", "silu"), ACTIVATIONS),
+        qkv_bias=flag(take, "attention_bias", True),
+        output_bias=flag(take, "attention_out_bias", False),
         mlp_bias=flag(take, "mlp_bias", False),
         tied=flag(take, "tie_word_embeddings", False),
     )
@@ -232,6 +244,7 @@ FAMILIES: Mapping[str, Callable[[Take], DecoderConfig]] = {
     "gpt2": _gpt2,
     "llama": _llama,
     "qwen2": _qwen2,
+    "seed_oss": _seed_oss,
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
     "gpt_neox": _gpt_neox,

@@ -120,6 +120,7 @@ TABLES: Mapping[str, Mapping[str, Origin]] = {
     "phi3": _PHI3,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA | _NORMS,
+    "seed_oss": _LLAMA,
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA2 | _NORMS,
 }

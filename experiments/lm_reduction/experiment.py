@@ -38,6 +38,7 @@ from experiments.harness.results import Results
 from experiments.harness.running import Experiment
 from experiments.harness.timing import Time, stopwatch
 from experiments.lm_reduction.curves import reduced
+from experiments.lm_reduction.exporting import Exports
 from experiments.lm_reduction.figures import draw
 from experiments.lm_reduction.options import NAME, LmReduction, Text
 from experiments.lm_reduction.subject import (
@@ -69,6 +70,7 @@ class Bench(NamedTuple):
       block: after which the name is at the last token.
       config: the options.
       results: what has been measured.
+      exports: where reduced networks are written, if they are.
     """
 
     subject: Subject
@@ -79,6 +81,7 @@ class Bench(NamedTuple):
     block: int
     config: LmReduction
     results: Results
+    exports: Exports | None = None
 
 
 def run_seed(config: LmReduction, seed: int, run: RunFolder, tell: Tell) -> Unit:
@@ -88,6 +91,7 @@ def run_seed(config: LmReduction, seed: int, run: RunFolder, tell: Tell) -> Unit
     subject = load_subject(config.network.model)
     calibrations, tests = _texts(config, subject, seed, key)
     bench = _bench(config, subject, tests, results, tell)
+    bench = bench._replace(exports=Exports.of(config, subject, run.path / "exported" / f"seed-{seed}"))
     results.details.update(network=subject.name, data=digest({**_named("calibration", calibrations), **tests}), kept={})
     for place, (name, rows) in enumerate(calibrations.items()):
         run_on = config.methods if place == 0 else config.elsewhere
@@ -211,6 +215,8 @@ def _cost(bench: Bench, plan: Plan, row: str, variable: str, split: str) -> None
     """Make the smaller network, and bill it; where blocks have one shape, time it too."""
     smaller, length = compile_plan(bench.unrolled, plan), bench.config.texts.length
     bench.results.add(row, variable, split, **bill(smaller, (length,), dtype=np.int32)._asdict())
+    if bench.exports is not None:
+        bench.exports.write(smaller, row, variable, split)
     shapes = {(shape.groups, shape.hidden) for shape in smaller.model.blocks}  # pyright: ignore[reportAttributeAccessIssue]
     if len(shapes) != 1 or not smaller.model.blocks[0].even:  # pyright: ignore[reportAttributeAccessIssue]
         return

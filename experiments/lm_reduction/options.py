@@ -70,6 +70,9 @@ class LmReduction(Options):
     """The share they keep."""
     batch_size: Annotated[int, valid.COUNT] = 4
     """Rows that are run at once."""
+    export: bool = False
+    """Write what the first method reduces to equal shares, calibrated on the first text, into `exported/` of the run's
+    folder: one folder each that transformers loads, about as large as the network in float32."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {

@@ -3,6 +3,7 @@
 python -m experiments lm-reduction --quick
 """
 
+import sys
 from pathlib import Path
 
 import jax
@@ -10,15 +11,19 @@ import numpy as np
 import pytest
 from heqruns import Ended, command
 
+from abstraction.models import load_decoder
+from abstraction.models.hub_export import require_made_from
+from abstraction.reduction.blocks import unrolled_network
 from experiments.harness.metrics import Metrics
 from experiments.harness.records import Row, Unit, open_run
-from experiments.lm_reduction.options import TINY, LmReduction, Texts
+from experiments.lm_reduction.exporting import Exports
+from experiments.lm_reduction.options import TINY, LanguageModel, LmReduction, Texts
 from experiments.lm_reduction.subject import load_subject, own_rows, python_rows
 from experiments.lm_reduction.tables import verdicts
 
 METHODS = ("--methods", "cmr-closed", "flap", "random", "--elsewhere", "cmr-closed")
 BUDGETS = ("--keeps", 0.5, "--elsewhere-keep", 0.5)
-COMMAND = ("lm-reduction", "--quick", *METHODS, *BUDGETS, "--calibrations", "python", "own")
+COMMAND = ("lm-reduction", "--quick", *METHODS, *BUDGETS, "--calibrations", "python", "own", "--export")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,36 @@ def test_folds_of_kept_units_are_closer_to_the_dense_network_than_random_ones_wi
     for variable in ("mlp-uniform", "heads-uniform"):
         kl = {m: metrics.mean(m, variable, "python-keep0.5", "kl_own") for m in ("cmr-closed", "random")}
         assert kl["cmr-closed"] < 0.8 * kl["random"]
+
+
+def test_the_networks_of_equal_shares_are_written_and_read_again(done: tuple[Path, Ended]):
+    exported = done[0] / "exported" / "seed-0"
+    assert {path.name for path in exported.iterdir()} == {
+        f"cmr-closed-{part}-uniform-python-keep0.5" for part in ("mlp", "heads")
+    }
+    shapes = {}
+    for path in exported.iterdir():
+        require_made_from(path, load_subject(TINY).network)
+        config = load_decoder(path).model.config
+        shapes[path.name.split("-")[2]] = (config.heads, config.hidden, config.mlp_bias)
+    assert shapes == {"mlp": (4, 24, True), "heads": (2, 48, False)}
+
+
+def test_writing_needs_no_transformers_and_takes_the_tokenizer_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("transformers", "torch"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    subject = load_subject(TINY)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "tokenizer.json").write_text("{}")
+    config = LmReduction(network=LanguageModel(str(tmp_path / "source")), export=True)
+    exports = Exports.of(config, subject, tmp_path / "out")
+    unrolled = unrolled_network(subject.network)
+    for _ in range(2):  # a run that was stopped writes again
+        path = exports.write(unrolled, "cmr", "mlp-uniform", "python-keep0.5")
+        assert {each.name for each in path.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert exports.write(unrolled, "cmr", "mlp-global", "python-keep0.5") is None
+    assert exports.write(unrolled, "cmr", "mlp-uniform", "own-keep0.5") is None
+    assert Exports.of(LmReduction(), subject, tmp_path / "out") is None
 
 
 def test_no_docstring_is_in_calibration_and_test():

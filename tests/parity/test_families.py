@@ -51,6 +51,10 @@ SWITCHES = {
     "qwen2": LLAMA,
     "qwen3": LLAMA | {"head_dim": HEAD, "attention_bias": FLAG, "use_sliding_window": FLAG, "sliding_window": [3],
                       "max_window_layers": [0, 1]},
+    "seed_oss": LLAMA | {
+        "head_dim": HEAD, "attention_bias": FLAG, "attention_out_bias": FLAG, "mlp_bias": FLAG,
+        "residual_dropout": [0.0],
+    },
     "gemma2": GEMMA | {"rope_parameters": ROPE},
     "gemma3_text": GEMMA | {"rope_parameters": BY_LAYER, "attn_logit_softcapping": [None]},
     "gpt_neox": TIED | {
