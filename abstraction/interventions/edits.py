@@ -8,7 +8,8 @@ Without a basis this is the interpolation (1 - w) h + w s, exact at w = 0 and w 
 Weights are not capped at 1: a strength above 1 extrapolates. What the basis does not span is left untouched.
 
 Every edit is a pytree whose arrays are leaves. At a tap with depth each leaf carries the depth axis in front; the
-shapes below are those at one depth. `*N` is a pair and, where the tap has them, its positions.
+shapes below are those at one depth. `*N` is a pair and, where the tap has them, its positions. Values of shape `[N, K]`
+are a row per pair, the same at all of its positions.
 """
 
 import jax
@@ -45,7 +46,7 @@ class Interchange:
         if self.basis is None:
             return _interpolate(activation, self.source, self.weight)
         difference = (self.source - activation) @ self.basis.encoder
-        return activation + self.basis.decode(jnp.asarray(self.weight) * difference)
+        return activation + self.basis.decode(_rows(self.weight, difference) * difference)
 
 
 @pytree
@@ -61,7 +62,7 @@ class Set:
     weight: AnyArray | None = None
 
     def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
-        value = jnp.broadcast_to(self.value, activation.shape)
+        value = jnp.broadcast_to(_rows(self.value, activation), activation.shape)
         return value if self.weight is None else _interpolate(activation, value, self.weight)
 
 
@@ -76,7 +77,7 @@ class Add:
     offset: AnyArray
 
     def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
-        return activation + self.offset
+        return activation + _rows(self.offset, activation)
 
 
 @pytree
@@ -90,7 +91,7 @@ class Scale:
     factor: AnyArray
 
     def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
-        return activation * self.factor
+        return activation * _rows(self.factor, activation)
 
 
 @pytree
@@ -150,7 +151,7 @@ class Noise:
 
     def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
         one = lambda row: jax.random.normal(jax.random.fold_in(self.key, row), activation.shape[1:])
-        return activation + self.scale * jax.vmap(one)(jnp.arange(activation.shape[0]))
+        return activation + _rows(self.scale, activation) * jax.vmap(one)(jnp.arange(activation.shape[0]))
 
 
 @pytree
@@ -166,7 +167,7 @@ class Clamp:
     high: AnyArray
 
     def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
-        return jnp.clip(activation, self.low, self.high)
+        return jnp.clip(activation, _rows(self.low, activation), _rows(self.high, activation))
 
 
 @pytree
@@ -182,7 +183,8 @@ class Masked:
     mask: AnyArray
 
     def __call__(self, activation: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
-        return jnp.where(jnp.asarray(self.mask, bool), self.edit(activation), activation)
+        mask = _rows(jnp.asarray(self.mask, bool), activation)
+        return jnp.where(mask, self.edit(activation), activation)
 
 
 @pytree
@@ -212,6 +214,23 @@ def _norm(activation: Array) -> Array:
     return jnp.where(most > 0, unit * jnp.sqrt(jnp.where(most > 0, squares, 1.0)), 0.0)
 
 
+def _rows(values: AnyArray, activation: Array) -> Array:
+    """Let `[N, K]` be a row per pair at activations with positions, `[N, T, K]`.
+
+    Trailing axes would be aligned otherwise: rows would be positions, in silence where there are as many of both.
+    """
+    values = jnp.asarray(values)
+    missing = activation.ndim - values.ndim
+    if values.ndim < 2 or missing <= 0 or all(size == 1 for size in values.shape[:-1]):
+        return values
+    if values.ndim > 2 or values.shape[0] != activation.shape[0]:
+        raise ValueError(
+            f"got values of shape {values.shape} for activations {activation.shape}, expected [{values.shape[-1]}], "
+            f"[{activation.shape[0]}, {values.shape[-1]}], a row per example, or all axes"
+        )
+    return values.reshape(values.shape[0], *[1] * missing, values.shape[1])
+
+
 def _interpolate(start: Array, end: AnyArray, weight: AnyArray) -> Array:
-    weight = jnp.asarray(weight)
+    weight = _rows(weight, start)
     return (1 - weight) * start + weight * end

@@ -5,7 +5,7 @@ and values of all tokens before it. What an edit changes stays: keys and values 
 is one program, a scan over passes; edits, the passes they act in, temperature and key are values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -229,7 +229,8 @@ def _check_prompts(model: Decoder, prompts: AnyArray, steps: int) -> None:
 def _sampled(sampling: Sampling, vocabulary: int) -> tuple[Array | None, Array | None]:
     kind("sampling", sampling, Sampling)
     flag("logits", sampling.logits)
-    if wrong := [token for token in sampling.stop if not (is_whole(token) and 0 <= token < vocabulary)]:
+    stop = _listed("stop tokens", sampling.stop)
+    if wrong := [token for token in stop if not (is_whole(token) and 0 <= token < vocabulary)]:
         raise ValueError(f"got stop tokens {wrong}, expected ids from 0 to {vocabulary - 1}")
     temperature = number("temperature", sampling.temperature)
     if (temperature == 0) != (sampling.key is None):
@@ -243,7 +244,14 @@ def _sampled(sampling: Sampling, vocabulary: int) -> tuple[Array | None, Array |
 def _active(passes: Sequence[int] | AnyArray | None, steps: int) -> np.ndarray:
     if passes is None:
         return np.ones(steps, bool)
-    chosen = list(passes)
+    chosen = _listed("passes", passes)
     if wrong := [index for index in chosen if not (is_whole(index) and 1 <= index < steps)]:
         raise ValueError(f"got passes {wrong} for edits of steps, expected some of 1 to {steps - 1}; 0 is the prompt")
     return np.isin(np.arange(steps), chosen)
+
+
+def _listed(what: str, values: Any) -> list[Any]:
+    """Make a list of what may be a tuple, an array or a range, and refuse a number alone and a text."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable) or np.ndim(values) != 1:
+        raise ValueError(f"got {what} {values!r}, expected several, as in ({values!r},)")
+    return list(values)

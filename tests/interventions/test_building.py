@@ -266,3 +266,49 @@ def test_builders_build_inside_a_program():
     np.testing.assert_allclose(
         built(VECTOR, BASE[1]), np.where(np.arange(D) == 0, BASE[1] + VECTOR, BASE[1]), rtol=1e-6
     )
+
+
+SQUARE = 4
+"""As many positions as examples: rows of `[N, K]` could be either."""
+PER_EXAMPLE = {
+    "constant": lambda value, **where: do.constant(TAP, value, **where),
+    "lerp": lambda value, **where: do.lerp(TAP, 0.5, value, **where),
+    "add": lambda value, **where: do.add(TAP, value, **where),
+    "scale": lambda value, **where: do.scale(TAP, value, **where),
+    "clamp": lambda value, **where: do.clamp(TAP, value, value + 1, **where),
+    "interchange": lambda value, **where: do.interchange(TAP, SOURCE[1, :, :SQUARE], weight=value, **where),
+}
+
+
+@pytest.mark.parametrize("positions", [SQUARE, T, 1])
+@pytest.mark.parametrize("name", PER_EXAMPLE)
+def test_a_value_per_example_is_the_examples_and_not_the_positions(name, positions):
+    values = np.random.default_rng(5).standard_normal((N, D)).astype(np.float32)
+    source = SOURCE[1, :, :positions]
+    build = PER_EXAMPLE[name] if name != "interchange" else (
+        lambda value, **where: do.interchange(TAP, source[: len(value)] if len(value) == N else source[row : row + 1],
+                                              weight=value, **where))  # fmt: skip
+    base = jnp.asarray(BASE[1, :, :positions])
+    row = 0
+    together = at_depth(build(values, depth=1), 1)["stream"](base)
+    for row in range(N):
+        alone = at_depth(build(values[row : row + 1], depth=1), 1)["stream"](base[row : row + 1])
+        np.testing.assert_array_equal(together[row : row + 1], alone)
+
+
+def test_a_value_per_example_and_depth_at_positions_is_the_examples():
+    values, where = (
+        np.random.default_rng(6).standard_normal((L, N, D)).astype(np.float32),
+        np.tile([0, 2, 3, 4], (4, 1)),
+    )
+    changed = apply(do.constant(TAP, values, at=where))
+    expected = BASE.copy()
+    for n in range(N):
+        expected[:, n, where[n]] = values[:, n, None]
+    np.testing.assert_array_equal(changed, expected)
+
+
+def test_values_that_are_no_row_per_example_are_refused_where_there_are_positions():
+    edit = at_depth(do.add(TAP, np.ones((T, D), np.float32), depth=1), 1)["stream"]
+    with pytest.raises(ValueError, match=r"got values of shape \(5, 6\) .* \(4, 5, 6\), expected .* a row per example"):
+        edit(jnp.asarray(BASE[1]))

@@ -187,6 +187,20 @@ def test_edits_in_order_are_edits_of_a_pass():
     assert jnp.abs(one - other)[:, 1:].max() > 1e-2
 
 
+@pytest.mark.parametrize("wrong", [2, "2", np.int32(2), np.array(2), None, [[1]]], ids=repr)
+def test_one_pass_or_stop_token_that_is_no_list_is_refused(network, wrong, unchecked):
+    if wrong is not None:
+        with pytest.raises(ValueError, match=r"got passes .*, expected several, as in"):
+            generate(network, _prompts(), STEPS, passes=wrong)
+    with pytest.raises(ValueError, match=r"got stop tokens .*, expected several, as in"):
+        generate(network, _prompts(), STEPS, sampling=Sampling(stop=wrong))
+
+
+def test_passes_and_stop_tokens_may_be_ranges_and_arrays(network):
+    generate(network, _prompts(), STEPS, passes=range(1, 3), sampling=Sampling(stop=[]))
+    generate(network, _prompts(), STEPS, passes=np.array([1, 2]), sampling=Sampling(stop=[3]))
+
+
 def test_an_edit_of_a_step_at_a_position_that_no_step_has_is_refused(network):
     prompts = np.array([[-1, 3, 4], [5, 6, 7]], np.int32)
     far = do.zero(network.taps["mlp_output"], at=np.array([2, 2]))
