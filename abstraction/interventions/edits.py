@@ -214,7 +214,7 @@ def _norm(activation: Array) -> Array:
     return jnp.where(most > 0, unit * jnp.sqrt(jnp.where(most > 0, squares, 1.0)), 0.0)
 
 
-def _rows(values: AnyArray, activation: Array) -> Array:
+def _rows(values: AnyArray, activation: AnyArray) -> Array:
     """Let `[N, K]` be a row per pair at activations with positions, `[N, T, K]`.
 
     Trailing axes would be aligned otherwise: rows would be positions, in silence where there are as many of both.

@@ -6,7 +6,7 @@ by label, shown as heatmaps, and turned into labelled arrays for other tools.
 
 import importlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,13 +94,17 @@ class Sweep:
 
     def rows(self) -> list[dict[str, Any]]:
         """Write every place as a row: its labels, its effect, the interval, the pairs and the controls."""
-        return [self._row(place) for place in np.ndindex(self.values.shape)]
+        return self._rows(np.ndindex(self.values.shape))
 
-    def _row(self, place: tuple[int, ...]) -> dict[str, Any]:
+    def _rows(self, places: Iterable[tuple[int, ...]]) -> list[dict[str, Any]]:
+        exceeds = self.exceeds  # of the whole map: once, not once a row
+        return [self._row(place, exceeds) for place in places]
+
+    def _row(self, place: tuple[int, ...], exceeds: Bool[np.ndarray, "..."]) -> dict[str, Any]:
         labels = {name: self.coords[name][index] for name, index in zip(self.dims, place, strict=True)}
         numbers = {"value" if name == "values" else name: getattr(self, name)[place].item() for name in _NUMBERS}
         levels = {name: float(level[place]) for name, level in self.levels.items()}
-        return labels | numbers | levels | {"exceeds": bool(self.exceeds[place])}
+        return labels | numbers | levels | {"exceeds": bool(exceeds[place])}
 
     def best(self) -> list[dict[str, Any]]:
         """Return the row of the largest finite effect of every variable, the first of equals.
@@ -117,8 +121,8 @@ class Sweep:
             finite = [place for place in places if np.isfinite(self.values[place])]
             if not finite:
                 raise ValueError(f"got no finite effect among {len(places)} places, expected at least one")
-            found.append(self._row(max(finite, key=lambda place: self.values[place])))
-        return found
+            found.append(max(finite, key=lambda place: self.values[place]))
+        return self._rows(found)
 
     def _by_variable(self) -> list[list[tuple[int, ...]]]:
         """List all places of each variable; of all together where there is no such axis."""
@@ -138,7 +142,7 @@ class Sweep:
         lines.append(" ".join([*head, " verdict"]))
         for places in self._by_variable():
             ordered = sorted(places, key=lambda place: -np.nan_to_num(self.values[place], nan=-np.inf))
-            for row in map(self._row, ordered[:most]):
+            for row in self._rows(ordered[:most]):
                 cells = [row[name].ljust(width[name]) for name in self.dims] + [f"{row[name]:9.4f}" for name in numbers]
                 verdict = "above its controls" if row["exceeds"] else "not above its controls"
                 lines.append(" ".join([*cells, f" {verdict if self.order is None else 'an estimate'}"]))

@@ -252,6 +252,6 @@ def _active(passes: Sequence[int] | AnyArray | None, steps: int) -> np.ndarray:
 
 def _listed(what: str, values: Any) -> list[Any]:
     """Make a list of what may be a tuple, an array or a range, and refuse a number alone and a text."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable) or np.ndim(values) != 1:
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
         raise ValueError(f"got {what} {values!r}, expected several, as in ({values!r},)")
     return list(values)

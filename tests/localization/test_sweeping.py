@@ -265,6 +265,15 @@ def test_a_map_is_read_by_label(grid):
     assert "p" in found.table()
 
 
+def test_what_is_above_its_controls_is_found_once_for_all_rows(grid, monkeypatch):
+    found = sweep(*grid, 2, NONE)
+    slow, asked = type(found).exceeds.fget, []
+    expected = slow(found)
+    monkeypatch.setattr(type(found), "exceeds", property(lambda self: asked.append(1) or slow(self)))
+    assert [row["exceeds"] for row in found.rows()] == expected.ravel().tolist()
+    assert len(asked) == 1
+
+
 def test_nothing_is_chosen_on_test_pairs():
     plant = planted(rotate=False)
     found = sweep(plant.network, plant.test, 1, NONE)

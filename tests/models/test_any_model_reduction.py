@@ -172,6 +172,28 @@ def test_what_stands_in_the_way_is_named(taps, why):
         network.model.consumers("s")
 
 
+@pytest.mark.parametrize(
+    ("equation", "why"),
+    [
+        ("nhd,hdo->no", r"summed together with a further axis.* \(dot_general at test_any_model_reduction.py:\d+\)"),
+        ("nhd,hdo->nho", r"another kernel at each place of a further axis.* \(dot_general at test_any_model_reduc"),
+    ],
+)
+def test_a_kernel_that_sums_over_or_runs_along_a_further_axis_is_refused(equation, why):
+    rng = np.random.default_rng(0)
+    params = {"in": rng.standard_normal((6, 3, 4)), "out": rng.standard_normal((3, 4, 5))}
+    params = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in params.items()}
+
+    def heads(params, x):
+        hidden = tap(jnp.tanh(jnp.einsum("ni,ihd->nhd", x, params["in"])), "hidden")
+        return jnp.einsum(equation, hidden, params["out"])
+
+    x = jnp.asarray(rng.standard_normal((5, 6)), jnp.float32)
+    network = wrap(heads, params, x, {"hidden": At("hidden", units=1)})
+    with pytest.raises(ValueError, match=why):
+        network.model.consumers("hidden")
+
+
 def test_units_that_recur_or_are_read_twice_are_refused():
     x = linen_networks.sequences(np.random.default_rng(0))
     model = linen_networks.Recurrent()

@@ -35,11 +35,14 @@ def _theirs(net, tokens):
         return net(input_ids=ids, attention_mask=mask, position_ids=positions).logits.numpy()
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma2", "gemma3"])
 def test_a_file_is_the_network_that_transformers_reads(kind, tmp_path, rng):
     path = write(tmp_path / "one.gguf", kind, tensors(kind, rng), changes=GEMMA if kind.startswith("gemma") else {})
     network = load_decoder(path)
-    net = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32).eval()
+    more = {"head_dim": SIZE} if kind == "qwen3" else {}  # which transformers does not take from such a file
+    net = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=path.name, dtype=torch.float32, **more
+    ).eval()
     if kind.startswith("gemma"):  # which transformers does not take from a file but from its defaults
         for block in net.model.layers:
             block.self_attn.scaling = SIZE**-0.5

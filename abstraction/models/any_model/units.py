@@ -7,7 +7,8 @@ equation, in both directions. The units can be removed if that ends at parameter
     kernel [in, D] -> pre [.., D] -> tap [.., D] -> what acts on each unit -> sum over D with kernel [D, out]
 
 and is refused, with the equation that stands in the way, where they are mixed (a norm over units), carried from step to
-step, split into heads, combined with another activation, or read before the tap.
+step, split into heads, combined with another activation, summed together with a further axis, read by a kernel for each
+place of one, or read before the tap.
 
 Source: CMR, arXiv 2602.24266, folding into affine consumers.
 """
@@ -184,6 +185,10 @@ def _product(equation: Equation, value: Value, axis: Axis, units: Units) -> list
     if axis.place in contracted[side]:
         kernel = 1 - side if not value.fixed else side
         _read(units, equation, 1 - kernel, kernel)
+        if len(contracted[side]) > 1:
+            raise stop(equation, "are summed together with a further axis, expected a kernel that sums over them alone")
+        if batched[side]:
+            raise stop(equation, "are read with another kernel at each place of a further axis, expected one kernel")
         return [(other, Axis(contracted[1 - side][list(contracted[side]).index(axis.place)], axis.repeats))]
     free = [index for index in range(len(value.shape)) if index not in (*contracted[side], *batched[side])]
     before = len(batched[0]) + (0 if side == 0 else _free(left, contracted[0], batched[0]))
