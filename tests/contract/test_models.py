@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoder_families import FAMILIES, drawn, padded
+from decoder_families import FAMILIES, LATER, drawn, padded
 
 from abstraction.interventions import Add, Interchange
 from abstraction.models import (
@@ -62,12 +62,15 @@ class Case(NamedTuple):
         return self.resumes[-1] if self.resumes else "block_output"
 
 
+QWEN3 = {"qwen3": dataclasses.replace(FAMILIES["llama"], rope_scaling=None, query_key_norms=True)}
+
+
 def _normal(*shape):
     return lambda rng: rng.standard_normal((N, *shape)).astype(np.float32)
 
 
 def _decoder(family, **options):
-    model = Decoder(FAMILIES[family], **options)
+    model = Decoder((FAMILIES | LATER | QWEN3)[family], **options)
     tokens = frozenset(model.taps) - {"logits"}
     bypassed = tokens - {"block_input", "block_output", "final_input"}
     draw = lambda rng: padded(rng, N, T, 3)
@@ -128,6 +131,9 @@ MODELS = {
     "decoder-gpt2": _decoder("gpt2"),
     "decoder-llama": _decoder("llama", answers=((1,), (4, 7), (2,))),
     "decoder-gemma2": _decoder("gemma2"),
+    "decoder-gpt_neox": _decoder("gpt_neox"),
+    "decoder-qwen3": _decoder("qwen3"),
+    "decoder-gemma3": _decoder("gemma3"),
     "unrolled": _unrolled(
         "llama", ("head_output1", [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15]), ("mlp_product2", [1, 5])
     ),
@@ -142,10 +148,13 @@ CLOSE = {"rtol": 1e-5, "atol": 5e-6}  # float32 outputs of order 2, through up t
 
 REPEATED = ("decoder-llama", "mlp-tanh", "token-view-window", "token-view-places")  # tests/models/test_places.py
 """Whose laws the others cover."""
+LONG = ("decoder-gpt_neox", "decoder-qwen3", "decoder-gemma3")
+"""Parallel blocks and norms of queries: together more than ten seconds."""
 
 
 @pytest.fixture(
-    params=[pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name for name in MODELS], name="case"
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in (*REPEATED, *LONG) else name for name in MODELS],
+    name="case",
 )
 def _case(request):
     return MODELS[request.param]
