@@ -8,7 +8,7 @@ and runs the tokens from the edited one on through the later blocks alone, as ou
 that are run again, so of the long ones some are timed, whose mean is the mean of all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -27,7 +27,7 @@ from abstraction.tasks import ioi
 from abstraction.tasks.ioi import POSITIONS
 from abstraction.tasks.prompts import last_positions, load_tokenizer, span_positions
 from abstraction.typing import Setting
-from benchmarks.records import Row, Timing, compare, measure, require_agreement
+from benchmarks.records import OURS, Row, Timing, compare, measure, require_agreement
 from benchmarks.torch_language import (
     Places,
     Texts,
@@ -38,12 +38,13 @@ from benchmarks.torch_language import (
     named_streams,
     transformers_network,
 )
+from benchmarks.torch_oracle import measure_torch
 
 TAP, PAIRS = "block_output", 64
 BATCHES = 16, 64
 TIMED = 2, 7, 12, 17, 22, 27
 """Blocks of the sweeps that are timed in part; their mean is that of all 30."""
-HOOKED = 14, 15
+HOOKED = TIMED[2:4]
 """Blocks that the hooks are timed at, where every block costs the same."""
 _ATOL = 2e-3
 """Between logits, which are of order 10 here and pass through 30 blocks of float32 sums."""
@@ -133,10 +134,7 @@ def record_rows(problem: Problem, budget: float) -> list[Row]:
             run_once = partial(recorded, problem, tokens, most, True)
             functions[f"abstraction, record at {name}, batches of {most}"] = run_once
     check_recording(problem, functions[[*functions][-1]]())
-    timings = {
-        name: measure(function, budget=budget, compiled=name.startswith("abstraction"))
-        for name, function in functions.items()
-    }
+    timings = {name: _seconds(name, function, budget) for name, function in functions.items()}
     size = f"recording of {len(rows)} prompts of {rows.shape[1]} tokens, {NAME}, float32"
     return compare("language", size, timings, baseline=baseline)
 
@@ -183,7 +181,7 @@ def _sweep_rows(
 ) -> list[Row]:
     network, names, texts = problem.torch_network, torch.as_tensor(problem.names), problem.texts
     kept, (batch, _) = keep_base(network, texts), BATCHES
-    few = [place for place in places if place[0] in TIMED[2:4]]
+    few = [place for place in places if place[0] in HOOKED]
     hooks = f"PyTorch hooks, place by place, batches of {batch}, {len(few)} places timed and scaled"
     best = "PyTorch, keys, values and streams kept, tokens and blocks from the edit on alone"
     ours = "abstraction" + (", a view of each token" if together else "")
@@ -209,12 +207,18 @@ def _timed(
     """Time sweeps, and scale those of some places to all blocks of their tokens."""
     places, few = timed
     every = problem.decoder.config.depth * len({token for _, token in places})
+    spent = 0.0 if len(places) < every else budget
     return {
-        name: measure(
-            function, budget=0.0 if len(places) < every else budget, compiled=name.startswith("abstraction"), least=1
-        ).scaled(every / len(few if name == hooks else places))
+        name: _seconds(name, function, spent, least=1).scaled(every / len(few if name == hooks else places))
         for name, function in functions.items()
     }
+
+
+def _seconds(name: str, function: Callable[[], Any], budget: float, least: int = 3) -> Timing:
+    """Time ours, compilation apart, or PyTorch with one thread and with all, of which the faster counts."""
+    if name.startswith(OURS):
+        return measure(function, budget=budget, compiled=True, least=least)
+    return measure_torch(function, budget=budget, least=least)
 
 
 def swept(views: Sequence[tuple[Network, Runs, tuple[int, ...]]], places: Places) -> jax.Array:
