@@ -34,7 +34,13 @@ def room_in(memory: int) -> int:
 
 
 def fitting_chunk(
-    at: At, wanted: int, guess: int, *, allowed: Callable[[int], int] = int, memory: int | None = None
+    at: At,
+    wanted: int,
+    guess: int,
+    *,
+    allowed: Callable[[int], int] = int,
+    memory: int | None = None,
+    look: Callable[[Program], Footprint | None] | None = None,
 ) -> int:
     """Return a chunk, `wanted` at most, whose program fits the device, and more than half of what does.
 
@@ -46,6 +52,7 @@ def fitting_chunk(
       guess: bytes that one element of the chunk may hold.
       allowed: the largest size that is possible and no larger than a bound; 1 is always.
       memory: bytes of the device; None to ask it.
+      look: compiles a program and reads what it holds; None for `footprint`.
 
     Raises:
       ValueError: one element alone does not fit.
@@ -57,7 +64,7 @@ def fitting_chunk(
     room, best, least = room_in(memory), 0, wanted + 1  # the largest that is known to fit, the smallest that is not to
     size, known = allowed(max(1, min(wanted, -(-room // max(guess, 1))))), []
     for _ in range(_TRIES):
-        found = footprint(at(size))
+        found = (look or footprint)(at(size))
         known.append((size, found))
         if found is None or found.total > room:
             least = size
