@@ -7,6 +7,8 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters".strip()
 )
+# Chunks of tests are those that pay, on whatever machine; what fits is tested where it is chosen.
+os.environ["ABSTRACTION_DEVICE_MEMORY"] = str(2**40)
 
 import jax
 import numpy as np

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "abstraction"
 FLOORS = {
     "typing": 0,
     "pytrees": 1, "randomness": 1, "checks": 1, "files": 1,
-    "causal": 2, "models": 2,
+    "causal": 2, "models": 2, "planning": 2,
     "interventions": 3, "training": 3, "tasks": 3,
     "evaluation": 4,
     "localization": 5, "reduction": 5,

@@ -21,8 +21,9 @@ from abstraction.evaluation.readouts import Readout, scored
 from abstraction.evaluation.recording import Recorded, check_recorded
 from abstraction.interventions import Handle
 from abstraction.interventions.handles import at_one_depth, check_handles
-from abstraction.interventions.patching import Runs, handle_chunk, patched_outputs, resume_chunk
+from abstraction.interventions.patching import Runs, handle_chunk, patched_outputs, planned_chunk, resume_chunk
 from abstraction.models import Network
+from abstraction.planning import Program
 from abstraction.pytrees import pytree
 from abstraction.typing import AnyArray
 
@@ -108,19 +109,31 @@ def tally_handles(network: Network, recorded: Recorded, handles: Handle, variabl
     count, bank = check_handles(handles, network.taps[handles.tap]), recorded.bank
     variable = _variables(variable, count, bank)
     handles = at_one_depth(handles)
-    block = _block_size(handles)
-    masks = np.stack([bank.eligible & bank.active, bank.eligible & ~bank.active], axis=1)
+    block, masks = _block_size(handles), _halves(bank)
     local = handles.depth is not None and network.taps[handles.tap].resumes
-    chunk = min((resume_chunk if local else handle_chunk)(recorded.runs, handles.tap), block)
-    counting = _Counting(recorded.readout, chunk)
-    parts = []
+    most = min((resume_chunk if local else handle_chunk)(recorded.runs, handles.tap), block)
+    at = partial(tally_program, network, recorded, (handles, variable), 0)
+    chunk, parts = planned_chunk(at, network, recorded.runs, handles.tap, most=most), []
     for start in range(0, count, block):
-        part = jax.tree.map(lambda leaf, start=start: _padded(leaf[start : start + block], block), (handles, variable))
-        number = np.int32(min(block, count - start))
-        hits, loss = _tally_block(network, recorded.runs, (bank.labels, masks), part, number, counting)
+        hits, loss = tally_program(network, recorded, (handles, variable), start, chunk)()
         parts.append((np.asarray(hits), np.asarray(loss)))
     hits, loss = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
     return Tally(hits, masks.sum(axis=-1)[variable], loss)
+
+
+def tally_program(
+    network: Network, recorded: Recorded, batch: tuple[Handle, Int[np.ndarray, " H"]], start: int, chunk: int
+) -> Program:
+    """Make the program of `tally_handles` for one block of handles and their variables, from `start` on."""
+    count, block, bank = len(batch[1]), _block_size(batch[0]), recorded.bank
+    part = jax.tree.map(lambda leaf: _padded(leaf[start : start + block], block), batch)
+    given = network, recorded.runs, (bank.labels, _halves(bank)), part, np.int32(min(block, count - start))
+    return Program(_tally_block, given, {"counting": _Counting(recorded.readout, chunk)})
+
+
+def _halves(bank: PairBank) -> Bool[np.ndarray, "V 2 N"]:
+    """Return which pairs count as sensitive, and which as invariant."""
+    return np.stack([bank.eligible & bank.active, bank.eligible & ~bank.active], axis=1)
 
 
 def _variables(variable: Int[np.ndarray, " H"], count: int, bank: PairBank) -> Int[np.ndarray, " H"]:

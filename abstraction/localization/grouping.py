@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Int
 
+from abstraction.interventions import Basis, Handle
 from abstraction.localization.supports import Candidates
 
 _WIDE = 2**18
@@ -47,3 +48,13 @@ def padded_searches(candidates: Candidates) -> tuple[Candidates, Bool[np.ndarray
     power = 2 ** int(np.ceil(np.log2(count)))
     size = power * 3 // 4 if power * 3 // 4 >= count else power
     return candidates.take(np.minimum(np.arange(size), count - 1)), np.arange(size) >= count
+
+
+def widened(handles: Handle, most: int) -> Handle:
+    """Give handles features that are out of use, up to `most`."""
+    pad = lambda array, *sides: np.pad(array, [(0, 0), *((0, side) for side in sides)])
+    more = most - np.shape(handles.weight)[-1]
+    if handles.basis is None or not more:
+        return handles
+    basis = Basis(pad(handles.basis.encoder, 0, more), pad(handles.basis.decoder, more, 0), handles.basis.mean)
+    return dataclasses.replace(handles, weight=pad(handles.weight, more), basis=basis)

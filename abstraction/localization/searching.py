@@ -27,15 +27,17 @@ from abstraction.evaluation import Readout, Recorded
 from abstraction.evaluation.recording import check_recorded
 from abstraction.interventions import Basis, Handle
 from abstraction.interventions.handles import check_depths
-from abstraction.interventions.patching import Runs, patched_outputs, pays_to_skip, take_pairs
-from abstraction.localization.grouping import groups_of, narrowed, padded_searches
+from abstraction.interventions.patching import Runs, patched_bytes, patched_outputs, pays_to_skip, take_pairs
+from abstraction.localization.grouping import groups_of, narrowed, padded_searches, widened
 from abstraction.localization.projectors import geometry
 from abstraction.localization.supports import Candidates, over_candidates
 from abstraction.models import Network
 from abstraction.models.base import Recordable
+from abstraction.planning import Program, fitting_chunk
 from abstraction.pytrees import pytree
 from abstraction.randomness import check_key
 from abstraction.training.loop import Plateau, start_plateau, update_plateau
+from abstraction.typing import AnyArray
 
 _EPOCHS_PER_CALL = 20
 """Epochs between two reports of progress."""
@@ -202,13 +204,13 @@ def _train_group(
 ) -> Searched:
     count, (padded, idle) = len(candidates.depth), padded_searches(candidates)
     state = _start(padded, idle, featurizer, config.max_epochs)
-    weights = pair_weights(fit.bank, config.sensitive_weight).astype(np.float32)
-    data = (fit.runs, fit.bank.labels, weights)
-    training = _Training(featurizer, config, fit.readout, _together(fit.runs, padded, config))
+    data = _data(fit, config)
+    training = Training(featurizer, config, fit.readout, _together(fit.runs, padded, config))
+    training = _planned(key, network, fit, padded, training)
     epoch, running = 0, count
     while epoch < config.max_epochs and running:
         until = np.int32(min(epoch + _EPOCHS_PER_CALL, config.max_epochs))
-        state = _train(network, data, padded, state, key, until, training)
+        state = _train(network, data, padded, state, key, until, training=training)
         epoch, running = int(state.epoch), int((~np.asarray(state.plateau.stopped)).sum())
         if progress is not None:
             progress(epoch, running)
@@ -224,25 +226,36 @@ def _together(runs: Runs, candidates: Candidates, config: SearchConfig) -> int |
     return -(-len(candidates.depth) // depths) if apart else None
 
 
+def search_program(
+    key: Array, network: Network, fit: Recorded, candidates: Candidates, training: "Training"
+) -> Program:
+    """Make the program that trains candidates, for its size: of what it trains there are shapes alone."""
+    start = partial(_start, featurizer=training.featurizer, max_epochs=training.config.max_epochs)
+    state = jax.eval_shape(start, candidates, np.zeros(len(candidates.depth), bool))
+    given = network, _data(fit, training.config), candidates, state, key, np.int32(0)
+    return Program(_train, given, {"training": training})
+
+
+def _data(fit: Recorded, config: SearchConfig) -> tuple[Runs, AnyArray, AnyArray]:
+    return fit.runs, fit.bank.labels, pair_weights(fit.bank, config.sensitive_weight).astype(np.float32)
+
+
+def _planned(key: Array, network: Network, fit: Recorded, candidates: Candidates, training: "Training") -> "Training":
+    """Run so many candidates at once as fit the device; a search holds a batch's runs, and gradients through them."""
+    count, config = len(candidates.depth), training.config
+    one = lambda size: training._replace(together=size if size < count else None)
+    at = lambda size: search_program(key, network, fit, candidates, one(size))
+    guess = config.batch_size * patched_bytes(network, fit.runs, candidates.tap)
+    return one(fitting_chunk(at, training.together or count, guess))
+
+
 def _joined(candidates: Candidates, parts: Sequence[Searched], groups: Sequence[Int[np.ndarray, " G"]]) -> Searched:
     """Put groups of candidates back into the order in which they came, frames as wide as the widest."""
     back = np.argsort(np.concatenate(groups), kind="stable")
     most = max(np.shape(part.handles.weight)[-1] for part in parts)
-    turned = [
-        part._replace(candidates=None, handles=_widened(part.handles, most), curve=part.curve.T) for part in parts
-    ]
+    turned = [part._replace(candidates=None, handles=widened(part.handles, most), curve=part.curve.T) for part in parts]
     every = jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *turned)
     return every._replace(candidates=candidates, curve=every.curve.T)
-
-
-def _widened(handles: Handle, most: int) -> Handle:
-    """Give handles features that are out of use, up to `most`."""
-    pad = lambda array, *sides: np.pad(array, [(0, 0), *((0, side) for side in sides)])
-    more = most - np.shape(handles.weight)[-1]
-    if handles.basis is None or not more:
-        return handles
-    basis = Basis(pad(handles.basis.encoder, 0, more), pad(handles.basis.decoder, more, 0), handles.basis.mean)
-    return dataclasses.replace(handles, weight=pad(handles.weight, more), basis=basis)
 
 
 def _check(network: Network, fit: Recorded, candidates: Candidates, config: SearchConfig) -> None:
@@ -292,8 +305,8 @@ def _start(candidates: Candidates, idle: Bool[Array, " C"], featurizer: Featuriz
     )
 
 
-class _Training(NamedTuple):
-    """What a program that trains is compiled for."""
+class Training(NamedTuple):
+    """What a program that trains is compiled for; `together` candidates at a time, None for all."""
 
     featurizer: Featurizer
     config: SearchConfig
@@ -309,7 +322,7 @@ def _train(
     state: _State,
     key: Array,
     until: Int[Array, ""],
-    training: _Training,
+    training: Training,
 ) -> _State:
     (runs, labels, weights), (featurizer, config, readout, together) = data, training
     pairs, tap = labels.shape[1], candidates.tap

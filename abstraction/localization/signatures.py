@@ -36,10 +36,11 @@ from jaxtyping import Array, Float, Int
 from abstraction.causal import PairBank
 from abstraction.checks import flag, one_of, whole
 from abstraction.interventions import Handle, SiteBank
-from abstraction.interventions.patching import Runs, map_handles, patched_outputs, resume_chunk
+from abstraction.interventions.patching import Runs, map_handles, patched_outputs, planned_chunk
 from abstraction.interventions.sites import check_sites
 from abstraction.localization.distances import CostMetric
 from abstraction.models import Network
+from abstraction.planning import Program
 
 SignatureMode = Literal["prob_delta", "bit_delta", "logit_delta", "margin_delta", "transition_margin", "kl", "tv"]
 Families: TypeAlias = Int[np.ndarray, " N"] | None
@@ -282,12 +283,17 @@ def site_signatures(
     if sites.tap not in runs.source:
         raise ValueError(f"got sites of tap {sites.tap!r}, expected a recorded tap: {sorted(runs.source)}")
     check_sites(sites, network.taps[sites.tap])
+    at = partial(signature_program, network, runs, sites, signature)
+    return at(planned_chunk(at, network, runs, sites.tap, sites.depth))()
+
+
+def signature_program(network: Network, runs: Runs, sites: SiteBank, signature: Signature, chunk: int) -> Program:
+    """Make the program of `site_signatures`, so many sites at a time."""
     means = family_means(signature.families, runs.outputs.shape[0])
     outputs = runs.outputs.shape[-1]
     columns = counted_outputs(signature.classes, outputs)
-    count = outputs if columns is None else len(columns)
-    measuring = _Measuring(signature.mode, resume_chunk(runs, sites.tap, sites.depth), count)
-    return _site_signatures(network, runs, sites, means, columns, measuring)
+    measuring = _Measuring(signature.mode, chunk, outputs if columns is None else len(columns))
+    return Program(_site_signatures, (network, runs, sites, means, columns), {"measuring": measuring})
 
 
 def signature_length(runs: Runs, signature: Signature) -> int:

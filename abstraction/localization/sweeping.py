@@ -25,7 +25,7 @@ from abstraction.evaluation.controls import chance_level, shuffled_order
 from abstraction.evaluation.recording import check_recorded
 from abstraction.interventions import Handle, SiteBank, group_sites, state_sites
 from abstraction.interventions.bases import frame_basis, random_frames
-from abstraction.interventions.patching import Runs, map_handles, patched_outputs, resume_chunk
+from abstraction.interventions.patching import Runs, map_handles, patched_outputs, planned_chunk
 from abstraction.interventions.sites import check_sites
 from abstraction.localization.ablations import replaced_sources
 from abstraction.localization.attribution import check_points, first_order_changes
@@ -44,6 +44,7 @@ from abstraction.localization.measures import (
     summary,
 )
 from abstraction.models import Network, Tap
+from abstraction.planning import Program
 from abstraction.randomness import host_generator, named_key
 
 Ablation = Literal["zero", "mean", "resample"]
@@ -184,9 +185,7 @@ def _measured(
 ) -> tuple[Outcome, dict[str, np.ndarray]]:
     """Measure every site, and its controls as mean scores."""
     tap, repeats = network.taps[recorded.tap], options.controls
-    measuring = _Measuring(
-        options.measured, recorded.readout, resume_chunk(recorded.runs, tap.name, places.sites.depth)
-    )
+    measuring = _planned(network, recorded, places.sites, options)
     orders = []
     if repeats is not None and options.replace == "interchange":
         orders = [_order(recorded, repeats, str(index)) for index in range(repeats.shuffles)]
@@ -209,6 +208,27 @@ def _measured(
     return found, levels
 
 
+def _planned(network: Network, recorded: Recorded, sites: SiteBank, options: Sweeping) -> _Measuring:
+    """Choose how many sites go at once."""
+    at = partial(sweep_program, network, recorded, sites, options.measured)
+    return at(planned_chunk(at, network, recorded.runs, recorded.tap, sites.depth)).options["measuring"]
+
+
+def sweep_program(
+    network: Network, recorded: Recorded, sites: SiteBank, measure: MeasureName | Measure, chunk: int, start: int = 0
+) -> Program:
+    """Make the program of a sweep for one block of sites, from `start` on; the last block repeats its last site."""
+    rows = np.minimum(np.arange(start, start + _block_size(sites, chunk)), sites.size - 1)
+    given = network, recorded.runs, sites.take(rows), labels_of(recorded)
+    return Program(_sites, given, {"measuring": _Measuring(measure, recorded.readout, chunk)})
+
+
+def _block_size(sites: SiteBank, chunk: int) -> int:
+    """Return how many sites go into one call: whole chunks, so that those of one depth stay together."""
+    chunks = -(-sites.size // chunk)
+    return chunk * -(-chunks // _BLOCKS)
+
+
 class _Progress:
     """Counts runs of sites, and tells."""
 
@@ -225,13 +245,10 @@ def _all_sites(
     network: Network, recorded: Recorded, sites: SiteBank, measuring: _Measuring, done: _Progress
 ) -> Outcome:
     """Measure all sites, in blocks of one size: `[S, ...]` each."""
-    chunks = -(-sites.size // measuring.chunk)
-    block = measuring.chunk * -(-chunks // _BLOCKS)  # whole chunks: those of one depth stay together
-    parts = []
+    block, parts = _block_size(sites, measuring.chunk), []
     for start in range(0, sites.size, block):
-        rows = np.minimum(np.arange(start, start + block), sites.size - 1)
-        part = _sites(network, recorded.runs, sites.take(rows), labels_of(recorded), measuring)
-        parts.append(jax.device_get(part))
+        program = sweep_program(network, recorded, sites, measuring.measure, measuring.chunk, start)
+        parts.append(jax.device_get(program()))
         done.add(min(block, sites.size - start))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: sites.size], *parts)
 
