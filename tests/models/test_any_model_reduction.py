@@ -160,7 +160,7 @@ def test_readers_are_those_of_the_params():
         ({"s": "blocks/1"}, r"may mix them \(gather at nnx_networks.py"),
         ({"s": "blocks/1/attention/out"}, "may mix them|mixed by"),
         ({"s": At("blocks/1/attention/query", 2)}, "2 axes together"),
-        ({"s": "blocks/1/attention/out.input"}, "product of two activations"),
+        ({"s": "blocks/1/attention/out.input"}, "summed together with a further axis|product of two activations"),
         ({"s": "head"}, "cut apart|network's outputs|may mix them"),
         ({"s": "blocks/[0-9]+/mlp/down.input"}, "at 2 places"),
     ],
