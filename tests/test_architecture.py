@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "abstraction"
 FLOORS = {
     "typing": 0,
-    "pytrees": 1, "randomness": 1, "checks": 1, "files": 1,
+    "pytrees": 1, "randomness": 1, "checks": 1, "files": 1, "sharding": 1.5,
     "causal": 2, "models": 2, "planning": 2,
     "interventions": 3, "training": 3, "tasks": 3,
     "evaluation": 4,

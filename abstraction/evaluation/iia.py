@@ -7,12 +7,14 @@ mean is the combined score. Counts are kept rather than rates, so banks pool by 
 else.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from abstraction.causal import PairBank
@@ -25,6 +27,7 @@ from abstraction.interventions.patching import Runs, handle_chunk, patched_outpu
 from abstraction.models import Network
 from abstraction.planning import Program
 from abstraction.pytrees import pytree
+from abstraction.sharding import CANDIDATES, devices_along, mesh_of, over, run_candidates
 from abstraction.typing import AnyArray
 
 SENSITIVE, INVARIANT = 0, 1
@@ -109,15 +112,14 @@ def tally_handles(network: Network, recorded: Recorded, handles: Handle, variabl
     count, bank = check_handles(handles, network.taps[handles.tap]), recorded.bank
     variable = _variables(variable, count, bank)
     handles = at_one_depth(handles)
-    block, masks = _block_size(handles), _halves(bank)
+    masks, shares = _halves(bank), devices_along(mesh_of(network.params), CANDIDATES)
+    block = _block_size(handles, shares)
     local = handles.depth is not None and network.taps[handles.tap].resumes
-    most = min((resume_chunk if local else handle_chunk)(recorded.runs, handles.tap), block)
+    most = -(-min((resume_chunk if local else handle_chunk)(recorded.runs, handles.tap), block) // shares)
     at = partial(tally_program, network, recorded, (handles, variable), 0)
-    chunk, parts = planned_chunk(at, network, recorded.runs, handles.tap, most=most), []
-    for start in range(0, count, block):
-        hits, loss = tally_program(network, recorded, (handles, variable), start, chunk)()
-        parts.append((np.asarray(hits), np.asarray(loss)))
-    hits, loss = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+    chunk = planned_chunk(at, network, recorded.runs, handles.tap, most=most)
+    parts = [tally_program(network, recorded, (handles, variable), start, chunk)() for start in range(0, count, block)]
+    hits, loss = (np.concatenate(part)[:count] for part in zip(*jax.device_get(parts), strict=True))
     return Tally(hits, masks.sum(axis=-1)[variable], loss)
 
 
@@ -125,10 +127,11 @@ def tally_program(
     network: Network, recorded: Recorded, batch: tuple[Handle, Int[np.ndarray, " H"]], start: int, chunk: int
 ) -> Program:
     """Make the program of `tally_handles` for one block of handles and their variables, from `start` on."""
-    count, block, bank = len(batch[1]), _block_size(batch[0]), recorded.bank
+    mesh, bank, count = mesh_of(network.params), recorded.bank, len(batch[1])
+    block = _block_size(batch[0], devices_along(mesh, CANDIDATES))
     part = jax.tree.map(lambda leaf: _padded(leaf[start : start + block], block), batch)
-    given = network, recorded.runs, (bank.labels, _halves(bank)), part, np.int32(min(block, count - start))
-    return Program(_tally_block, given, {"counting": _Counting(recorded.readout, chunk)})
+    own = over(mesh, None, ((bank.labels, _halves(bank)), part, np.int32(min(block, count - start))))
+    return Program(_tally_block, (network, recorded.runs, *own), {"counting": _Counting(recorded.readout, chunk, mesh)})
 
 
 def _halves(bank: PairBank) -> Bool[np.ndarray, "V 2 N"]:
@@ -155,6 +158,7 @@ class _Counting(NamedTuple):
 
     readout: Readout
     chunk: int
+    mesh: Mesh | None
 
 
 @partial(jax.jit, static_argnames=("counting",))
@@ -166,15 +170,38 @@ def _tally_block(
     count: Int[Array, ""],
     counting: _Counting,
 ) -> tuple[Int[Array, "H 2"], Float[Array, "H 2"]]:
-    """Tally the first `count` handles of a block; the rest is padding and costs nothing."""
-    (labels, masks), (readout, chunk) = known, counting
+    """Tally the first `count` handles of a block; the rest is padding and costs nothing.
 
-    def one(handle: Handle, variable: Array) -> tuple[Array, Array]:
+    Devices of `candidates` take handles in turn, so that few of them are shared as well as many.
+    """
+    readout, chunk, mesh = counting
+    shares, given = devices_along(mesh, CANDIDATES), (network, runs, *known)
+
+    def one(given: tuple[Any, ...], handle: Handle, variable: Array) -> tuple[Array, Array]:
+        network, runs, labels, masks = given
         outputs = patched_outputs(network, runs, handle)
         hit, loss = scored(readout, outputs, labels[variable])
         mask = masks[variable]
         summed = jnp.where(mask, loss, 0.0).sum(axis=-1, dtype=jnp.float32)
         return (mask & hit).sum(axis=-1, dtype=jnp.int32), summed
+
+    def all_of(given: tuple[Any, ...], batch: tuple[Handle, Array], count: Array) -> tuple[Array, Array]:
+        return _counted(partial(one, given), batch, count, chunk)
+
+    if shares == 1:
+        return all_of(given, batch, count)
+    dealt = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, shares, *leaf.shape[1:]), 1, 0), batch)
+    counts = (count - jnp.arange(shares) + shares - 1) // shares
+    first, back = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), lambda leaf: leaf[None]
+    own = lambda given, share: jax.tree.map(back, all_of(given, *first(share)))
+    found = run_candidates(mesh, own, (dealt, counts), given=(given,))
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(-1, 2), found)
+
+
+def _counted(
+    one: Callable[[Handle, Array], tuple[Array, Array]], batch: tuple[Handle, Array], count: Array, chunk: int
+) -> tuple[Int[Array, "H 2"], Float[Array, "H 2"]]:
+    """Count the first handles of a batch, a chunk at a time."""
 
     def step(index: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
         # The last chunk may reach back into the one before it: dynamic slices clamp, and recomputing is harmless.
@@ -228,10 +255,14 @@ def unique_handles(
     return distinct, variable[first], inverse.reshape(-1)
 
 
-def _block_size(handles: Handle) -> int:
-    """Return how many handles go into one call: a power of two, so that few programs serve all counts."""
+def _block_size(handles: Handle, shares: int) -> int:
+    """Return how many handles go into one call: a power of two, so that few programs serve all counts.
+
+    Where devices share them, the next number that they share equally.
+    """
     one = sum(leaf.nbytes // max(len(leaf), 1) for leaf in jax.tree.leaves(handles))
-    return min(_BLOCK, 2 ** int(np.log2(max(_BLOCK_BYTES // max(one, 1), 1))))
+    block = min(_BLOCK, 2 ** int(np.log2(max(_BLOCK_BYTES // max(one, 1), 1))))
+    return -(-block // shares) * shares
 
 
 def _padded(leaf: AnyArray, size: int) -> AnyArray:

@@ -25,6 +25,7 @@ from abstraction.models.base import Padded
 from abstraction.models.network import check_network
 from abstraction.models.taps import NO_EDITS, Edits, check_taps
 from abstraction.pytrees import leading_axis, pytree, static
+from abstraction.sharding import mesh_of, over, over_rows, shared_rows
 from abstraction.typing import AnyArray, Outputs
 
 Replaced = Literal["base", "source"]
@@ -162,12 +163,15 @@ def interchanged_outputs(
             f"got states of shape {states.shape}, expected those of {rows} inputs and "
             f"{view.network.taps[view.tap].width} units"
         )
-    inputs = jax.tree.map(jnp.asarray, inputs)
-    parts = []
+    mesh = mesh_of(view.network.params)
+    inputs, states = jax.tree.map(jnp.asarray, inputs), over(mesh, None, states)
+    inputs, parts = over(mesh, None, inputs), []
     for start in range(0, count, batch_size):
-        rows = slice(start, start + batch_size)
-        part = jax.tree.map(lambda values, rows=rows: np.asarray(values[rows]), trials)
-        parts.append(_run(view, inputs, states, part, replaced == "source"))
+        stop = min(start + batch_size, count)
+        # Trials that devices cannot share equally: the last is repeated, and cut in the end.
+        rows = np.minimum(np.arange(start, start + shared_rows(mesh, stop - start)), count - 1)
+        part = jax.tree.map(lambda values, rows=rows: np.asarray(values)[rows], trials)
+        parts.append(_run(view, inputs, states, over_rows(mesh, part), replaced == "source")[: stop - start])
     return jnp.concatenate(parts)
 
 

@@ -20,6 +20,7 @@ from abstraction.interventions.patching import Runs, reorder_sources, run_pairs,
 from abstraction.models import Network
 from abstraction.models.network import check_network
 from abstraction.pytrees import leading_axis, pytree, static
+from abstraction.sharding import check_share, mesh_of
 from abstraction.typing import AnyArray, Setting
 
 Encode = Callable[[Setting], Any]
@@ -113,6 +114,9 @@ def record_together(
         raise ValueError(f"got banks {names} and taps {list(taps)} to record, expected at least one of each")
     for _, bank in pairs.values():
         check_bank(bank)
+    mesh = mesh_of(network.params)
+    for name, (_, bank) in pairs.items():
+        check_share(f"pairs of bank {name!r}" if name else "pairs", bank.size, mesh)
     sides = [_stacked([_encoded(name, *pairs[name], side) for name in names], names) for side in ("base", "source")]
     runs = run_pairs(network, *sides, taps=taps)
     total = sum(bank.size for _, bank in pairs.values())

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from abstraction.checks import places
@@ -22,6 +23,18 @@ from abstraction.models import Network
 from abstraction.models.base import Recordable
 from abstraction.planning import At, Program, fitting_chunk
 from abstraction.pytrees import leading_axis, pytree
+from abstraction.sharding import (
+    CANDIDATES,
+    PAIRS,
+    check_share,
+    devices_along,
+    mesh_of,
+    over,
+    over_rows,
+    run_candidates,
+    run_rows,
+    shared_rows,
+)
 from abstraction.typing import AnyArray, Outputs
 
 CHUNK_BYTES = 8 * 2**20
@@ -77,31 +90,60 @@ def run_pairs(network: Network, base_inputs: Any, source_inputs: Any, *, taps: t
         # Here, where values are known: inside the program they are traced.
         network.model.check(base_inputs)
         network.model.check(source_inputs)
+    mesh = mesh_of(network.params)
+    check_share("pairs", sizes[0], mesh)
     at = partial(recording_program, network, base_inputs, source_inputs, taps)
     whole = at(None)
     kept = whole.function.trace(*whole.arguments, **whole.options).jaxpr.out_avals  # the trace that is then compiled
     one = sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in kept) // max(sizes[0], 1)
-    return at(fitting_chunk(at, sizes[0], one))()
+    # On a mesh each device runs its own rows, so many of them at a time.
+    rows = shared_rows(mesh, sizes[0]) // shared_rows(mesh, 1)
+    return split_pairs(mesh, at(fitting_chunk(at, rows, one))())
+
+
+def split_pairs(mesh: Mesh | None, runs: Runs) -> Runs:
+    """Split the pairs of runs among the devices of `pairs`; those of `candidates` all have them."""
+    flat, states = over(mesh, PAIRS, (runs.inputs, runs.outputs)), over(mesh, PAIRS, (runs.base, runs.source), axis=1)
+    return Runs(*flat, *states)
 
 
 def recording_program(
     network: Network, base_inputs: Any, source_inputs: Any, taps: tuple[str, ...], batch: int | None
 ) -> Program:
-    """Make the program of `run_pairs`, `batch` pairs at a time; None for all."""
-    batch = None if batch is None or batch >= leading_axis(base_inputs) else batch
-    return Program(_run_pairs, (network, base_inputs, source_inputs), {"taps": taps, "batch": batch})
+    """Make the program of `run_pairs`, `batch` pairs of each device at a time; None for all."""
+    mesh = mesh_of(network.params)
+    rows = shared_rows(mesh, leading_axis(base_inputs)) // shared_rows(mesh, 1)
+    batch = None if batch is None or batch >= rows else batch
+    given = network, *over_rows(mesh, (base_inputs, source_inputs))
+    return Program(_run_pairs, given, {"taps": taps, "batch": batch, "mesh": mesh})
 
 
-@partial(jax.jit, static_argnames=("taps", "batch"))
+@partial(jax.jit, static_argnames=("taps", "batch", "mesh"))
 def _run_pairs(
-    network: Network, base_inputs: Any, source_inputs: Any, taps: tuple[str, ...], batch: int | None = None
+    network: Network,
+    base_inputs: Any,
+    source_inputs: Any,
+    taps: tuple[str, ...],
+    batch: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Runs:
+    run = lambda network, sides: _flat(_run_batches(network, sides, taps, batch))
+    flat, states = run_rows(mesh, run, (base_inputs, source_inputs), given=(network,), out=(0, 1))
+    return Runs(*flat, *states)
+
+
+def _flat(runs: Runs) -> tuple[tuple[Any, Array], tuple[dict[str, Array], dict[str, Array]]]:
+    """Return what leads with N, and what has it next."""
+    return (runs.inputs, runs.outputs), (runs.base, runs.source)
+
+
+def _run_batches(network: Network, sides: tuple[Any, Any], taps: tuple[str, ...], batch: int | None) -> Runs:
     """Run all pairs, `batch` of them at most at a time."""
-    if batch is None:
-        return _run_batch(network, base_inputs, source_inputs, taps)
-    sides = jax.tree.map(jnp.asarray, (base_inputs, source_inputs))
     run = lambda sides: _run_batch(network, sides[0], sides[1], taps)
-    count, kept = leading_axis(base_inputs), jax.eval_shape(run, sides)
+    if batch is None:
+        return run(sides)
+    sides = jax.tree.map(jnp.asarray, sides)
+    count, kept = leading_axis(sides), jax.eval_shape(run, sides)
 
     def step(index: Array, runs: Runs) -> Runs:
         # The last batch may reach back into the one before it: dynamic slices clamp, and what it writes is there.
@@ -149,8 +191,26 @@ def handle_outputs(network: Network, runs: Runs, handles: Handle) -> Array:
     return map_handles(lambda handle: patched_outputs(network, runs, handle), handles, chunk=1)
 
 
-def map_handles(function: Callable[[Any], Any], handles: Any, *, chunk: int) -> Any:
-    """Apply a function to every handle of a batch, or every site, `chunk` of them at most at a time, in one program."""
+def map_handles(
+    function: Callable[..., Any],
+    handles: Any,
+    *,
+    chunk: int,
+    given: tuple[Any, ...] = (),
+    mesh: Mesh | None = None,
+) -> Any:
+    """Apply a function to every handle of a batch, or every site, `chunk` of them at most at a time, in one program.
+
+    On a mesh each device of `candidates` maps its own share; there the function must close over no array, and is called
+    with those that are `given` before the handle.
+    """
+    share = -(-leading_axis(handles) // devices_along(mesh, CANDIDATES))
+    chunk = min(chunk, share)
+    mapped = lambda *arrays: _map_handles(partial(function, *arrays[:-1]), arrays[-1], chunk=chunk)
+    return run_candidates(mesh, mapped, handles, given=given, of=chunk)
+
+
+def _map_handles(function: Callable[[Any], Any], handles: Any, *, chunk: int) -> Any:
     count = leading_axis(handles)
     chunk = -(-count // -(-count // chunk))
     if chunk == 1:
@@ -243,7 +303,9 @@ def take_pairs(runs: Runs, rows: Int[AnyArray, " B"]) -> Runs:
       ValueError: a row is not a whole number of 0 to N - 1; rows that JAX traces cannot be checked.
     """
     places("rows", rows, runs.outputs.shape[0])
-    return _take_pairs(runs, jnp.asarray(rows))
+    mesh = mesh_of(runs.outputs)
+    check_share("rows", len(rows), mesh)
+    return split_pairs(mesh, _take_pairs(runs, jnp.asarray(rows)))
 
 
 @jax.jit
@@ -263,7 +325,8 @@ def reorder_sources(runs: Runs, order: Int[AnyArray, " N"]) -> Runs:
     places("pairs to take sources from", order, count)
     if np.shape(order) != (count,):
         raise ValueError(f"got an order of shape {np.shape(order)}, expected ({count},), a pair for each")
-    return Runs(runs.inputs, runs.outputs, runs.base, _reordered(runs.source, jnp.asarray(order)))
+    source = over(mesh_of(runs.outputs), PAIRS, _reordered(runs.source, jnp.asarray(order)), axis=1)
+    return Runs(runs.inputs, runs.outputs, runs.base, source)
 
 
 @jax.jit

@@ -6,6 +6,7 @@ they fit `Signature.memory`, and elsewhere costs are measured some sites at a ti
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -68,16 +69,17 @@ def measure_effects(network: Network, fit: Recorded, sites: SiteBank, signature:
     abstract = abstract_signatures(fit.bank, fit.runs.outputs.shape[-1], signature)
     if together == sites.size:
         neural = site_signatures(network, fit.runs, sites, signature)
-        largest = _checked_largest(neural, np.arange(sites.size), sites)
+        largest = _checked([_told(neural)], sites)
         return Effects(abstract, neural, _cost(abstract, neural, signature), sites, largest)
-    cost, largest = np.empty((len(abstract), sites.size), np.float32), 0.0
+    costs, told = [], []
     for start in range(0, sites.size, together):
         # The last block is as long as the others, one program for all: it repeats its last site.
         rows = np.minimum(np.arange(start, start + together), sites.size - 1)
         neural = site_signatures(network, fit.runs, sites.take(rows), signature)
-        largest = max(largest, _checked_largest(neural, rows, sites))
-        cost[:, rows] = _cost(abstract, neural, signature)
-    return Effects(abstract, None, jnp.asarray(cost), sites, largest)
+        told.append(_told(neural))
+        costs.append(_cost(abstract, neural, signature))
+    largest = _checked(told, sites)
+    return Effects(abstract, None, jnp.concatenate(costs, axis=1)[:, : sites.size], sites, largest)
 
 
 def _sites_together(fit: Recorded, sites: SiteBank, signature: Signature) -> int:
@@ -117,20 +119,20 @@ def _told(neural: Float[Array, "S F"]) -> tuple[Bool[Array, " S"], Float[Array, 
     return jnp.isfinite(neural).all(axis=1), jnp.abs(neural).max(initial=0.0)
 
 
-def _checked_largest(neural: Float[Array, "S F"], rows: np.ndarray, sites: SiteBank) -> float:
-    """Return the largest number of some sites' signatures.
+def _checked(told: Sequence[tuple[Array, Array]], sites: SiteBank) -> float:
+    """Return the largest number of all sites' signatures, told block by block.
 
     Raises:
       ValueError: one of them is not finite.
     """
-    finite, largest = _told(neural)
-    broken = np.unique(rows[~np.asarray(finite)])
+    finite, largest = zip(*jax.device_get(told), strict=True)
+    broken = np.flatnonzero(~np.concatenate(finite)[: sites.size])
     if len(broken):
         raise ValueError(
             f"got effects of sites {broken[:8].tolist()} ({len(broken)} of {sites.size}) that are not finite, expected "
             "finite outputs of every patched run"
         )
-    return float(largest)
+    return float(max(largest))
 
 
 def kept_signatures(effects: Effects) -> Float[Array, "S F"]:

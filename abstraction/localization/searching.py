@@ -19,15 +19,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.causal import PairBank
-from abstraction.checks import flag, number, places, whole
+from abstraction.checks import places
 from abstraction.evaluation import Readout, Recorded
 from abstraction.evaluation.recording import check_recorded
 from abstraction.interventions import Basis, Handle
 from abstraction.interventions.handles import check_depths
-from abstraction.interventions.patching import Runs, patched_bytes, patched_outputs, pays_to_skip, take_pairs
+from abstraction.interventions.patching import (
+    Runs,
+    patched_bytes,
+    patched_outputs,
+    pays_to_skip,
+    split_pairs,
+    take_pairs,
+)
+from abstraction.localization.budgets import SearchConfig
 from abstraction.localization.grouping import groups_of, narrowed, padded_searches, widened
 from abstraction.localization.projectors import geometry
 from abstraction.localization.supports import Candidates, over_candidates
@@ -36,6 +45,7 @@ from abstraction.models.base import Recordable
 from abstraction.planning import Program, fitting_chunk
 from abstraction.pytrees import pytree
 from abstraction.randomness import check_key
+from abstraction.sharding import CANDIDATES, check_share, devices_along, mesh_of, over
 from abstraction.training.loop import Plateau, start_plateau, update_plateau
 from abstraction.typing import AnyArray
 
@@ -73,54 +83,6 @@ class Featurizer(Protocol):
     def penalty(self, free: Free, candidate: Candidates, progress: Array) -> Array:
         """Return what is added to the loss."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchConfig:
-    """How features are trained.
-
-    Attributes:
-      batch_size: pairs per step.
-      max_epochs: passes over the fit bank at most; every candidate gets as many unless it stops before.
-      min_epochs: no candidate stops before this.
-      patience: epochs without improvement of the best loss after which a candidate stops.
-      margin: the improvement that counts, relative to the best loss.
-      cosine: let the learning rate fall to zero over `max_epochs` along a cosine.
-      sensitive_weight: share of the loss that sensitive pairs carry; None weights all pairs alike.
-      steps_per_epoch: steps that make an epoch; None for one pass over the bank.
-      bands: train candidates in this many groups of neighbouring depths, one after another. Deeper groups leave out the
-        blocks before them, in a network that can (`Recordable`); each group compiles a program of its own.
-
-    Raises:
-      ValueError: a number is out of range.
-    """
-
-    batch_size: int = 128
-    max_epochs: int = 1000
-    min_epochs: int = 5
-    patience: int = 3
-    margin: float = 1e-2
-    cosine: bool = False
-    sensitive_weight: float | None = None
-    steps_per_epoch: int | None = None
-    bands: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "max_epochs", "bands"):
-            whole(name, getattr(self, name))
-        for name in ("min_epochs", "patience"):
-            whole(name, getattr(self, name), 0)
-        if self.steps_per_epoch is not None:
-            whole("steps per epoch", self.steps_per_epoch)
-        number("margin", self.margin, 0, 1)
-        flag("cosine", self.cosine)
-        if self.sensitive_weight is not None:
-            number("sensitive weight", self.sensitive_weight, 0, 1)
-        if self.margin == 1 or self.sensitive_weight in (0, 1):
-            raise ValueError(
-                f"got margin {self.margin} and sensitive weight {self.sensitive_weight}, expected a margin below 1, "
-                "and None or a weight inside (0, 1)"
-            )
 
 
 class Searched(NamedTuple):
@@ -202,19 +164,22 @@ def _train_group(
     config: SearchConfig,
     progress: Callable[[int, int], None] | None,
 ) -> Searched:
-    count, (padded, idle) = len(candidates.depth), padded_searches(candidates)
-    state = _start(padded, idle, featurizer, config.max_epochs)
-    data = _data(fit, config)
-    training = Training(featurizer, config, fit.readout, _together(fit.runs, padded, config))
+    mesh = mesh_of(network.params)
+    count, (padded, idle) = len(candidates.depth), padded_searches(candidates, devices_along(mesh, CANDIDATES))
+    spans = over(mesh, None, padded.spans)
+    padded = dataclasses.replace(over(mesh, CANDIDATES, dataclasses.replace(padded, spans=None)), spans=spans)
+    state, data = _shared(mesh, _start(padded, idle, featurizer, config.max_epochs)), _data(fit, config, mesh)
+    training = Training(featurizer, config, fit.readout, _together(fit.runs, padded, config), mesh)
     training = _planned(key, network, fit, padded, training)
     epoch, running = 0, count
     while epoch < config.max_epochs and running:
         until = np.int32(min(epoch + _EPOCHS_PER_CALL, config.max_epochs))
         state = _train(network, data, padded, state, key, until, training=training)
-        epoch, running = int(state.epoch), int((~np.asarray(state.plateau.stopped)).sum())
+        epoch, stopped = jax.device_get((state.epoch, state.plateau.stopped))
+        running = int((~stopped).sum())
         if progress is not None:
-            progress(epoch, running)
-    found = jax.device_get(_result(padded, state, featurizer))
+            progress(int(epoch), running)
+    found = jax.device_get(_result(padded, state, featurizer, mesh))
     cut = jax.tree.map(lambda leaf: leaf[:count], found._replace(candidates=None, curve=found.curve.T))
     return cut._replace(candidates=candidates, curve=cut.curve.T)
 
@@ -231,13 +196,14 @@ def search_program(
 ) -> Program:
     """Make the program that trains candidates, for its size: of what it trains there are shapes alone."""
     start = partial(_start, featurizer=training.featurizer, max_epochs=training.config.max_epochs)
-    state = jax.eval_shape(start, candidates, np.zeros(len(candidates.depth), bool))
-    given = network, _data(fit, training.config), candidates, state, key, np.int32(0)
+    state = _shared(training.mesh, jax.eval_shape(start, candidates, np.zeros(len(candidates.depth), bool)))
+    given = network, _data(fit, training.config, training.mesh), candidates, state, key, np.int32(0)
     return Program(_train, given, {"training": training})
 
 
-def _data(fit: Recorded, config: SearchConfig) -> tuple[Runs, AnyArray, AnyArray]:
-    return fit.runs, fit.bank.labels, pair_weights(fit.bank, config.sensitive_weight).astype(np.float32)
+def _data(fit: Recorded, config: SearchConfig, mesh: Mesh | None) -> tuple[Runs, AnyArray, AnyArray]:
+    weights = pair_weights(fit.bank, config.sensitive_weight).astype(np.float32)
+    return fit.runs, *over(mesh, None, (fit.bank.labels, weights))
 
 
 def _planned(key: Array, network: Network, fit: Recorded, candidates: Candidates, training: "Training") -> "Training":
@@ -276,6 +242,7 @@ def _check(network: Network, fit: Recorded, candidates: Candidates, config: Sear
             f"got {count} candidates of shape {shape} at width {width}, expected [C, M, k], at least one, of width "
             f"{tap.width}, that of tap {tap.name!r}"
         )
+    check_share("pairs a batch", config.batch_size, mesh_of(network.params))
     most = bank.size // config.batch_size
     if not most:
         raise ValueError(f"got batch size {config.batch_size}, expected at most {bank.size}, the pairs of the bank")
@@ -305,13 +272,21 @@ def _start(candidates: Candidates, idle: Bool[Array, " C"], featurizer: Featuriz
     )
 
 
+def _shared(mesh: Mesh | None, state: _State) -> _State:
+    """Give each device of `candidates` the state of its own searches."""
+    free, optimizer_state, plateau = over(mesh, CANDIDATES, (state.free, state.optimizer_state, state.plateau))
+    curve, epoch = over(mesh, CANDIDATES, state.curve, axis=1), over(mesh, None, state.epoch)
+    return _State(free, optimizer_state, plateau, curve, epoch)
+
+
 class Training(NamedTuple):
-    """What a program that trains is compiled for; `together` candidates at a time, None for all."""
+    """What a program that trains is compiled for; `together` candidates of a device at a time, None for all."""
 
     featurizer: Featurizer
     config: SearchConfig
     readout: Readout
     together: int | None
+    mesh: Mesh | None = None
 
 
 @partial(jax.jit, static_argnames=("training",), donate_argnames=("state",))
@@ -324,22 +299,26 @@ def _train(
     until: Int[Array, ""],
     training: Training,
 ) -> _State:
-    (runs, labels, weights), (featurizer, config, readout, together) = data, training
+    (runs, labels, weights), (featurizer, config, readout, together, mesh) = data, training
     pairs, tap = labels.shape[1], candidates.tap
     steps = config.steps_per_epoch or pairs // config.batch_size
     optimizer = optax.scale_by_adam()
 
-    def loss(free: Free, candidate: Candidates, batch: Runs, rows: Array, progress: Array) -> Array:
+    def loss(free: Free, candidate: Candidates, network: Network, batch: tuple[Runs, Array, Array, Array]) -> Array:
+        runs, weights, labels, progress = batch
         weight, basis = featurizer.features(free, candidate, progress)
-        outputs = patched_outputs(network, batch, Handle(tap, weight, basis, candidate.depth))
-        each = weights[candidate.variable, rows] * readout.loss(outputs, labels[candidate.variable, rows])
+        outputs = patched_outputs(network, runs, Handle(tap, weight, basis, candidate.depth))
+        each = weights[candidate.variable] * readout.loss(outputs, labels[candidate.variable])
         return each.mean() + featurizer.penalty(free, candidate, progress)
+
+    def one(network: Network, batch: tuple[Runs, Array, Array, Array], candidate: Candidates, free: Free) -> Any:
+        return jax.value_and_grad(loss)(free, candidate, network, batch)
 
     def step(state: _State, inputs: tuple[Array, Array]) -> tuple[_State, Array]:
         rows, progress = inputs
-        batch = take_pairs(runs, rows)
-        one = lambda candidate, free: jax.value_and_grad(loss)(free, candidate, batch, rows, progress)
-        values, gradients = over_candidates(one, candidates, state.free, together=together)
+        batch = split_pairs(mesh, take_pairs(runs, rows)), weights[:, rows], labels[:, rows], progress
+        where = {"together": together, "given": (network, batch), "mesh": mesh}
+        values, gradients = over_candidates(one, candidates, state.free, **where)
         updates, optimizer_state = jax.vmap(optimizer.update)(gradients, state.optimizer_state)
         decay = 0.5 * (1 + jnp.cos(jnp.pi * progress)) if config.cosine else 1.0
         rate = jnp.asarray(candidates.learning_rate) * decay
@@ -362,7 +341,8 @@ def _train(
         curve = state.curve.at[state.epoch].set(jnp.where(running, mean, jnp.nan))
         return dataclasses.replace(state, plateau=plateau, curve=curve, epoch=state.epoch + 1)
 
-    return jax.lax.while_loop(lambda state: (state.epoch < until) & ~state.plateau.stopped.all(), epoch, state)
+    more = lambda state: (state.epoch < until) & ~state.plateau.stopped.all()
+    return _shared(mesh, jax.lax.while_loop(more, epoch, state))
 
 
 def _moved(
@@ -373,9 +353,10 @@ def _moved(
     return jnp.where(column(stopped), values, values - column(rate) * update)
 
 
-@partial(jax.jit, static_argnames=("featurizer",))
-def _result(candidates: Candidates, state: _State, featurizer: Featurizer) -> Searched:
-    weight, basis = over_candidates(lambda candidate, free: featurizer.final(free, candidate), candidates, state.free)
+@partial(jax.jit, static_argnames=("featurizer", "mesh"))
+def _result(candidates: Candidates, state: _State, featurizer: Featurizer, mesh: Mesh | None) -> Searched:
+    final = lambda candidate, free: featurizer.final(free, candidate)
+    weight, basis = over_candidates(final, candidates, state.free, mesh=mesh)
     healthy = [jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in (weight, *jax.tree.leaves(basis))]
     return Searched(
         candidates=candidates,

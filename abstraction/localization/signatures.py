@@ -26,11 +26,12 @@ have no scale and no zero; a family without effect then stays zero).
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from abstraction.causal import PairBank
@@ -41,6 +42,7 @@ from abstraction.interventions.sites import check_sites
 from abstraction.localization.distances import CostMetric
 from abstraction.models import Network
 from abstraction.planning import Program
+from abstraction.sharding import mesh_of, over
 
 SignatureMode = Literal["prob_delta", "bit_delta", "logit_delta", "margin_delta", "transition_margin", "kl", "tv"]
 Families: TypeAlias = Int[np.ndarray, " N"] | None
@@ -236,6 +238,7 @@ class _Measuring(NamedTuple):
     mode: SignatureMode
     chunk: int
     classes: int
+    mesh: Mesh | None
 
 
 @partial(jax.jit, static_argnames=("measuring",))
@@ -248,18 +251,19 @@ def _site_signatures(
     measuring: _Measuring,
 ) -> Float[Array, "S F"]:
     effect = _effect(measuring.mode, measuring.classes)
-    counted = lambda outputs: outputs if columns is None else outputs[:, columns]
-    base = counted(runs.outputs)
+    tap, features = sites.tap, sites.features
 
-    def signature(site: tuple[Array, Array, Array]) -> Float[Array, " F"]:
-        depth, index, value = site
+    def signature(given: tuple[Any, ...], site: tuple[Array, Array, Array]) -> Float[Array, " F"]:
+        (network, runs, basis, means, columns), (depth, index, value) = given, site
         # Spread over all features here, for the sites of one chunk at a time.
-        weight = jnp.zeros(sites.features, value.dtype).at[index].add(value)
-        basis = jax.tree.map(lambda leaf: jnp.asarray(leaf)[depth], sites.basis)
-        handle = Handle(sites.tap, weight, basis, depth)
-        return _flat(effect.neural(counted(patched_outputs(network, runs, handle)), base), means)
+        weight = jnp.zeros(features, value.dtype).at[index].add(value)
+        basis = jax.tree.map(lambda leaf: jnp.asarray(leaf)[depth], basis)
+        counted = lambda outputs: outputs if columns is None else outputs[:, columns]
+        patched = counted(patched_outputs(network, runs, Handle(tap, weight, basis, depth)))
+        return _flat(effect.neural(patched, counted(runs.outputs)), means)
 
-    return map_handles(signature, (sites.depth, sites.index, sites.value), chunk=measuring.chunk)
+    every, given = (sites.depth, sites.index, sites.value), (network, runs, sites.basis, means, columns)
+    return map_handles(signature, every, chunk=measuring.chunk, given=(given,), mesh=measuring.mesh)
 
 
 def site_signatures(
@@ -292,8 +296,10 @@ def signature_program(network: Network, runs: Runs, sites: SiteBank, signature: 
     means = family_means(signature.families, runs.outputs.shape[0])
     outputs = runs.outputs.shape[-1]
     columns = counted_outputs(signature.classes, outputs)
-    measuring = _Measuring(signature.mode, chunk, outputs if columns is None else len(columns))
-    return Program(_site_signatures, (network, runs, sites, means, columns), {"measuring": measuring})
+    mesh = mesh_of(network.params)
+    measuring = _Measuring(signature.mode, chunk, outputs if columns is None else len(columns), mesh)
+    given = network, runs, *over(mesh, None, (sites, means, columns))
+    return Program(_site_signatures, given, {"measuring": measuring})
 
 
 def signature_length(runs: Runs, signature: Signature) -> int:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.checks import are_some_of, is_whole, positive, whole
@@ -26,6 +27,7 @@ from abstraction.interventions.patching import map_handles
 from abstraction.models import Tap
 from abstraction.pytrees import pytree, static
 from abstraction.randomness import check_key
+from abstraction.sharding import run_candidates
 from abstraction.typing import AnyArray
 
 
@@ -119,14 +121,25 @@ class Candidates:
 
 
 def over_candidates(
-    function: Callable[..., Any], candidates: Candidates, *batched: Any, together: int | None = None
+    function: Callable[..., Any],
+    candidates: Candidates,
+    *batched: Any,
+    together: int | None = None,
+    given: tuple[Any, ...] = (),
+    mesh: Mesh | None = None,
 ) -> Any:
-    """Map `function(candidate, *rest)` over the candidates and what else has an axis C, all or so many at a time."""
-    one = lambda each: function(dataclasses.replace(each[0], spans=candidates.spans), *each[1:])
-    every = dataclasses.replace(candidates, spans=None), *batched
+    """Map `function(*given, candidate, *rest)` over the candidates and what else has an axis C.
+
+    All at once or so many at a time; on a mesh each device its own, see `map_handles`.
+    """
+
+    def one(spans: Basis | None, given: tuple[Any, ...], each: tuple[Any, ...]) -> Any:
+        return function(*given, dataclasses.replace(each[0], spans=spans), *each[1:])
+
+    every, given = (dataclasses.replace(candidates, spans=None), *batched), (candidates.spans, given)
     if together is None or together >= len(candidates.depth):
-        return jax.vmap(one)(every)
-    return map_handles(one, every, chunk=together)
+        return run_candidates(mesh, jax.vmap(one, in_axes=(None, None, 0)), every, given=given)
+    return map_handles(one, every, chunk=together, given=given, mesh=mesh)
 
 
 def full_supports(tap: Tap, variables: Sequence[int], depths: Sequence[int] | None = None) -> list[Support]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from abstraction.checks import kind, one_of
@@ -46,6 +47,7 @@ from abstraction.localization.measures import (
 from abstraction.models import Network, Tap
 from abstraction.planning import Program
 from abstraction.randomness import host_generator, named_key
+from abstraction.sharding import CANDIDATES, devices_along, mesh_of, over
 
 Ablation = Literal["zero", "mean", "resample"]
 Replacement = Literal["interchange", "zero", "mean", "resample"]
@@ -178,6 +180,7 @@ class _Measuring(NamedTuple):
     measure: MeasureName | Measure
     readout: Readout
     chunk: int
+    mesh: Mesh | None = None
 
 
 def _measured(
@@ -218,15 +221,17 @@ def sweep_program(
     network: Network, recorded: Recorded, sites: SiteBank, measure: MeasureName | Measure, chunk: int, start: int = 0
 ) -> Program:
     """Make the program of a sweep for one block of sites, from `start` on; the last block repeats its last site."""
-    rows = np.minimum(np.arange(start, start + _block_size(sites, chunk)), sites.size - 1)
-    given = network, recorded.runs, sites.take(rows), labels_of(recorded)
-    return Program(_sites, given, {"measuring": _Measuring(measure, recorded.readout, chunk)})
+    mesh = mesh_of(network.params)
+    rows = np.minimum(np.arange(start, start + _block_size(sites, chunk, mesh)), sites.size - 1)
+    given = network, recorded.runs, *over(mesh, None, (sites.take(rows), labels_of(recorded)))
+    return Program(_sites, given, {"measuring": _Measuring(measure, recorded.readout, chunk, mesh)})
 
 
-def _block_size(sites: SiteBank, chunk: int) -> int:
-    """Return how many sites go into one call: whole chunks, so that those of one depth stay together."""
-    chunks = -(-sites.size // chunk)
-    return chunk * -(-chunks // _BLOCKS)
+def _block_size(sites: SiteBank, chunk: int, mesh: Mesh | None) -> int:
+    """Return how many sites go into one call: whole chunks of each device, so that those of one depth stay together."""
+    step = chunk * devices_along(mesh, CANDIDATES)
+    block = step * -(-sites.size // (step * _BLOCKS))
+    return block if mesh is None else min(sites.size, block)
 
 
 class _Progress:
@@ -235,39 +240,44 @@ class _Progress:
     def __init__(self, tell: Tell | None, total: int):
         self._tell, self._total, self._done = tell, total, 0
 
-    def add(self, count: int) -> None:
+    def add(self, count: int, found: Outcome) -> Outcome:
+        """Count what was found, and return it: nothing is waited for unless somebody is told."""
         self._done += count
         if self._tell is not None:
+            jax.block_until_ready(found)
             self._tell(self._done, self._total)
+        return found
 
 
 def _all_sites(
     network: Network, recorded: Recorded, sites: SiteBank, measuring: _Measuring, done: _Progress
 ) -> Outcome:
     """Measure all sites, in blocks of one size: `[S, ...]` each."""
-    block, parts = _block_size(sites, measuring.chunk), []
+    block, parts = _block_size(sites, measuring.chunk, measuring.mesh), []
     for start in range(0, sites.size, block):
         program = sweep_program(network, recorded, sites, measuring.measure, measuring.chunk, start)
-        parts.append(jax.device_get(program()))
-        done.add(min(block, sites.size - start))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: sites.size], *parts)
+        parts.append(done.add(min(block, sites.size - start), program()))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: sites.size], *jax.device_get(parts))
 
 
 @partial(jax.jit, static_argnames=("measuring",))
 def _sites(network: Network, runs: Runs, sites: SiteBank, labels: Labels, measuring: _Measuring) -> Outcome:
-    def one(site: tuple[Array, Array, Array]) -> Outcome:
-        depth, index, value = site
-        weight = jnp.zeros(sites.features, value.dtype).at[index].add(value)
-        basis = jax.tree.map(lambda leaf: jnp.asarray(leaf)[depth], sites.basis)
-        return _outcome(network, runs, Handle(sites.tap, weight, basis, depth), labels, measuring)
+    tap, features = sites.tap, sites.features
 
-    return map_handles(one, (sites.depth, sites.index, sites.value), chunk=measuring.chunk)
+    def one(given: tuple[Any, ...], site: tuple[Array, Array, Array]) -> Outcome:
+        (network, runs, basis, labels), (depth, index, value) = given, site
+        weight = jnp.zeros(features, value.dtype).at[index].add(value)
+        basis = jax.tree.map(lambda leaf: jnp.asarray(leaf)[depth], basis)
+        return _outcome(network, runs, Handle(tap, weight, basis, depth), labels, measuring)
+
+    every, given = (sites.depth, sites.index, sites.value), (network, runs, sites.basis, labels)
+    return map_handles(one, every, chunk=measuring.chunk, given=(given,), mesh=measuring.mesh)
 
 
 @partial(jax.jit, static_argnames=("measuring",))
 def _handles(network: Network, runs: Runs, handles: Handle, labels: Labels, measuring: _Measuring) -> Outcome:
-    run = lambda handle: _outcome(network, runs, handle, labels, measuring)
-    return map_handles(run, handles, chunk=measuring.chunk)
+    run = lambda network, runs, labels, handle: _outcome(network, runs, handle, labels, measuring)
+    return map_handles(run, handles, chunk=measuring.chunk, given=(network, runs, labels), mesh=measuring.mesh)
 
 
 def _outcome(network: Network, runs: Runs, handle: Handle, labels: Labels, measuring: _Measuring) -> Outcome:

@@ -9,6 +9,7 @@ from abstraction.models.decoder_files import read_decoder, save_decoder
 from abstraction.models.decoder_unrolled import UnrolledDecoder
 from abstraction.models.gru import GRU
 from abstraction.models.layers import Activation, Dense
+from abstraction.models.meshes import on_mesh
 from abstraction.models.mlp import MLP
 from abstraction.models.network import Network
 from abstraction.models.places import PlaceView, placed
@@ -45,6 +46,7 @@ __all__ = [
     "highlighted",
     "listing",
     "load_decoder",
+    "on_mesh",
     "placed",
     "prompts_at",
     "read_decoder",

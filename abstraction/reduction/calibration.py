@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from abstraction.checks import finite, whole
 from abstraction.models import Network
 from abstraction.models.network import check_network
 from abstraction.pytrees import leading_axis
 from abstraction.reduction.discrepancies import CE, MSE, Discrepancy
+from abstraction.sharding import over_rows, shared_rows
 from abstraction.typing import AnyArray
 
 
@@ -86,10 +88,17 @@ def _check_labels(labels: np.ndarray, shape: tuple[int, ...], discrepancy: Discr
         raise ValueError(f"got labels of shape {labels.shape} for 'mse', expected those of the outputs, {shape}")
 
 
-def batches(calibration: Calibration, batch_size: int) -> Iterator[Calibration]:
-    """Cut a calibration into batches of almost equal size, so that as few shapes as possible are compiled."""
+def batches(calibration: Calibration, batch_size: int, mesh: Mesh | None = None) -> Iterator[Calibration]:
+    """Cut a calibration into batches of almost equal size, so that as few shapes as possible are compiled.
+
+    Devices of a mesh share each of them, and have all of the few rows that are left.
+    """
     whole("batch size", batch_size)
-    rows = calibration.rows
-    edges = np.linspace(0, rows, max(1, -(-rows // batch_size)) + 1).round().astype(int)
+    shares = shared_rows(mesh, 1)
+    units, left = divmod(calibration.rows, shares)
+    count = max(1, -(-units * shares // max(batch_size, shares)))
+    edges = np.linspace(0, units, count + 1).round().astype(int) * shares
+    edges = np.unique([*edges, calibration.rows]) if left else edges
     for start, stop in pairwise(edges):
-        yield jax.tree.map(lambda values, start=start, stop=stop: jnp.asarray(values[start:stop]), calibration)
+        part = jax.tree.map(lambda values, start=start, stop=stop: jnp.asarray(values[start:stop]), calibration)
+        yield over_rows(mesh, part)

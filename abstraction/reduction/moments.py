@@ -35,6 +35,7 @@ from abstraction.reduction.calibration import Calibration, batches, calibration_
 from abstraction.reduction.curvature import replacement_hessian
 from abstraction.reduction.discrepancies import KL, Discrepancy
 from abstraction.reduction.streaming import Curved, Local, local_curvature
+from abstraction.sharding import mesh_of
 from abstraction.typing import AnyArray
 
 Curvature = Literal["ggn", "fisher", "hessian"]
@@ -136,7 +137,7 @@ def collect_statistics(
         raise ValueError("got no key, expected one for curvature 'fisher', which draws classes")
     calibration = calibration if discrepancy.labelled else calibration._replace(labels=None)
     parts = []
-    for step, batch in enumerate(batches(calibration, batch_size)):
+    for step, batch in enumerate(batches(calibration, batch_size, mesh_of(network.params))):
         drawn = jax.random.fold_in(key, step) if key is not None and curvature == "fisher" else None
         local, curved = local_curvature(network, batch, tap, discrepancy, drawn)
         _require_finite(tap, local.activation, step)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.models import Network
@@ -28,6 +29,7 @@ from abstraction.pytrees import pytree
 from abstraction.reduction.calibration import Calibration
 from abstraction.reduction.curvature import bend_at, gradient_at, pull, suffix_at
 from abstraction.reduction.discrepancies import Discrepancy
+from abstraction.sharding import mesh_of, run_rows
 from abstraction.typing import AnyArray
 
 _NUMBERS = {True: 2**22, False: 2**28}
@@ -74,10 +76,11 @@ def local_curvature(
     program, add = (_columns, _add_columns) if units else (_rows, _add_rows)
     chunk = min(steps, max(1, _NUMBERS[jax.default_backend() == "cpu"] // (count * max(positions * width, classes))))
     chunks = np.arange(-(-steps // chunk) * chunk, dtype=np.int32).reshape(-1, chunk)
-    local, found = program(network, batch, tap, discrepancy, chunks[0])
+    mesh = mesh_of(network.params)
+    local, found = program(network, batch, tap, discrepancy, chunks[0], mesh)
     sums = _added(add, _zeros(width), local.activation, found, chunks[0])
     for indices in chunks[1:]:
-        found = program(network, batch, tap, discrepancy, indices)[1]
+        found = program(network, batch, tap, discrepancy, indices, mesh)[1]
         sums = _added(add, sums, local.activation, found, indices)
     return local, _symmetric(sums) if units else sums
 
@@ -102,7 +105,25 @@ def _added(add: Callable[..., Curved], *values: Any) -> Curved:
         return add(*values)
 
 
-@partial(jax.jit, static_argnames=("tap", "discrepancy"))
+def _by_example(some: Callable[..., tuple[Local, Array]]) -> Callable[..., tuple[Local, Array]]:
+    """Compile what returns some rows or columns of every example; on a mesh each device has its own examples."""
+
+    @partial(jax.jit, static_argnames=("tap", "discrepancy", "mesh"))
+    def program(
+        network: Network,
+        batch: Calibration,
+        tap: str,
+        discrepancy: Discrepancy,
+        indices: Int[Array, " b"],
+        mesh: Mesh | None = None,
+    ) -> tuple[Local, Float[Array, "b N P D"]]:
+        own = lambda network, indices, batch: some(network, batch, tap, discrepancy, indices)
+        return run_rows(mesh, own, batch, given=(network, indices), out=(0, 1))
+
+    return program
+
+
+@_by_example
 def _rows(
     network: Network, batch: Calibration, tap: str, discrepancy: Discrepancy, classes: Int[Array, " b"]
 ) -> tuple[Local, Float[Array, "b N P D"]]:
@@ -115,7 +136,7 @@ def _rows(
     return _local(network, batch, tap, suffix.activation, pulled[0]), pulled[1:]
 
 
-@partial(jax.jit, static_argnames=("tap", "discrepancy"))
+@_by_example
 def _columns(
     network: Network, batch: Calibration, tap: str, discrepancy: Discrepancy, units: Int[Array, " b"]
 ) -> tuple[Local, Float[Array, "b N P D"]]:
@@ -155,8 +176,8 @@ def _add_rows(
     indices: Int[Array, " b"] | None = None,
 ) -> Curved:
     """Add squares of rows: of what each sums to over positions, and within positions by one product."""
-    flat = rows.reshape(-1, rows.shape[-1])
-    hessian = jnp.matmul(flat.T, flat, precision=jax.lax.Precision.HIGHEST).astype(jnp.float64)
+    # Examples stay an axis of their own, which devices may share.
+    hessian = jnp.einsum("bnpd,bnpe->de", rows, rows, precision=jax.lax.Precision.HIGHEST).astype(jnp.float64)
     activation, rows = activation.astype(jnp.float64), rows.astype(jnp.float64)
     eps, kappa = -(rows * activation).sum(2), rows.sum(2)
     total = lambda values: values.sum((0, 1))

@@ -290,7 +290,7 @@ def test_idle_searches_that_fill_a_block_change_nothing(monkeypatch):
         return train_candidates(jax.random.key(1), plant.network, plant.fit, candidates, Rotation(), config, report)
 
     filled = train()
-    monkeypatch.setattr(searching, "padded_searches", lambda candidates: (candidates, np.zeros(18, bool)))
+    monkeypatch.setattr(searching, "padded_searches", lambda candidates, of: (candidates, np.zeros(18, bool)))
     alone = train()
     assert heard == [(1, 18), (1, 18)], "idle searches are not counted"
     assert_searched_alike(alone, filled)

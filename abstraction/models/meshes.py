@@ -1,0 +1,82 @@
+"""A network on a mesh of devices: what runs it finds the mesh there, and shares its work out (`abstraction.sharding`).
+
+Along `model` the arrays of a decoder are split as Megatron splits them (Shoeybi et al. 2019), so that between two
+all-reduces a block every device has its own heads and its own units:
+
+    query, key, value, gate, up     by what they make: heads, units          [D, units / M]
+    output, down                    by what they read                        [units / M, D]
+    embedding, unembedding          by tokens                                [V / M, D]
+
+Norms, biases of what is summed and learned positions are on every device, and so are keys and values of fewer heads
+than devices share, and a vocabulary that they cannot share equally. All is on every device along the other axes.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from abstraction.models.decoder_config import DecoderConfig
+from abstraction.models.network import Network
+from abstraction.sharding import AXES, MODEL, put
+
+_MADE, _READ, _TOKENS = ("query", "key", "value", "gate", "up"), ("output", "down"), ("embedding", "unembedding")
+
+
+def on_mesh(network: Network, mesh: Mesh) -> Network:
+    """Put the weights of a network on a mesh, or say of shapes (`jax.ShapeDtypeStruct`) that they are there.
+
+    Args:
+      network: the network.
+      mesh: what `device_mesh` returns.
+
+    Raises:
+      ValueError: another mesh, or several devices along `model` for a network that is no decoder, or that cannot share
+        its heads or units equally.
+    """
+    if not isinstance(mesh, Mesh) or mesh.axis_names != AXES:
+        raise ValueError(f"got {mesh}, expected a mesh with axes {AXES}, from `device_mesh`")
+    config = _config(network.model)
+    if mesh.shape[MODEL] > 1:
+        _check(network.model, config, mesh.shape[MODEL])
+
+    def split(path: tuple[Any, ...], leaf: Any) -> Any:
+        where = NamedSharding(mesh, PartitionSpec() if config is None else _split(path, leaf, config, mesh))
+        return put(leaf, where)
+
+    return Network(network.model, jax.tree_util.tree_map_with_path(split, network.params))
+
+
+def _config(model: Any) -> DecoderConfig | None:
+    """Return the configuration of a decoder, or of one that is seen at some tokens."""
+    config = getattr(getattr(model, "decoder", model), "config", None)
+    return config if isinstance(config, DecoderConfig) else None
+
+
+def _check(model: Any, config: DecoderConfig | None, size: int) -> None:
+    if config is None:
+        raise ValueError(
+            f"got model={size} for a {type(model).__name__}, expected 1: only a decoder's arrays are split"
+        )
+    shapes = getattr(getattr(model, "decoder", model), "shapes", None) or (config.block,)
+    for shape in shapes:
+        if shape.heads % size or shape.hidden % size:
+            raise ValueError(
+                f"got model={size} for {shape.heads} heads and {shape.hidden} units, expected a divisor of both"
+            )
+
+
+def _split(path: tuple[Any, ...], leaf: Any, config: DecoderConfig, mesh: Mesh) -> PartitionSpec:
+    names = {str(getattr(part, "key", getattr(part, "name", part))) for part in path}
+    size = mesh.shape[MODEL]
+    if names & set(_TOKENS):
+        return PartitionSpec(MODEL) if leaf.shape[0] % size == 0 else PartitionSpec()
+    bias = "bias" in names
+    heads = leaf.shape[-1] // config.head_size
+    if names & {"key", "value"} and heads % size:
+        return PartitionSpec()
+    if names & set(_MADE):
+        return PartitionSpec(*[None] * (leaf.ndim - 1), MODEL)
+    if names & set(_READ) and not bias:
+        return PartitionSpec(*[None] * (leaf.ndim - 2), MODEL, None)
+    return PartitionSpec()
