@@ -4,7 +4,7 @@
     candidates   what is tried on them: sites, handles, searches
     model        a decoder's own arrays: heads, units of its MLPs, its vocabulary
 
-A mesh is given once, by putting a network's weights on it (`abstraction.models.placed`). Computation follows data:
+A mesh is given once, by putting a network's weights on it (`abstraction.models.on_mesh`). Computation follows data:
 what runs that network finds the mesh on its weights and lays its own axis out along it. Weights on no mesh run as ever.
 Along `pairs` and `model` XLA splits each operation; along `candidates` every device runs the program of its own share
 (`jax.shard_map`), so that a loop over sites is shorter on each and skips what its own sites skip.
