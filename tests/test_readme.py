@@ -11,9 +11,9 @@ FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 PAGES = [*FRONT, *sorted((ROOT / "docs").rglob("*.md"))]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 CODE = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
-# the first page among the tests, the others beside the tutorials: they take as long
+# beside the tutorials: they take as long
 RUN = [
-    pytest.param(page, marks=() if page in FRONT else pytest.mark.tutorial, id=page.stem)
+    pytest.param(page, marks=pytest.mark.tutorial, id=page.stem)
     for page in PAGES
     if CODE.search(page.read_text(encoding="utf-8"))
 ]

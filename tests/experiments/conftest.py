@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import matplotlib.figure
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
@@ -14,6 +15,19 @@ def _wide_screen():
     """For runs that a whole module shares, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "150")
+        yield
+
+
+_BLANK = ("test_command_line", "test_endings", "test_heq_resume", "test_ioi", "test_record_damage")
+"""Modules whose runs leave figures that nobody looks at: drawing them takes longer than everything else there."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _blank_figures(request: pytest.FixtureRequest):
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem in _BLANK:
+            blank = lambda figure, path, **_: Path(path).write_bytes(b"blank")
+            patch.setattr(matplotlib.figure.Figure, "savefig", blank)
         yield
 
 

@@ -51,7 +51,10 @@ def _sites(network, fit, kind):
     return {"units": unit_sites(tap), "groups": group_sites(tap, 4), "states": state_sites(tap)}[kind]
 
 
-CASES = [("mlp", "groups"), ("mlp", "components"), ("gru", "units"), ("gru", "states"), ("positions", "components")]
+CASES = [
+    ("mlp", "groups"), ("mlp", "components"), pytest.param("gru", "units", marks=pytest.mark.slow), ("gru", "states"),
+    ("positions", "components"),
+]  # fmt: skip
 
 
 @pytest.mark.usefixtures("unchecked")  # states with positions have an axis more than a handle's hints say

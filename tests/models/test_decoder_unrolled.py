@@ -97,7 +97,7 @@ def test_taps_come_in_the_order_they_run():
         ("gpt2", (0, 3), (0, 3)),
         ("llama", (0, 1), (0,)),
         ("llama", (1, 2, 3), (0, 1)),  # one reads the first key-value head, two the second
-        ("llama", (2,), (1,)),
+        pytest.param("llama", (2,), (1,), marks=pytest.mark.slow),
         ("gemma2", (0, 2), (0, 1)),
         ("qwen2", (3,), (0,)),
     ],

@@ -91,11 +91,16 @@ SOME = {
     "gemma3": ("query", "value", "head_output"),
 }
 """Taps that the others are beside in a block; all of them in all families take minutes to compile."""
+OFTEN = ("gpt2", "gemma2")
+"""Families that other tests run at places, too."""
 
 
 @pytest.mark.parametrize(
     ("family", "taps"),
-    [*SOME.items(), *[pytest.param(name, None, marks=pytest.mark.slow, id=name) for name in FAMILIES | LATER]],
+    [
+        *[pytest.param(*each, marks=pytest.mark.slow if each[0] in OFTEN else ()) for each in SOME.items()],
+        *[pytest.param(name, None, marks=pytest.mark.slow, id=name) for name in FAMILIES | LATER],
+    ],
 )
 def test_a_swap_at_a_place_is_that_of_the_full_run_at_every_tap_layer_and_token(family, taps, case):
     decoder = Decoder((FAMILIES | LATER)[family])

@@ -113,6 +113,7 @@ def test_a_wrapped_model_is_seen_at_named_tokens():
         np.testing.assert_allclose(states["mix"][place], mixed[np.arange(2), positions], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_laws_of_resuming_are_kept_by_views_of_tokens(rng):
     decoder = Decoder(FAMILIES["llama"])
     prompts = padded(rng, 4, 5, 3)

@@ -64,7 +64,9 @@ def _fold(model, rng, tap, replaced, kind):
 
 
 @pytest.mark.parametrize("kind", [pytest.param("constant", marks=pytest.mark.slow), "affine"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow) if name in ("llama", "qwen2") else name for name in FAMILIES]
+)
 def test_the_compiled_decoder_is_the_patched_one(family, kind, rng, tokens):
     model, params = _network(family)
     size = model.decoder.config.head_size

@@ -91,7 +91,8 @@ def test_the_risk_of_a_plan_is_the_elimination_paths(params, calibration):
     ranking = rank_units(Network(MODEL, params), calibration, "hidden2", METHODS["obs-affine"])
     plan = replace_units(ranking, 3).plan
     assert ranking.path is not None
-    assert plan.risks[0] == pytest.approx(ranking.path.risk(3) / 2, rel=1e-6)
+    # Elimination leaves out directions of less than a millionth of the largest curvature, which float32 rounds anyway.
+    assert plan.risks[0] == pytest.approx(ranking.path.risk(3) / 2, rel=2e-5)
     # The last layer is linear and its metric constant, so the model of the risk is the risk, but for the ridge's share.
     measured = second_order_risk(
         Network(MODEL, params), calibration.inputs, plan.folds[0], discrepancy=LOGIT, batch_size=50

@@ -130,7 +130,8 @@ def test_the_authors_constants_collapse_and_say_so(data, params):
 @pytest.mark.parametrize(
     ("name", "keep", "accuracy", "iia"),
     [
-        ("cmr", 128, 0.980, 0.988), ("cmr", 64, 0.977, 0.978), ("cmr", 32, 0.972, 0.952), ("cmr", 16, 0.953, 0.890),
+        pytest.param("cmr", 128, 0.980, 0.988, marks=pytest.mark.slow), ("cmr", 64, 0.977, 0.978),
+        pytest.param("cmr", 32, 0.972, 0.952, marks=pytest.mark.slow), ("cmr", 16, 0.953, 0.890),
         ("obs-affine", 64, 0.975, 0.970), pytest.param("obs-affine", 32, 0.970, 0.940, marks=pytest.mark.slow),
         pytest.param("kl-const", 256, 0.975, 0.980, marks=pytest.mark.slow),
         pytest.param("vbp-bias", 128, 0.970, 0.960, marks=pytest.mark.slow),
@@ -151,7 +152,7 @@ def test_methods_reach_their_bars_on_the_authors_split(name, keep, accuracy, iia
     assert 1 - bounded_losses(*map(np.asarray, compared))["zero_one"].mean() >= iia
 
 
-@pytest.mark.parametrize(("keep", "accuracy"), [(128, 0.977), (64, 0.962)])
+@pytest.mark.parametrize(("keep", "accuracy"), [pytest.param(128, 0.977, marks=pytest.mark.slow), (64, 0.962)])
 def test_both_layers_in_one_call_reach_their_bar(keep, accuracy, data, params):
     calibration = Calibration(data.train_images[calibration_rows(60000, SPLIT, seed=0)])
     reduction = reduce_network(Network(MODEL, params), calibration, {"hidden1": keep, "hidden2": keep})
