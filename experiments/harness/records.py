@@ -40,9 +40,10 @@ from experiments.harness.files import (
     to_json,
     write_atomically,
 )
+from experiments.harness.logs import FILE as LOG
 from experiments.harness.provenance import changes, provenance
 
-_BEGUN = {"config.json", "manifest.json"}
+_BEGUN = {"config.json", "manifest.json", LOG}
 
 
 class Row(NamedTuple):

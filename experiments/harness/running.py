@@ -4,12 +4,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from experiments.harness.files import locked, remove_leftovers
+from experiments.harness.logs import give_back, hold_less, logger
 from experiments.harness.options import Options
 from experiments.harness.records import RunFolder, Unit, create_run
 from experiments.harness.report import Report
@@ -94,15 +96,20 @@ def run_seeds(experiment: Experiment, options: Options, run: RunFolder) -> None:
     """Run the seeds that are not complete yet, writing each as soon as it is."""
     done = set(run.unit_names())
     missing = [seed for seed in parse_seeds(options.seeds) if f"seed-{seed}" not in done]
+    hold_less()
+    log = logger(run.path)
     with tqdm(missing, unit="seed", disable=None, leave=False) as bar:
+
+        def tell(seed: int, stage: str) -> None:
+            bar.set_description_str(f"seed {seed}: {stage}")
+            give_back()
+            log(seed, stage)
+
         for seed in bar:
-            unit = experiment.run_seed(options, seed, run, lambda text, seed=seed: _say(bar, f"seed {seed}: {text}"))
+            unit = experiment.run_seed(options, seed, run, partial(tell, seed))
             run.note_in_manifest("data", unit.name, unit.details["data"])
             run.note_in_manifest("random_seeds", unit.name, experiment.random_seeds(seed))
             run.write_unit(unit)
             run.write_metrics(run.units())
+            tell(seed, "done")
     run.write_metrics(run.units())
-
-
-def _say(bar: tqdm, text: str) -> None:
-    bar.set_description_str(text)
