@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from experiments.harness.files import locked, remove_leftovers
-from experiments.harness.logs import give_back, hold_less, logger
+from experiments.harness.logs import hold_less, logger
 from experiments.harness.options import Options
 from experiments.harness.records import RunFolder, Unit, create_run
 from experiments.harness.report import Report
@@ -102,7 +102,6 @@ def run_seeds(experiment: Experiment, options: Options, run: RunFolder) -> None:
 
         def tell(seed: int, stage: str) -> None:
             bar.set_description_str(f"seed {seed}: {stage}")
-            give_back()
             log(seed, stage)
 
         for seed in bar:

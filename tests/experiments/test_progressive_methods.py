@@ -75,7 +75,7 @@ def stages(problem: Problem) -> Stages:
     return Stages(_short(CONFIG), dataclasses.replace(bench, tests=_Forbidden()), known_values(CONFIG))  # pyright: ignore[reportArgumentType]
 
 
-FENCED = ("plot-stage-a", "plot-das", "dbm")
+FENCED = ("plot-stage-a", "plot-native", "plot-das", "plot-pca-fitted", "dbm")
 
 
 @pytest.mark.parametrize(

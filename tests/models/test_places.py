@@ -91,14 +91,12 @@ SOME = {
     "gemma3": ("query", "value", "head_output"),
 }
 """Taps that the others are beside in a block; all of them in all families take minutes to compile."""
-OFTEN = ("gpt2", "gemma2")
-"""Families that other tests run at places, too."""
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # Gemma-2 is seen at places by the tests below, too
     ("family", "taps"),
     [
-        *[pytest.param(*each, marks=pytest.mark.slow if each[0] in OFTEN else ()) for each in SOME.items()],
+        *[pytest.param(*each, marks=pytest.mark.slow if each[0] == "gemma2" else ()) for each in SOME.items()],
         *[pytest.param(name, None, marks=pytest.mark.slow, id=name) for name in FAMILIES | LATER],
     ],
 )
