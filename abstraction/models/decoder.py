@@ -228,7 +228,7 @@ class Decoder:
         self,
         network: StackedNetwork,
         stream: Float[Array, "N S D"],
-        start: Int[Array, ""],
+        start: Int[Array, ""] | None,
         place: Place,
         past: Sequence[Past] | None,
         *,
@@ -242,7 +242,7 @@ class Decoder:
         Args:
           network: the merged network.
           stream: residual stream before block `start`.
-          start: a value: one program serves every depth.
+          start: a value: one program serves every depth. None runs all from `first` on.
           place: where the positions are.
           past: keys and values of earlier tokens, of each block.
           first: no start is ever before this block; those are not compiled in.
@@ -255,15 +255,16 @@ class Decoder:
         run, take = self._block_runner(network, place, past, first, edits)
         taken = take if backward else lambda index: None
         depth = self.config.depth
-        apart = last and stream.shape[1] > 1 and first < depth  # of a single token all is wanted
+        apart = last and start is not None and stream.shape[1] > 1 and first < depth  # of one token all is wanted
 
         def step(stream: Array, index: Array) -> tuple[Array, None]:
-            here = taken(index)
-            return run_if(index >= start, lambda stream: run(stream, index, False, here), stream), None
+            here = None if start is None else taken(index)
+            one = lambda stream: run(stream, index, False, here)
+            return (one(stream) if start is None else run_if(index >= start, one, stream)), None
 
         if first < depth - apart:
             stream, _ = jax.lax.scan(step, stream, jnp.arange(first, depth - apart))
-        if not apart:
+        if not apart or start is None:
             return stream[:, -1:] if last else stream
         here = taken(final := jnp.asarray(depth - 1))
         return run_if(start < depth, lambda _: run(stream, final, True, here), stream[:, -1:])

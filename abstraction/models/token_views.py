@@ -7,6 +7,7 @@ edited. An edit within block l runs that block too. The result is that of a full
 
     cost of an edit / cost of a full run  =  S (L - l - 1) / (T L)     after block l, without the logits
                                              S (L - l) / (T L)         within it
+                                             S / T                     in several blocks at once
 
 A view is a `Model` whose activations have no token axis: P named tokens make L P places (`places.py`), so everything
 that works on a network with depth works on it.
@@ -33,7 +34,7 @@ from abstraction.models.positions import (
     token_mask,
     token_positions,
 )
-from abstraction.models.taps import NO_EDITS, Edit, Edits, Tap, check_resume, check_taps
+from abstraction.models.taps import NO_EDITS, Edit, Edits, Tap, check_resume, check_taps, tapped_once
 from abstraction.pytrees import pytree, static
 from abstraction.typing import AnyArray, Outputs, Params
 
@@ -187,8 +188,13 @@ class TokenView:
     def apply(
         self, params: Params, inputs: Prompts, edits: Edits = NO_EDITS, record: Sequence[str] = ()
     ) -> tuple[Outputs, dict[str, Array]]:
-        """Run the prompts, whole, with edits of the chosen tokens; see `Model.apply`."""
+        """Run the prompts with edits of the chosen tokens; see `Model.apply`.
+
+        Prompts that have been recorded, with these parameters, run the window alone, unless something is to be kept.
+        """
         check_taps(self.taps, edits, record)
+        if inputs.past is not None and not record:
+            return self._rerun(params, inputs, edits), {}
         position, depth = self._position(inputs), self.decoder.config.depth
         placed: dict[str, Edit] = {
             name: edit if name in ONCE else at_places(edit, position, depth) for name, edit in edits.items()
@@ -196,6 +202,26 @@ class TokenView:
         run = self.decoder.run(params, jnp.asarray(inputs.tokens), placed, record, at=position)
         values = run.recorded.items()
         return run.outputs, {name: each if name in ONCE else over_places(each) for name, each in values}
+
+    def _rerun(self, params: Params, inputs: Prompts, edits: Edits) -> Outputs:
+        """Run the window of recorded prompts through all blocks, with edits of each."""
+        tokens, network, depth = jnp.asarray(inputs.tokens), self.decoder.network(params), self.decoder.config.depth
+        before = tokens.shape[1] - self.window
+        fresh, positions = tokens[:, before:], token_positions(tokens)[:, before:]
+        placed = {
+            name: at_places(edit, self._position(inputs) - before, depth)
+            for name, edit in edits.items()
+            if name not in ONCE
+        }
+        stream = self.decoder.continued(
+            network,
+            network.embed(fresh, positions),
+            None,
+            self.decoder.place(token_mask(tokens), positions, before),
+            inputs.past,
+            edits=lambda block: jax.tree.map(lambda leaf: jnp.asarray(leaf)[block], placed),
+        )
+        return tapped_once("logits", self.decoder.read(network, stream[:, -1]), edits)[0]
 
     def resume(
         self,

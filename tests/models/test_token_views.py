@@ -10,6 +10,7 @@ from decoder_families import FAMILIES, drawn, padded
 
 from abstraction.interventions import Handle, state_sites
 from abstraction.interventions.bases import random_frames, rotation_basis
+from abstraction.interventions.edits import Interchange, Scale
 from abstraction.interventions.patching import map_handles, patched_outputs, run_pairs
 from abstraction.models import Decoder, Network, TokenView, prompts_at
 from abstraction.models.token_views import window_of
@@ -37,6 +38,13 @@ def _states(width=16):
 def _sweep(view, params, pair, handles, chunk=L):
     network = Network(view, params)
     return _mapped(network, run_pairs(network, *pair, taps=(TAP,)), handles, chunk)
+
+
+def _whole(view, params, pair, handles):
+    """Run prompts that have not been recorded, whole, with each handle's edits."""
+    network = Network(view, params)
+    source = run_pairs(network, *pair, taps=(TAP,)).source[TAP]
+    return jax.jit(jax.vmap(lambda handle: network(pair[0], handle.edits(source))[0]))(handles)
 
 
 _mapped = jax.jit(
@@ -75,7 +83,7 @@ def test_a_cached_suffix_is_the_full_run_at_every_layer_and_token(network, rng):
             network = Network(view, params)
             runs = run_pairs(network, *pair, taps=(TAP,))
             cached = _mapped(network, runs, local, L)
-            np.testing.assert_allclose(cached, _sweep(whole, params, pair, full), **CLOSE)
+            np.testing.assert_allclose(cached, _whole(whole, params, pair, full), **CLOSE)
             moved = np.abs(cached - runs.outputs).max(axis=(1, 2)) > 1e-2
             # nothing reads an earlier token after the last block, nor, in a windowed one, a token far back
             near = back < (decoder.config.window or T)
@@ -84,13 +92,38 @@ def test_a_cached_suffix_is_the_full_run_at_every_layer_and_token(network, rng):
             np.testing.assert_allclose(cached[-1], decoder.apply(params, pair[1].tokens)[0], **CLOSE)
 
 
+def test_edits_of_several_blocks_rerun_the_window_alone_and_give_what_a_full_run_gives(network, rng):
+    decoder, params = network
+    taps = ("block_output", "head_output", "key", "mlp_output")
+    for window in (1, SHORTEST):
+        view, pair = TokenView(decoder, window), _pair(rng, window - 1)
+        seen = Network(view, params)
+        runs = run_pairs(seen, *pair, taps=taps)
+        edits = {tap: Interchange(runs.source[tap], rng.random((L, view.taps[tap].width), np.float32)) for tap in taps}
+        edits["logits"] = Scale(np.full((1, 1), 2.0, np.float32))
+        found, kept = seen(runs.inputs, edits)
+        expected, recorded = seen(pair[0], edits, record=taps)
+        np.testing.assert_allclose(found, expected, **CLOSE)
+        assert not kept
+        assert np.abs(found - 2 * runs.outputs).max() > 1e-2
+        again, values = seen(runs.inputs, edits, record=taps)
+        np.testing.assert_array_equal(again, expected)
+        for tap in taps:
+            np.testing.assert_array_equal(values[tap], recorded[tap])
+        # what the tokens before the window are is not looked at again
+        tokens = np.array(runs.inputs.tokens)
+        tokens[:, : T - window] = np.where(tokens[:, : T - window] >= 0, 1, -1)
+        np.testing.assert_array_equal(seen(dataclasses.replace(runs.inputs, tokens=tokens), edits)[0], found)
+
+
 def test_prompts_at_different_tokens_share_a_window(gemma, rng):
     decoder, params = gemma
     base, source = padded(rng, N, T, SHORTEST), padded(rng, N, T, SHORTEST)
     at = [np.array([6, 4, 5, 6, 3, 3]), np.array([2, 4, 6, 5, 6, 6])]
     pair = tuple(prompts_at(tokens, position) for tokens, position in zip((base, source), at, strict=True))
     assert window_of(*pair) == 5
-    cached, run = (_sweep(TokenView(decoder, 5), params, pair, handles) for handles in _states())
+    local, full = _states()
+    cached, run = _sweep(TokenView(decoder, 5), params, pair, local), _whole(TokenView(decoder, 5), params, pair, full)
     np.testing.assert_allclose(cached, run, **CLOSE)
     alone = tuple(prompts_at(tokens[2:3], position[2:3]) for tokens, position in zip((base, source), at, strict=True))
     single = _sweep(TokenView(decoder, 2), params, alone, _states()[0])
@@ -177,17 +210,20 @@ def test_a_scan_over_blocks_is_a_loop_over_decoders_of_one_block(network, rng):
 def test_gradients_through_the_suffix_are_those_of_the_full_run(gemma, rng):
     decoder, params = gemma
     network = Network(TokenView(decoder, 2), params)
-    runs = run_pairs(network, *_pair(rng, 1), taps=(TAP,))
+    runs = run_pairs(network, *(pair := _pair(rng, 1)), taps=(TAP,))
     local, full = _states()
     direction = jax.random.normal(jax.random.key(2), runs.outputs.shape)
 
-    def slope(weight, handles):
-        run = lambda handle: (patched_outputs(network, runs, handle) * direction).sum()
+    def slope(weight, handles, inputs=runs.inputs):
+        at = dataclasses.replace(runs, inputs=inputs)
+        run = lambda handle: (patched_outputs(network, at, handle) * direction).sum()
         return jax.vmap(run)(dataclasses.replace(handles, weight=weight)).sum()
 
     gradient = jax.jit(jax.grad(slope))
     cached = gradient(jnp.asarray(local.weight) * 0.5, local)
-    run = gradient(jnp.asarray(full.weight) * 0.5, full)
+    run = gradient(jnp.asarray(full.weight) * 0.5, full, jax.tree.map(jnp.asarray, pair[0]))
+    rerun = gradient(jnp.asarray(full.weight) * 0.5, full)
+    np.testing.assert_allclose(rerun, run, rtol=1e-4, atol=1e-4)
     assert np.abs(cached[0]).max() > 1e-2
     # a gradient sums over pairs and outputs, some of which cancel
     np.testing.assert_allclose(cached, run[np.arange(L), np.arange(L)], rtol=1e-4, atol=1e-4)
@@ -263,7 +299,8 @@ def test_bfloat16_runs_and_is_close(gemma, rng):
     weights = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     pair = _pair(rng, 1)
     exact = _sweep(TokenView(decoder, 2), params, pair, _states()[0])
-    cached, run = (_sweep(TokenView(half, 2), weights, pair, handles) for handles in _states())
+    local, full = _states()
+    cached, run = _sweep(TokenView(half, 2), weights, pair, local), _whole(TokenView(half, 2), weights, pair, full)
     assert cached.dtype == jnp.float32
     # 8 bits of mantissa: 0.4% of each of the activations, a few of which make a logit
     scale = np.abs(exact).max()
