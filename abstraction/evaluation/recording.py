@@ -118,20 +118,41 @@ def record_together(
     for name, (_, bank) in pairs.items():
         check_share(f"pairs of bank {name!r}" if name else "pairs", bank.size, mesh)
     sides = [_stacked([_encoded(name, *pairs[name], side) for name in names], names) for side in ("base", "source")]
-    runs = run_pairs(network, *sides, taps=taps)
-    total = sum(bank.size for _, bank in pairs.values())
+    recorded = {}
+    parts = _run_parts(network, sides, taps, [pairs[name][1].size for name in names])
+    for name, runs in zip(names, parts, strict=True):
+        recorded[name] = Recorded(_scored(pairs[name][1], readout, runs.outputs.shape[1]), runs, readout)
+    return recorded
+
+
+def _run_parts(network: Network, sides: list[Any], taps: tuple[str, ...], sizes: list[int]) -> list[Runs]:
+    """Run all banks in one program, and cut the runs into those of each.
+
+    Raises:
+      ValueError: outputs that are not `[N, C]`.
+    """
+    runs, total, mesh = run_pairs(network, *sides, taps=taps), sum(sizes), mesh_of(network.params)
     if runs.outputs.ndim != 2 or runs.outputs.shape[0] != total:
         raise ValueError(
             f"got outputs of shape {runs.outputs.shape}, expected [N, C], one row for each of {total} pairs; look at "
             "one token (`TokenView`) or wrap the model"
         )
-    recorded, start = {}, 0
-    for name in names:
-        bank = pairs[name][1]
-        own = runs if len(names) == 1 else take_pairs(runs, np.arange(start, start + bank.size))
-        recorded[name] = Recorded(_scored(bank, readout, runs.outputs.shape[1]), own, readout)
-        start += bank.size
-    return recorded
+    starts = np.cumsum([0, *sizes[:-1]])
+    if len(sizes) == 1:
+        return [runs]
+    if mesh is not None:
+        return [take_pairs(runs, np.arange(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+    leading = len(jax.tree.leaves((runs.inputs, runs.outputs)))  # these lead with N; states have it next
+    leaves, tree = jax.tree.flatten(runs)
+    axes = [int(index >= leading) for index in range(len(leaves))]
+    del runs
+    parts: list[list[Any]] = [[] for _ in sizes]
+    while leaves:  # each array is let go once it is cut: all of them and all parts at once would be twice as much
+        leaf, axis = leaves.pop(0), axes.pop(0)
+        for part, start, size in zip(parts, starts, sizes, strict=True):
+            part.append(jax.lax.slice_in_dim(leaf, start, start + size, axis=axis))
+        jax.block_until_ready([part[-1] for part in parts])
+    return [jax.tree.unflatten(tree, part) for part in parts]
 
 
 def encoded_inputs(encode: Encode, setting: Setting, size: int, what: tuple[str, str]) -> Any:
