@@ -11,6 +11,7 @@ Along `pairs` and `model` XLA splits each operation; along `candidates` every de
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -89,10 +90,19 @@ def over(mesh: Mesh | None, name: str | None, tree: Any, axis: int = 0) -> Any:
 
 
 def put(leaf: Any, where: NamedSharding) -> Any:
-    """Lay an array out, within a program or outside of one, or say of a shape that it is so."""
-    if isinstance(leaf, jax.ShapeDtypeStruct):
+    """Lay an array out, within a program or outside of one, or say of a shape that it is so.
+
+    Of devices that are not there, which one can only compile for, an array becomes its shape.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct) or not (isinstance(leaf, Tracer) or _is_there(where.mesh)):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
     return jax.lax.with_sharding_constraint(leaf, where) if isinstance(leaf, Tracer) else jax.device_put(leaf, where)
+
+
+@cache
+def _is_there(mesh: Any) -> bool:
+    first = mesh.devices.flat[0]
+    return first in jax.devices() or first in jax.devices("cpu")
 
 
 def over_rows(mesh: Mesh | None, tree: Any) -> Any:

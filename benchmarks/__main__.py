@@ -33,7 +33,8 @@ Name = Literal[
     "language",
     "growth",
 ]
-GROWTH, AOT = "growth", "aot"
+ByName = Literal["growth", "aot", "forecast"]
+GROWTH, AOT, FORECAST = get_args(ByName)
 NEEDS_MORE = ("language",)
 """Benchmarks of what no extra installs, left out where it is not there."""
 SPEED = tuple(name for name in get_args(Name) if name != GROWTH)
@@ -44,7 +45,9 @@ class Options:
     """Time this library beside PyTorch, pyvene and POT on equal work; a few minutes on two cores."""
 
     names: Annotated[
-        tuple[Name | Literal["growth", "aot"], ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAMES...]")
+        tuple[Name | ByName, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[NAMES...]"),
     ] = get_args(Name)
     """Benchmarks to run, by default all but the last:
     signatures   effect signatures of 48 sites;
@@ -62,7 +65,8 @@ class Options:
     wrapped      a wrapped model beside one with taps written by hand;
     language     SmolLM2-135M recorded, and swept at one token and at four; left out where it is not installed;
     growth       time and memory of every driver over two decades of sizes, and plots;
-    aot          every driver compiled for an H100 and a TPU v5e that are not there; only by name."""
+    aot          every driver compiled for an H100 and a TPU v5e that are not there, one and eight; only by name;
+    forecast     operations of PLOT and DAS on 2, 9 and 70 billion parameters; only by name."""
     out: Path = Path("benchmarks/results/speed.csv")
     """Where the rows go, as CSV; rows of other benchmarks stay there."""
     budget: float = 2.0
@@ -79,7 +83,9 @@ def main() -> None:
             importlib.import_module("benchmarks.growth").grow(options.out.parent, options.budget / 4)
         if AOT in options.names:
             importlib.import_module("benchmarks.aot").compile_all(options.out.parent)
-        names = [name for name in options.names if name not in (GROWTH, AOT)]
+        if FORECAST in options.names:
+            importlib.import_module("benchmarks.forecast").forecast(options.out.parent)
+        names = [name for name in options.names if name not in (GROWTH, AOT, FORECAST)]
         for name in (bar := tqdm(names, unit="benchmark", disable=None, leave=False)):
             bar.set_description_str(name)
             rows += measured(name, options.budget)

@@ -9,21 +9,25 @@ is missing keeps the rows it has.
 
 import csv
 import math
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from tqdm import tqdm
 
-from abstraction.planning import TARGETS, Ahead, Footprint, compile_ahead, fitting_chunk, placed_on, target_devices
-from abstraction.planning.programs import Program
-from benchmarks.drivers import Case, Driver, cases, drivers
+from abstraction.explaining import Case, Planned, Where, plan_case
+from abstraction.planning import TARGETS, target_devices
+from abstraction.sharding import device_mesh
+from benchmarks.drivers import cases
 from benchmarks.records import write_csv
 
 AOT = "aot"
 TABLE = Path("aot.csv")
+MESHES = {"mcqa, Gemma-2-2B": {"pairs": 2, "model": 4}, "mcqa, Gemma-2-9B": {"model": 8}}
+"""How eight devices share a case, where not by pairs and candidates: a large model is split itself."""
+_USUAL = {"pairs": 4, "candidates": 2}
 
 
 class Row(NamedTuple):
@@ -41,88 +45,71 @@ class Row(NamedTuple):
     temporary: float
     total: float
     fits: str
+    operations: float
     seconds_compile: float
     collectives: str
     versions: str
 
 
-def compile_all(folder: Path, names: Sequence[str] = ("h100", "v5e")) -> None:
+def compile_all(folder: Path, names: Sequence[str] = ("h100", "v5e"), counts: Sequence[int] = (1, 8)) -> None:
     """Compile every driver for every target that has a compiler here, and write the table after each."""
     path, missing = folder / TABLE, []
     for name in names:
-        try:
-            devices = target_devices(name)
-        except ValueError as error:
-            missing.append(str(error))
-            continue
-        rows: list[Row] = []
-        every = [(case, driver) for case in cases() for driver in drivers(case)]
-        for case, driver in (bar := tqdm(every, unit="program", disable=None, leave=False)):
-            bar.set_description(f"{name}, {case.name}, {driver.name}")
-            rows.append(compiled_row(name, devices, case, driver))
-            _write(path, name, rows)
-    for words in missing:
+        for count in counts:
+            try:
+                places = list(_placed_cases(name, count))
+            except ValueError as error:
+                missing.append(str(error))
+                continue
+            rows: list[Row] = []
+            total = sum(len(case.drivers()) for case, _ in places)
+            with tqdm(total=total, unit="program", disable=None, leave=False) as bar:
+                for case, where in places:
+                    bar.set_description(f"{count} x {name}, {case.name}")
+                    for found in plan_case(case, where, tell=bar.set_postfix_str):
+                        rows.append(_row((name, count, where.memory), case, found))
+                        _write(path, (name, count), rows)
+                        bar.update()
+    for words in dict.fromkeys(missing):
         print(words)
 
 
-def compiled_row(name: str, devices: Sequence[Any], case: Case, driver: Driver) -> Row:
-    """Compile a driver for a target, at the chunk that pays or a smaller one that fits.
-
-    Args:
-      name: of the target.
-      devices: what is compiled for; several are one mesh, which needs drivers that can be sharded.
-      case: the experiment.
-      driver: the driver.
+def _placed_cases(name: str, count: int) -> Iterator[tuple[Case, Where]]:
+    """Yield every case, on a device or on a mesh of several.
 
     Raises:
-      ValueError: more than one device.
+      ValueError: there is no compiler for them.
     """
-    if len(devices) != 1:
-        raise ValueError(f"got {len(devices)} devices, expected 1: programs here are placed on one device")
-    target, sharding = TARGETS[name], jax.sharding.SingleDeviceSharding(devices[0])
-    asked, found = [0], {}
+    where = Where.of(name)
+    for case in cases():
+        if count == 1:
+            yield case, where
+        else:
+            mesh = device_mesh(**MESHES.get(case.name, _USUAL), devices=target_devices(name, count))
+            yield replace(case, mesh=mesh), where._replace(place=mesh)
 
-    def at(chunk: int) -> Program:
-        asked[0] = chunk
-        program = driver.at(chunk)
-        return Program(program.function, placed_on(program.arguments, sharding), program.options)
 
-    def look(program: Program) -> Footprint | None:
-        start = time.perf_counter()
-        ahead = compile_ahead(program, sharding)
-        found[asked[0]] = ahead, time.perf_counter() - start
-        return ahead.footprint
-
-    given = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(at(1).arguments))
-    if given > target.memory:  # nothing to compile: what goes in is too much
-        ahead, chunk, seconds = Ahead(Footprint(given, 0, 0, 0), {}), 0, math.nan
-    else:
-        try:
-            chunk = fitting_chunk(at, driver.wanted, driver.guess, memory=target.memory, look=look)
-        except ValueError:
-            chunk = 1
-        if chunk not in found:
-            look(at(chunk))
-        ahead, seconds = found[chunk]
-    sizes = [math.nan] * 4 if ahead.footprint is None else [*ahead.footprint[:3], ahead.footprint.total]
+def _row(where: tuple[str, int, int | None], case: Case, found: Planned) -> Row:
+    (name, devices, memory), driver, footprint = where, found.driver, found.ahead.footprint
+    sizes = [math.nan] * 4 if footprint is None else [*footprint[:3], footprint.total]
     arguments, outputs, temporary, total = (size / 1e9 for size in sizes)
-    collectives = ", ".join(f"{count} {kind}" for kind, count in sorted(ahead.collectives.items())) or "none"
-    fits = "yes" if ahead.fits(target.memory) else "no"
+    collectives = ", ".join(f"{count} {kind}" for kind, count in sorted(found.ahead.collectives.items())) or "none"
+    fits = "yes" if found.fits(memory) else "no"
     return Row(
-        name, len(devices), case.name, driver.name, driver.size, driver.wanted, chunk, arguments, outputs, temporary,
-        total, fits, seconds, collectives, f"jax {jax.__version__}",
+        name, devices, case.name, driver.name, driver.size, driver.wanted, found.chunk, arguments, outputs, temporary,
+        total, fits, found.operations, found.seconds_compile, collectives, f"jax {jax.__version__}",
     )  # fmt: skip
 
 
-def _write(path: Path, target: str, rows: Sequence[Row]) -> None:
-    """Write rows in place of those of the same target; those of others stay; and the same as a page."""
+def _write(path: Path, where: tuple[str, int], rows: Sequence[Row]) -> None:
+    """Write rows in place of those of the same devices; those of others stay; and the same as a page."""
     cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             header, *kept = csv.reader(file)
         if tuple(header) == Row._fields:
-            cells = [row for row in kept if row[0] != target] + cells
-    cells.sort(key=lambda row: row[0])
+            cells = [row for row in kept if (row[0], int(row[1])) != where] + cells
+    cells.sort(key=lambda row: (row[0], int(row[1])))
     write_csv(path, Row._fields, cells)
     path.with_suffix(".md").write_text("\n".join(_page(cells)), encoding="utf-8")
 
@@ -134,17 +121,20 @@ def _page(cells: Iterable[Sequence[str]]) -> Iterable[str]:
     yield "Every heavy driver at the shapes of the paper's experiments and of larger models, compiled for accelerators"
     yield "without one by `python -m benchmarks aot`. Sizes are XLA's plan for one device, in GB; `chunk` is how many"
     yield "pairs, sites, handles or searches go at once: what pays, cut to three quarters of the memory where that is"
-    yield "less. A 0 there: the arguments alone are more than the device has, and nothing was compiled.\n"
+    yield "less. A 0 there: the arguments alone are more than the device has, and nothing was compiled. Eight devices"
+    yield "share small cases as 4 of pairs x 2 of candidates, Gemma-2-2B as 2 of pairs x 4 of the model, 9B as 8 of the"
+    yield "model. Operations are those of all devices, of a search one epoch.\n"
     for target, devices, case in dict.fromkeys((row.target, row.devices, row.case) for row in rows):
         here = TARGETS[target]
         yield f"## {case}, {devices} x {here.name} ({here.memory / 1e9:.1f} GB)\n"
-        yield "| driver | size | chunk | arguments | outputs | temporary | total | fits | compile, s | collectives |"
-        yield "|---|---|---|---|---|---|---|---|---|---|"
+        columns = "driver", "size", "chunk", "arguments", "outputs", "temporary", "total", "fits", "operations"
+        yield f"| {' | '.join(columns)} | compile, s | collectives |"
+        yield "|---" * 11 + "|"
         for row in rows:
             if (row.target, row.devices, row.case) == (target, devices, case):
                 chunk = row.chunk if row.chunk == row.wanted else f"{row.chunk} of {row.wanted}"
                 yield (
                     f"| {row.driver} | {row.size} | {chunk} | {row.arguments} | {row.outputs} | {row.temporary} | "
-                    f"{row.total} | {row.fits} | {row.seconds_compile} | {row.collectives} |"
+                    f"{row.total} | {row.fits} | {row.operations} | {row.seconds_compile} | {row.collectives} |"
                 )
         yield ""

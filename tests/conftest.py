@@ -51,6 +51,14 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@pytest.fixture(scope="module")
+def shapes_for_arrays():
+    """Switch shape checking off in a module that lets shapes take the place of arrays."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture
 def unchecked():
     """Switch shape checking off: what a user's wrong argument meets is the library's own error."""

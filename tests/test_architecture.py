@@ -14,7 +14,7 @@ FLOORS = {
     "interventions": 3, "training": 3, "tasks": 3,
     "evaluation": 4,
     "localization": 5, "reduction": 5,
-    "artifacts": 6,
+    "artifacts": 6, "explaining": 6,
 }  # fmt: skip
 HOMES = {
     "ott": "localization/couplings.py",

@@ -24,6 +24,7 @@ from abstraction.models import Network
 from abstraction.models.base import Padded
 from abstraction.models.network import check_network
 from abstraction.models.taps import NO_EDITS, Edits, check_taps
+from abstraction.planning import Program
 from abstraction.pytrees import leading_axis, pytree, static
 from abstraction.sharding import mesh_of, over, over_rows, shared_rows
 from abstraction.typing import AnyArray, Outputs
@@ -164,15 +165,20 @@ def interchanged_outputs(
             f"{view.network.taps[view.tap].width} units"
         )
     mesh = mesh_of(view.network.params)
-    inputs, states = jax.tree.map(jnp.asarray, inputs), over(mesh, None, states)
-    inputs, parts = over(mesh, None, inputs), []
+    inputs, states, parts = *over(mesh, None, (jax.tree.map(jnp.asarray, inputs), states)), []
     for start in range(0, count, batch_size):
         stop = min(start + batch_size, count)
         # Trials that devices cannot share equally: the last is repeated, and cut in the end.
         rows = np.minimum(np.arange(start, start + shared_rows(mesh, stop - start)), count - 1)
         part = jax.tree.map(lambda values, rows=rows: np.asarray(values)[rows], trials)
-        parts.append(_run(view, inputs, states, over_rows(mesh, part), replaced == "source")[: stop - start])
+        parts.append(trial_program(view, inputs, states, part, replaced)()[: stop - start])
     return jnp.concatenate(parts)
+
+
+def trial_program(view: View, inputs: Any, states: Any, trials: Trials, replaced: Replaced = "base") -> Program:
+    """Make the program of `interchanged_outputs` for trials that all go at once."""
+    given = view, inputs, states, over_rows(mesh_of(view.network.params), trials)
+    return Program(_run, given, {"whole": replaced == "source"})
 
 
 def _check_trials(trials: Trials, examples: int, units: int) -> int:

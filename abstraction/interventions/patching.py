@@ -21,6 +21,7 @@ from abstraction.interventions.edits import Interchange
 from abstraction.interventions.handles import Handle
 from abstraction.models import Network
 from abstraction.models.base import Recordable
+from abstraction.models.meshes import split_inputs
 from abstraction.planning import At, Program, fitting_chunk
 from abstraction.pytrees import leading_axis, pytree
 from abstraction.sharding import (
@@ -103,8 +104,12 @@ def run_pairs(network: Network, base_inputs: Any, source_inputs: Any, *, taps: t
 
 def split_pairs(mesh: Mesh | None, runs: Runs) -> Runs:
     """Split the pairs of runs among the devices of `pairs`; those of `candidates` all have them."""
-    flat, states = over(mesh, PAIRS, (runs.inputs, runs.outputs)), over(mesh, PAIRS, (runs.base, runs.source), axis=1)
-    return Runs(*flat, *states)
+    if mesh is None:
+        return runs
+    parts = over(mesh, PAIRS, runs.outputs), over(mesh, PAIRS, (runs.base, runs.source), axis=1)
+    # Of runs that are shapes alone this says where they would be.
+    leaves = jax.tree.leaves((split_inputs(mesh, runs.inputs), *parts))
+    return jax.tree.unflatten(jax.tree.structure(runs), leaves)
 
 
 def recording_program(

@@ -16,9 +16,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from abstraction.models.decoder_blocks import Past
 from abstraction.models.decoder_config import DecoderConfig
 from abstraction.models.network import Network
-from abstraction.sharding import AXES, MODEL, put
+from abstraction.sharding import AXES, MODEL, PAIRS, put
 
 _MADE, _READ, _TOKENS = ("query", "key", "value", "gate", "up"), ("output", "down"), ("embedding", "unembedding")
 
@@ -45,6 +46,26 @@ def on_mesh(network: Network, mesh: Mesh) -> Network:
         return put(leaf, where)
 
     return Network(network.model, jax.tree_util.tree_map_with_path(split, network.params))
+
+
+def split_inputs(mesh: Mesh | None, inputs: Any) -> Any:
+    """Split recorded inputs by pairs, and keys and values of earlier tokens by heads too, where devices share them.
+
+    Args:
+      mesh: where; None leaves arrays as they are.
+      inputs: what a model has recorded, arrays or shapes that lead with N.
+    """
+    if mesh is None:
+        return inputs
+    size, pairs = mesh.shape[MODEL], NamedSharding(mesh, PartitionSpec(PAIRS))
+    heads = NamedSharding(mesh, PartitionSpec(PAIRS, MODEL))
+
+    def split(part: Any) -> Any:
+        if not isinstance(part, Past):
+            return put(part, pairs)
+        return Past(*(put(leaf, pairs if leaf.shape[1] % size else heads) for leaf in part))
+
+    return jax.tree.map(split, inputs, is_leaf=lambda part: isinstance(part, Past))
 
 
 def _config(model: Any) -> DecoderConfig | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from abstraction.checks import one_of
 from abstraction.planning.programs import Footprint, Program, footprint_of
@@ -87,18 +88,25 @@ def target_devices(name: str, count: int = 1) -> list[Any]:
     return list(found[:count])
 
 
-def placed_on(tree: Any, sharding: Any) -> Any:
+def placed_on(tree: Any, place: Any) -> Any:
     """Turn a tree of arrays, or of shapes, into shapes with a sharding.
 
     Args:
       tree: arrays or shapes.
-      sharding: of all leaves, or a function of a leaf's path and shape.
+      place: the sharding of all leaves, or a function of a leaf's path and shape; on a mesh, leaves that say where on
+        it they are stay there, and all devices have the others.
     """
-    where = sharding if callable(sharding) else lambda path, leaf: sharding
 
     def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
-        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=where(path, aval))
+        own = getattr(leaf, "sharding", None)
+        if not isinstance(place, Mesh):  # which can be called, as a decorator
+            where = place(path, aval) if callable(place) else place
+        else:
+            where = (
+                own if isinstance(own, NamedSharding) and own.mesh == place else NamedSharding(place, PartitionSpec())
+            )
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=where)
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
@@ -122,14 +130,14 @@ class Ahead:
         return self.footprint is not None and self.footprint.total <= memory
 
 
-def compile_ahead(program: Program, sharding: Any) -> Ahead:
+def compile_ahead(program: Program, place: Any) -> Ahead:
     """Compile a program for devices that are not there.
 
     Args:
       program: with arrays or shapes.
-      sharding: on those devices, of all arguments, or a function of a leaf's path and shape.
+      place: on those devices, see `placed_on`.
     """
-    lowered = program.function.lower(*placed_on(program.arguments, sharding), **program.options)
+    lowered = program.function.lower(*placed_on(program.arguments, place), **program.options)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.models import Network
 from abstraction.models.base import present
+from abstraction.planning import Program
 from abstraction.pytrees import pytree
 from abstraction.reduction.calibration import Calibration
 from abstraction.reduction.curvature import bend_at, gradient_at, pull, suffix_at
@@ -72,17 +73,34 @@ def local_curvature(
     if key is not None:
         local, rows = _drawn(key, network, batch, tap, discrepancy)
         return local, _added(_add_rows, _zeros(width), local.activation, rows)
-    units, steps = positions * width < classes, min(positions * width, classes)
-    program, add = (_columns, _add_columns) if units else (_rows, _add_rows)
-    chunk = min(steps, max(1, _NUMBERS[jax.default_backend() == "cpu"] // (count * max(positions * width, classes))))
-    chunks = np.arange(-(-steps // chunk) * chunk, dtype=np.int32).reshape(-1, chunk)
-    mesh = mesh_of(network.params)
-    local, found = program(network, batch, tap, discrepancy, chunks[0], mesh)
+    units, chunks = positions * width < classes, _chunks(count, positions * width, classes)
+    add, mesh = _add_columns if units else _add_rows, mesh_of(network.params)
+    at = partial(_program, network, batch, {"tap": tap, "discrepancy": discrepancy, "mesh": mesh}, units)
+    local, found = at(chunks[0])()
     sums = _added(add, _zeros(width), local.activation, found, chunks[0])
     for indices in chunks[1:]:
-        found = program(network, batch, tap, discrepancy, indices, mesh)[1]
-        sums = _added(add, sums, local.activation, found, indices)
+        sums = _added(add, sums, local.activation, at(indices)()[1], indices)
     return local, _symmetric(sums) if units else sums
+
+
+def curvature_programs(network: Network, batch: Calibration, tap: str, discrepancy: Discrepancy) -> tuple[Program, int]:
+    """Make the first program of `local_curvature`, and say how many of them there are."""
+    activation, outputs = jax.eval_shape(partial(_seen, tap=tap), network, batch)
+    (count, positions, width), classes = activation.shape, outputs.shape[-1]
+    chunks, mesh = _chunks(count, positions * width, classes), mesh_of(network.params)
+    given = {"tap": tap, "discrepancy": discrepancy, "mesh": mesh}
+    return _program(network, batch, given, positions * width < classes, chunks[0]), len(chunks)
+
+
+def _chunks(count: int, units: int, classes: int) -> Int[np.ndarray, "C b"]:
+    """Cut classes, or units where they are fewer, into chunks of one size; those beyond the last count nothing."""
+    steps = min(units, classes)
+    chunk = min(steps, max(1, _NUMBERS[jax.default_backend() == "cpu"] // (count * max(units, classes))))
+    return np.arange(-(-steps // chunk) * chunk, dtype=np.int32).reshape(-1, chunk)
+
+
+def _program(network: Network, batch: Calibration, given: dict[str, Any], units: bool, indices: Any) -> Program:
+    return Program(_columns if units else _rows, (network, batch), {**given, "indices": indices})
 
 
 def _seen(network: Network, batch: Calibration, *, tap: str) -> tuple[Array, Array]:

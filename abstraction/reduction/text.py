@@ -30,6 +30,7 @@ from abstraction.interventions.edits import Add
 from abstraction.models import Network
 from abstraction.models.positions import check_tokens, token_mask
 from abstraction.models.wiring import find_array
+from abstraction.planning import Program
 from abstraction.pytrees import pytree
 from abstraction.randomness import check_key
 from abstraction.reduction.discrepancies import centred
@@ -150,6 +151,11 @@ def block_statistics(network: Network, text: TextStatistics, tap: str, discrepan
         low=np.asarray(units.low[block]),
         high=np.asarray(units.high[block]),
     )
+
+
+def text_program(network: Network, rows: Int[Any, "N T"], discrepancies: Sequence[str] = DRAWN) -> Program:
+    """Make the program of `text_statistics` for rows that all go at once."""
+    return Program(_sums, (network, rows, jax.random.key(0)), {"discrepancies": tuple(discrepancies)})
 
 
 @partial(jax.jit, static_argnames=("discrepancies",))

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from decoder_families import FAMILIES
 
+from abstraction.explaining import Case, Searches, shape
 from abstraction.models import MLP, Decoder, TokenView
 from abstraction.planning import TARGETS, Program, placed_on, target_devices
-from benchmarks.drivers import Case, cases, drivers, prompts, vectors
+from benchmarks.drivers import cases, prompts
 
 CHUNK = 3
-TINY = Case("MLP", MLP(3, 8, 2, 2), vectors(3), "hidden", 12, 36, 4, {"DAS": (4, 2, 2)})
-DECODER = Case(
-    "decoder", TokenView(Decoder(FAMILIES["gemma2"]), window=2), prompts(5), "block_output", 12, 36, 4,
-    {"DAS": (4, 2, 2)},
-)  # fmt: skip
+DAS = (Searches("DAS", 4, 2, 2, batch=4),)
+TINY = Case("MLP", MLP(3, 8, 2, 2), lambda count: shape((count, 3)), "hidden", 12, 36, DAS)
+VIEW = TokenView(Decoder(FAMILIES["gemma2"]), window=2)
+DECODER = Case("decoder", VIEW, prompts(5), "block_output", 12, 36, DAS)
 EVERY = [(case, index) for case in (TINY, DECODER) for index in range(6)]
 NAMES = ("record", "site_signatures", "sweep", "tally_handles", "tally_handles", "train_candidates")
 
@@ -23,7 +23,7 @@ NAMES = ("record", "site_signatures", "sweep", "tally_handles", "tally_handles",
 @pytest.mark.usefixtures("unchecked")  # arguments are shapes
 @pytest.mark.parametrize(("case", "index"), EVERY, ids=lambda each: getattr(each, "name", each))
 def test_drivers_are_exported_for_accelerators(case, index):
-    driver = drivers(case)[index]
+    driver = case.drivers()[index]
     assert driver.name == NAMES[index]
     program = driver.at(CHUNK)
     exported = jax.export.export(program.function, platforms=("cuda", "tpu"))(*program.arguments, **program.options)
