@@ -15,12 +15,14 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
+from abstraction.planning import TARGETS
 from experiments.addition.experiment import EXPERIMENT as ADDITION
 from experiments.certify.experiment import EXPERIMENT as CERTIFY
 from experiments.discovery.experiment import EXPERIMENT as DISCOVERY
 from experiments.equality.experiment import EXPERIMENT as EQUALITY
 from experiments.harness import report
 from experiments.harness.endings import COMMAND, WRONG, Continuation
+from experiments.harness.explaining import explain
 from experiments.harness.files import read_object
 from experiments.harness.options import Options
 from experiments.harness.page.writing import write_page
@@ -36,7 +38,7 @@ from experiments.reduction.experiment import EXPERIMENT as REDUCTION
 
 _ROOMS = (EQUALITY, ADDITION, MCQA, IOI, REDUCTION, CERTIFY, DISCOVERY, LM_REDUCTION)
 EXPERIMENTS = {each.name: each for each in _ROOMS}
-_OF_ONE_RUN = ("out", "resume")
+_OF_ONE_RUN = ("out", "resume", "log")
 """Options that a run's config.json does not hand on."""
 _PRESETS = {
     "quick": "A small version of everything that finishes in seconds; other flags change it.",
@@ -97,11 +99,14 @@ def run_command(arguments: list[str], continuation: Continuation) -> None:
 
 def _run(experiment: Experiment, arguments: list[str], continuation: Continuation) -> None:
     page, options = parsed(experiment, arguments)
-    if experiment.instead(options):
+    require("--target", page.target, page.explain or page.target is None, "given beside --explain")
+    if page.explain:
+        explain(experiment.costs, options, page.target)
+    if page.explain or experiment.instead(options):
         return
     place = None if page.no_cache else keep_programs()
     with counted() as programs:
-        run = run_experiment(experiment, options, continuation.writes_to)
+        run = run_experiment(experiment, options, continuation)
         report.show(run, experiment.report)
         _draw(run)
         print(f"report  {write_page(run, experiment.report)}")
@@ -154,6 +159,9 @@ def _page(kind: type[Options], topic: str) -> type[Any]:
     flag = lambda text: Annotated[bool, tyro.conf.arg(help=text), tyro.conf.FlagCreatePairsOff]
     beside: dict[str, Any] = {name: flag(text) for name, text in _PRESETS.items() if name in kind.PRESETS}
     beside["no_cache"] = flag("Compile every program anew; otherwise they are kept between runs.")
+    beside["explain"] = flag("Print what the run would cost: forwards, operations, chunks, memory; and stop.")
+    text = f"Explain it for an accelerator that need not be there: {', '.join(TARGETS)}."
+    beside["target"] = Annotated[str | None, tyro.conf.arg(help=text)]
     text = "Take the options of a run, its folder or config.json; other flags change them."
     beside["config"] = Annotated[Path | None, tyro.conf.arg(help=text)]
     own = {each.name: each for each in dataclasses.fields(kind) if each.name in hidden}
@@ -162,7 +170,7 @@ def _page(kind: type[Options], topic: str) -> type[Any]:
         space["__annotations__"][name] = tyro.conf.Suppress[hints[name]]
         space[name] = dataclasses.field(default=each.default, default_factory=each.default_factory)  # pyright: ignore
     for name, hint in beside.items() if topic in ("", "main") else ():
-        space["__annotations__"][name], space[name] = hint, None if name == "config" else False
+        space["__annotations__"][name], space[name] = hint, None if name in ("config", "target") else False
     return dataclass(frozen=True)(type(kind.__name__, (kind,), space))
 
 

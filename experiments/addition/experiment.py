@@ -31,10 +31,12 @@ from abstraction.localization.supports import coordinate_support
 from abstraction.models import Network
 from abstraction.randomness import host_generator
 from abstraction.tasks import addition
+from experiments.addition.cost import costs
 from experiments.addition.network import BITS, check_checkpoints, trained_adder
 from experiments.addition.options import METHODS as NAMES
 from experiments.addition.options import Addition, Honesty
 from experiments.addition.shown import REPORT
+from experiments.harness.meshes import placed
 from experiments.harness.methods import Bench, Tell, Tries, rotations, run_search
 from experiments.harness.outcomes import kept_pairs
 from experiments.harness.progressive import METHODS, Stages, fitted_weights
@@ -63,7 +65,7 @@ def run_seed(config: Addition, seed: int, run: RunFolder, tell: Tell) -> Unit:
     with stopwatch() as drawing:
         banks = addition.structured_banks(seed, bits=config.backbone.bits, **dataclasses.asdict(config.banks))
     tell("backbone")
-    problem = Problem(trained_adder(config.backbone, results, run, tell), banks)
+    problem = Problem(placed(trained_adder(config.backbone, results, run, tell), config.mesh), banks)
     with stopwatch() as recording:
         bench = make_bench(problem)
     results.took("banks", drawing + recording)
@@ -73,11 +75,19 @@ def run_seed(config: Addition, seed: int, run: RunFolder, tell: Tell) -> Unit:
     for name in config.methods:
         say = lambda text, name=name: tell(f"{name}, {text}")
         say("running")
-        outcome = METHODS[name].run(stages, METHODS[name], keys[name], say)
-        results.take(run.path, bench, name, outcome, jax.random.fold_in(keys[name], 1))
+
+        def search(part: Results, name: str = name, say: Tell = say) -> None:
+            outcome = METHODS[name].run(stages, METHODS[name], keys[name], say)
+            part.take(run.path, bench, name, outcome, jax.random.fold_in(keys[name], 1))
+
+        results.part(run, name, search)
     for name in config.honesty:
         say = lambda text, name=name: tell(f"{name} where there is nothing to find, {text}")
-        run_honesty(stages, problem, name, jax.random.fold_in(keys[name], 2), results, say)
+
+        def fail(part: Results, name: Honesty = name, say: Tell = say) -> None:
+            run_honesty(stages, problem, name, jax.random.fold_in(keys[name], 2), part, say)
+
+        results.part(run, f"{name}-honesty", fail)
     return results.unit
 
 
@@ -153,5 +163,11 @@ def random_seeds(seed: int) -> dict[str, int]:
 
 
 EXPERIMENT = Experiment(
-    NAME, Addition, run_seed, random_seeds, REPORT, lambda config: check_checkpoints(config.backbone, config.seeds)
+    NAME,
+    Addition,
+    run_seed,
+    random_seeds,
+    REPORT,
+    check=lambda config: check_checkpoints(config.backbone, config.seeds),
+    costs=costs,
 )

@@ -31,11 +31,13 @@ from abstraction.tasks.mnist import calibration_rows
 from experiments.certify import curves, figures, tables
 from experiments.certify.bench import NAME, Bench, Networks, split_name
 from experiments.certify.cases import ADAPTIVE_CASES
-from experiments.certify.options import STUDIES, Certify
+from experiments.certify.cost import costs
+from experiments.certify.options import STUDIES, Certify, Study
 from experiments.certify.published import NETWORK
 from experiments.harness.methods import Tell
 from experiments.harness.records import Row, RunFolder, Unit
 from experiments.harness.report import Report
+from experiments.harness.results import Results
 from experiments.harness.running import Experiment
 from experiments.harness.timing import stopwatch
 from experiments.reduction.digits import loaded_digits, network, trained_network
@@ -63,27 +65,29 @@ def run_seed(config: Certify, seed: int, run: RunFolder, tell: Tell) -> Unit:
     calibration = Calibration(digits.train_images[chosen], digits.train_labels[chosen])
     networks = Networks(network(config.network, data), params, calibration, reducing)
     bench = Bench(config, networks, digits.test_images, seed, tell)
-    rows = bench.rows("output", "network", "test", **known)
-    arrays: dict[str, np.ndarray] = {}
+    results = Results(NAME, seed)
+    results.rows.extend(bench.rows("output", "network", "test", **known))
     for study in config.studies:
         told = dataclasses.replace(bench, tell=lambda text, study=study: tell(f"{study}, {text}"))
-        with stopwatch() as elapsed:
-            found, traces = _STUDIES[study](told, keys[study])
-        rows += found + bench.rows("output", study, "test", seconds=elapsed.run, seconds_compile=elapsed.compile)
-        arrays |= traces
-    details = {
-        **made_from,
-        NAME: {
-            "images": data.name,
-            "width": networks.width,
-            "calibration": count,
-            "evaluation": len(digits.test_images),
-            "published": made_from["data"] == NETWORK,
-        },
-        "options": dataclasses.asdict(config),
-        "warnings": networks.warnings,
+
+        def measure(part: Results, study: Study = study, told: Bench = told) -> None:
+            with stopwatch() as elapsed:
+                found, traces = _STUDIES[study](told, keys[study])
+            times = bench.rows("output", study, "test", seconds=elapsed.run, seconds_compile=elapsed.compile)
+            part.rows.extend(found + times)
+            part.arrays.update(traces)
+            part.details["warnings"] = networks.warnings
+
+        results.part(run, study, measure)
+    about = {
+        "images": data.name,
+        "width": networks.width,
+        "calibration": count,
+        "evaluation": len(digits.test_images),
+        "published": made_from["data"] == NETWORK,
     }
-    return Unit(f"seed-{seed}", rows, details, arrays)
+    results.details.update({**made_from, NAME: about, "options": dataclasses.asdict(config)})
+    return results.unit
 
 
 def random_seeds(seed: int) -> dict[str, int]:
@@ -311,4 +315,6 @@ _STUDIES = {
     "adaptive": _adaptive,
     "margins": _margins,
 }
-EXPERIMENT = Experiment(NAME, Certify, run_seed, random_seeds, Report(tables.tables, figures.draw, curves.reduced))
+EXPERIMENT = Experiment(
+    NAME, Certify, run_seed, random_seeds, Report(tables.tables, figures.draw, curves.reduced), costs=costs
+)

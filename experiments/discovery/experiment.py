@@ -39,6 +39,7 @@ from abstraction.tasks import addition, equality
 from experiments.addition.experiment import Problem, make_bench
 from experiments.addition.network import check_checkpoints, trained_adder
 from experiments.discovery.choice import carried, choice_bench, choice_found, choice_networks, choice_prompts
+from experiments.discovery.cost import costs
 from experiments.discovery.curves import reduced
 from experiments.discovery.figures import draw
 from experiments.discovery.networks import TAP, Studied, adder_networks, equality_networks
@@ -61,15 +62,20 @@ def run_seed(config: Discovery, seed: int, run: RunFolder, tell: Tell) -> Unit:
     """Train, reduce and search the networks of one seed."""
     whole = Results(NAME, seed, Repeats(config.control_draws, config.control_shuffles), details={"data": {}})
     for task in config.tasks:
-        # Both tasks name their checkpoints by seed alone.
-        folder, own = RunFolder(run.path / "networks" / task), Results(NAME, seed, whole.repeats)
         say = lambda text, task=task: tell(f"{task}: {text}")
-        for network, bench, outcomes, control in _TASKS[task](config, own, folder, say):
-            _keep(folder, network, bench, outcomes, seed)
-            study(whole, network, bench, outcomes, control)
-        whole.rows.extend(row._replace(split=task) for row in own.rows)
-        whole.details["data"][task] = own.details["data"]
+        whole.part(run, task, lambda part, task=task, say=say: search_task(part, config, task, run, say))
     return whole.unit
+
+
+def search_task(whole: Results, config: Discovery, task: str, run: RunFolder, tell: Tell) -> None:
+    """Train, reduce and search the networks of one task."""
+    # Both tasks name their checkpoints by seed alone.
+    folder, own = RunFolder(run.path / "networks" / task), Results(NAME, whole.seed, whole.repeats)
+    for network, bench, outcomes, control in _TASKS[task](config, own, folder, tell):
+        _keep(folder, network, bench, outcomes, whole.seed)
+        study(whole, network, bench, outcomes, control)
+    whole.rows.extend(row._replace(split=task) for row in own.rows)
+    whole.details["data"] = {task: own.details["data"]}
 
 
 Searched = Iterator[tuple[Studied, Bench, dict[str, Outcome], Array]]
@@ -257,4 +263,4 @@ def check(config: Discovery) -> None:
         check_checkpoints(config.adder, config.seeds, "--adder")
 
 
-EXPERIMENT = Experiment(NAME, Discovery, run_seed, random_seeds, Report(tables, draw, reduced), check)
+EXPERIMENT = Experiment(NAME, Discovery, run_seed, random_seeds, Report(tables, draw, reduced), check, costs=costs)

@@ -41,8 +41,10 @@ from abstraction.models import MLP, Network
 from abstraction.tasks import equality
 from abstraction.training import Schedule, Stop, Watch, fit
 from abstraction.typing import Params
+from experiments.equality.cost import costs
 from experiments.equality.options import METHODS, PAPER_METHODS, Backbone, Equality, EqualityBanks
 from experiments.equality.shown import REPORT
+from experiments.harness.meshes import placed
 from experiments.harness.methods import Bench, Outcome, Tell, full_state, rotations, run_localization, run_search
 from experiments.harness.outcomes import kept_pairs
 from experiments.harness.records import RunFolder, Unit, digest
@@ -63,7 +65,7 @@ def run_seed(config: Equality, seed: int, run: RunFolder, tell: Tell) -> Unit:
     with stopwatch() as drawing:
         banks = _draw_banks(config.banks, seed)
     tell("backbone")
-    network = train_network(config.backbone, results, keys, run, tell)
+    network = placed(train_network(config.backbone, results, keys, run, tell), config.mesh)
     with stopwatch() as recording:
         paper, ours = _benches(config, network, *banks, equality.entities(seed))
     results.took("banks", drawing + recording)
@@ -72,8 +74,12 @@ def run_seed(config: Equality, seed: int, run: RunFolder, tell: Tell) -> Unit:
     for method in config.methods:
         tell(method)
         bench, say = paper if method in PAPER_METHODS else ours, lambda text, method=method: tell(f"{method}, {text}")
-        outcome = _run_method(config, method, bench, keys[method], say)
-        results.take(run.path, bench, method, outcome, jax.random.fold_in(keys[method], 1))
+
+        def search(part: Results, method: str = method, bench: Bench = bench, say: Tell = say) -> None:
+            outcome = _run_method(config, method, bench, keys[method], say)
+            part.take(run.path, bench, method, outcome, jax.random.fold_in(keys[method], 1))
+
+        results.part(run, method, search)
     return results.unit
 
 
@@ -227,4 +233,4 @@ def _run_method(config: Equality, method: str, bench: Bench, key: jax.Array, tel
             return run_search(bench, key, full_supports(bench.tap, range(len(bench.variables))), searched, tell)
 
 
-EXPERIMENT = Experiment(NAME, Equality, run_seed, random_seeds, REPORT)
+EXPERIMENT = Experiment(NAME, Equality, run_seed, random_seeds, REPORT, costs=costs)

@@ -1,11 +1,12 @@
 """How a command ends when it cannot go on: one line on stderr that says why and how to continue, and an exit status.
 
     2    a value that cannot work, a damaged record          130  Ctrl-C
-    1    the outside world: disk, hub, missing extra         143  SIGTERM
-         a training that diverged
+    1    the outside world: disk, hub, missing extra         143  SIGTERM before a run, or a second one
+         a training that diverged                              0  SIGTERM, after the step that runs
 
-A fault of this program keeps its traceback. Nothing heavy is imported here, so that Ctrl-C while JAX is being imported
-ends in one line too.
+A run that SIGTERM reaches, as a scheduler sends it ahead of the end, finishes its step: an epoch of a search, a chunk
+of a sweep, a method. What was measured by then is in its folder. A fault of this program keeps its traceback. Nothing
+heavy is imported here, so that Ctrl-C while JAX is being imported ends in one line too.
 """
 
 import os
@@ -30,16 +31,40 @@ class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
+class Stopped(BaseException):
+    """SIGTERM arrived, and the step that ran is finished."""
+
+
 class Continuation:
-    """What to type to go on after an interruption; a run says where it writes once it knows."""
+    """Whether to go on, and what to type to go on later; a run says where it writes once it knows."""
 
     def __init__(self, arguments: list[str]):
         self._arguments = arguments
         self._out: Path | None = None
+        self._asked = False
 
     def writes_to(self, out: Path) -> None:
-        """Say which folder the run is in."""
+        """Say which folder the run is in; from here on SIGTERM waits for the end of a step."""
         self._out = out
+
+    def step(self) -> None:
+        """End here, between two steps, if SIGTERM has arrived.
+
+        Raises:
+          Stopped: it has.
+        """
+        if self._asked:
+            raise Stopped
+
+    def terminate(self, number: int, frame: FrameType | None) -> None:
+        """Take note of SIGTERM.
+
+        Raises:
+          Terminated: there is no run that could finish its step, or it is the second.
+        """
+        if self._out is None or self._asked:
+            raise Terminated
+        self._asked = True
 
     def __str__(self) -> str:
         if self._out is None or not (self._out / "config.json").exists():
@@ -54,13 +79,15 @@ class Continuation:
 def in_one_line(arguments: list[str]) -> Iterator[Continuation]:
     """Turn what stops a command into one line on stderr and an exit status."""
     continuation = Continuation(arguments)
-    with _terminations():
+    with _terminations(continuation):
         try:
             yield continuation
         except ValueError as error:
             _end(f"error: {_one_line(error)}", WRONG)
         except KeyboardInterrupt:
             _end(f"interrupted{continuation}", INTERRUPTED)
+        except Stopped:
+            _end(f"stopped{continuation}", 0)
         except Terminated:
             _end(f"terminated{continuation}", TERMINATED)
         except BrokenPipeError:
@@ -81,16 +108,12 @@ def in_one_line(arguments: list[str]) -> Iterator[Continuation]:
 
 
 @contextmanager
-def _terminations() -> Iterator[None]:
+def _terminations(continuation: Continuation) -> Iterator[None]:
     """Let SIGTERM unwind the program as Ctrl-C does, so that nothing half-written stays."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    before: Callable | int | None = signal.signal(signal.SIGTERM, terminate)
+    before: Callable | int | None = signal.signal(signal.SIGTERM, continuation.terminate)
     try:
         yield
     finally:

@@ -65,10 +65,10 @@ def _glibc() -> ctypes.CDLL | None:
     return libc if hasattr(libc, "malloc_trim") else None
 
 
-def logger(folder: Path) -> Callable[[int, str], None]:
+def logger(folder: Path) -> Callable[[int, str], dict[str, Any]]:
     """Return what adds a line, of a seed and its stage, to the log of a run, and gives memory back now and then.
 
-    A line that a killed process left half is ended first.
+    It returns the line. A line that a killed process left half is ended first.
     """
     began = time.perf_counter()
     path, given = folder / FILE, -_EVERY
@@ -76,7 +76,7 @@ def logger(folder: Path) -> Callable[[int, str], None]:
         with path.open("a", encoding="utf-8") as file:
             file.write("\n")
 
-    def log(seed: int, stage: str) -> None:
+    def log(seed: int, stage: str) -> dict[str, Any]:
         nonlocal given
         seconds, memory, device = time.perf_counter() - began, peak_memory(), device_peak()
         if seconds - given >= _EVERY:
@@ -92,5 +92,6 @@ def logger(folder: Path) -> Callable[[int, str], None]:
         }
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        return line
 
     return log

@@ -7,13 +7,14 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import tyro
 
 from abstraction.localization import SearchConfig
 from abstraction.localization.das import Parametrization
 from experiments.harness import valid
+from experiments.harness.meshes import parsed_mesh
 
 T = TypeVar("T")
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: all)")]
@@ -29,7 +30,9 @@ class Options:
     out: Path | None = None
     """Run folder; by default runs/NAME-<time>."""
     resume: bool = False
-    """Continue the run in --out, skipping complete seeds."""
+    """Continue the run in --out, skipping complete seeds and what is complete of others."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Tell TensorBoard or Weights & Biases as well (extra `log`)."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """What a preset changes, by the dotted names of fields."""
@@ -57,6 +60,21 @@ class Localization(Options):
     """Random subspaces per handle."""
     control_shuffles: Annotated[int, valid.COUNT] = 5
     """Shuffles of the sources per handle."""
+
+
+@dataclass(frozen=True)
+class Shared(Localization):
+    """What experiments can be told whose every driver several devices share."""
+
+    mesh: str | None = None
+    """Devices that share the run, such as pairs=4,candidates=2: some split pairs, some what is tried on them (sites,
+    handles, searches), and with model=2 some split a decoder's heads and units. All numbers of pairs are multiples of
+    the first. XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight devices of a CPU."""
+
+    def check(self) -> None:
+        """Refuse a mesh that there is not."""
+        super().check()
+        parsed_mesh(self.mesh)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
     metrics.csv            one number per row: experiment,method,variable,split,metric,seed,value
     units/seed-1.json      the rows and details of one seed, written when that seed is complete
     units/seed-1.safetensors   its arrays: costs, plans, handles, curves
+    parts/seed-1/plot-das.*    the same of a part of a seed that is not complete yet
     figures/*.png
 
 Every file is written under a temporary name and renamed, so an interrupted run leaves complete files only. A unit
@@ -19,7 +20,8 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,25 +107,49 @@ class RunFolder:
         Raises:
           ValueError: a file of it is missing, truncated, not what was written, or was written for something else.
         """
-        path = self.path / "units" / f"{name}.json"
+        unit = self._read(name, "units")
+        if not unit.rows:
+            raise damaged(self.path / "units" / f"{name}.json", "it holds no rows")
+        return unit
+
+    def _read(self, name: str, kind: str) -> Unit:
+        path = self.path / kind / f"{name}.json"
         content = read_sealed(path)
         try:
             if content["unit"] != name:
                 raise ValueError(f"it is {content['unit']}, copied under another name")
-            if checksum(content) != self._manifest()["units"].get(name):
+            if checksum(content) != self._manifest().get(kind, {}).get(name):
                 raise ValueError("the manifest does not list it: it was made by another run or another leg")
             rows = [_row(values) for values in content["rows"]]
-            if not rows:
-                raise ValueError("it holds no rows")
             tensors = path.with_suffix(".safetensors").read_bytes()
             if content["arrays"] != hashlib.sha256(tensors).hexdigest():
-                raise ValueError(f"the arrays in {name}.safetensors are not the ones that were written")
+                raise ValueError(f"the arrays in {path.stem}.safetensors are not the ones that were written")
             return Unit(name, rows, content["details"], load_tensors(tensors))
         except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
             raise error if "damaged record" in str(error) else damaged(path, error) from error
 
     def write_unit(self, unit: Unit) -> None:
-        """Write a unit, arrays first, then its checksum into the manifest; the JSON file marks it complete."""
+        """Write a unit, arrays first, then its checksum into the manifest; the JSON file marks it complete.
+
+        Its parts are removed then.
+        """
+        self._write(unit, "units")
+        shutil.rmtree(self.path / "parts" / unit.name, ignore_errors=True)
+        with suppress(OSError):
+            (self.path / "parts").rmdir()
+
+    def part(self, unit: str, name: str, make: Callable[[], Unit]) -> Unit:
+        """Return a part of a unit that is not complete: what was written of it, or what is made now, and written.
+
+        Raises:
+          ValueError: what was written is damaged.
+        """
+        name = f"{unit}/{name}"
+        if not (self.path / "parts" / f"{name}.json").exists():
+            self._write(make()._replace(name=name), "parts")
+        return self._read(name, "parts")
+
+    def _write(self, unit: Unit, kind: str) -> None:
         tensors = save_tensors({name: np.asarray(array, order="C") for name, array in unit.arrays.items()})
         content = {
             "unit": unit.name,
@@ -132,9 +158,9 @@ class RunFolder:
             "details": unit.details,
         }
         record = sealed(content)
-        write_atomically(self.path / "units" / f"{unit.name}.safetensors", tensors)
-        self.note_in_manifest("units", unit.name, json.loads(record)["sha256"])
-        write_atomically(self.path / "units" / f"{unit.name}.json", record)
+        write_atomically(self.path / kind / f"{unit.name}.safetensors", tensors)
+        self.note_in_manifest(kind, unit.name, json.loads(record)["sha256"])
+        write_atomically(self.path / kind / f"{unit.name}.json", record)
 
     def units(self) -> list[Unit]:
         """Read all complete units."""

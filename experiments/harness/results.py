@@ -4,7 +4,7 @@ A method measures, chooses on evidence, and hands its frozen handles to the judg
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from abstraction.localization import Choice
 from abstraction.models.base import Recordable
 from experiments.harness.methods import Bench, Outcome
 from experiments.harness.outcomes import answers_of
-from experiments.harness.records import Row, Unit
+from experiments.harness.records import Row, RunFolder, Unit
 from experiments.harness.timing import Time, stopwatch
 
 
@@ -50,6 +50,25 @@ class Results:
     def unit(self) -> Unit:
         """What is written down of the seed."""
         return Unit(f"seed-{self.seed}", self.rows, self.details, self.arrays)
+
+    def part(self, run: RunFolder, name: str, make: Callable[["Results"], None]) -> None:
+        """Add a part of the seed: what a leg of the run that was stopped has left of it, or what is measured now."""
+
+        def made() -> Unit:
+            # Whether pairs are kept is asked of the details; the pairs themselves are no part's.
+            asked = {"pairs": True} if "pairs" in self.details else {}
+            own = Results(self.experiment, self.seed, self.repeats, details=asked)
+            make(own)
+            if own.details.get("pairs") is True:
+                del own.details["pairs"]
+            return own.unit
+
+        unit = run.part(self.unit.name, name, made)
+        self.rows.extend(unit.rows)
+        for key, value in unit.details.items():
+            known = self.details.get(key)
+            self.details[key] = {**known, **value} if isinstance(known, dict) and isinstance(value, dict) else value
+        self.arrays.update(unit.arrays)
 
     def add(self, method: str, variable: str, split: str, **values: float) -> None:
         """Add a row per value."""

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from experiments.harness.endings import Continuation
+from experiments.harness.explaining import Costs
 from experiments.harness.files import locked, remove_leftovers
+from experiments.harness.loggers import opened
 from experiments.harness.logs import hold_less, logger
 from experiments.harness.options import Options
 from experiments.harness.records import RunFolder, Unit, create_run
@@ -29,6 +32,7 @@ class Experiment(NamedTuple):
       report: its tables and figures.
       check: refuses what the options alone cannot tell, such as checkpoints that are not there.
       instead: what some options ask for instead of a run; True where it was done.
+      costs: what `--explain` shows.
     """
 
     name: str
@@ -38,35 +42,35 @@ class Experiment(NamedTuple):
     report: Report
     check: Callable[[Any], None] = lambda options: None
     instead: Callable[[Any], bool] = lambda options: False
+    costs: Callable[[Any], Costs] = lambda options: Costs([])
 
 
-def run_experiment(
-    experiment: Experiment, options: Options, writes_to: Callable[[Path], None] = lambda out: None
-) -> RunFolder:
+def run_experiment(experiment: Experiment, options: Options, continuation: Continuation | None = None) -> RunFolder:
     """Check the options, make or continue the run folder, and run the seeds.
 
     Args:
       experiment: which.
       options: its options.
-      writes_to: told the folder of the run before anything is computed.
+      continuation: told the folder of the run before anything is computed, and asked between steps whether to go on.
 
     Raises:
       ValueError: an option cannot work, the folder does not fit it, or another process writes to it.
     """
     options.check()
     experiment.check(options)
+    continuation = Continuation([]) if continuation is None else continuation
     if options.resume and options.out is None:
         raise ValueError("got --resume without --out, expected the folder of the run to continue")
     out = options.out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     with writing(out):
-        run = create_run(out, options, resume=options.resume, ignore=("seeds", "out", "resume"))
+        run = create_run(out, options, resume=options.resume, ignore=("seeds", "out", "resume", "mesh", "log"))
         remove_leftovers(out)
-        writes_to(out)
+        continuation.writes_to(out)
         try:
             changed = run.add_to_manifest(seeds=parse_seeds(options.seeds), experiment=experiment.name)
             if changed:
                 print(f"note: changed since this run was last continued: {'; '.join(changed)}", file=sys.stderr)
-            run_seeds(experiment, options, run)
+            run_seeds(experiment, options, run, continuation)
         except ValueError:
             run.forget_if_empty()
             raise
@@ -92,23 +96,32 @@ def writing(out: Path) -> Iterator[None]:
             out.rmdir()
 
 
-def run_seeds(experiment: Experiment, options: Options, run: RunFolder) -> None:
+def run_seeds(
+    experiment: Experiment, options: Options, run: RunFolder, continuation: Continuation | None = None
+) -> None:
     """Run the seeds that are not complete yet, writing each as soon as it is."""
+    step = (continuation or Continuation([])).step
     done = set(run.unit_names())
     missing = [seed for seed in parse_seeds(options.seeds) if f"seed-{seed}" not in done]
     hold_less()
     log = logger(run.path)
-    with tqdm(missing, unit="seed", disable=None, leave=False) as bar:
+    with tqdm(missing, unit="seed", disable=None, leave=False) as bar, opened(options.log, run) as loggers:
 
         def tell(seed: int, stage: str) -> None:
             bar.set_description_str(f"seed {seed}: {stage}")
-            log(seed, stage)
+            line = log(seed, stage)
+            for each in loggers:
+                each.stage(line)
+            step()
 
         for seed in bar:
+            step()
             unit = experiment.run_seed(options, seed, run, partial(tell, seed))
             run.note_in_manifest("data", unit.name, unit.details["data"])
             run.note_in_manifest("random_seeds", unit.name, experiment.random_seeds(seed))
             run.write_unit(unit)
             run.write_metrics(run.units())
-            tell(seed, "done")
+            log(seed, "done")
+            for each in loggers:
+                each.unit(unit)
     run.write_metrics(run.units())

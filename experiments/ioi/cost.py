@@ -11,10 +11,11 @@ from abstraction.models.token_views import window_of
 from abstraction.models.weights import load_config
 from abstraction.tasks import ioi, prompts
 from abstraction.tasks.ioi import POSITIONS, VARIABLES
+from experiments.harness.explaining import Costs, Seen, decoder_case, searches
 from experiments.harness.options import DasOptions
-from experiments.harness.tables import Part, show_parts, table
+from experiments.harness.tables import Part, table
 from experiments.ioi.options import Ioi
-from experiments.ioi.subject import load_subject, places_in
+from experiments.ioi.subject import load_subject, places_in, sizes_of
 
 SEEN = {"position": "subject_again", "token": "last"}
 """The token that each variable is counted at; a run looks for it."""
@@ -115,9 +116,14 @@ def explanation(config: Ioi, shape: Shape) -> list[Part]:
     ]
 
 
-def explain(config: Ioi) -> bool:
-    """Print what a run would cost, where that is asked for."""
-    if config.explain:
-        config.check()
-        show_parts(explanation(config, load_shape(config)))
-    return config.explain
+def costs(config: Ioi) -> Costs:
+    """Return what a run is counted to cost, and what it asks of the network at the token of each variable."""
+    seen, cases = load_shape(config), []
+    for variable in VARIABLES:
+        width, depth, token = seen.decoder.width, seen.decoder.depth, variable == "token"
+        fit, calibration, test = sizes_of(variable, config)
+        found = [searches("plot-das", config.das if token else config.das_position, 1, width)]
+        found += [searches("full-das", config.full, depth, width, depth)] if token else []
+        shape = Seen(seen.decoder, seen.tokens, seen.windows[SEEN[variable]], seen.names)
+        cases.append(decoder_case(f"ioi, {variable}", shape, (fit, fit + calibration + test), found, rest=False))
+    return Costs(cases, explanation(config, seen))

@@ -12,7 +12,8 @@ found by transport and by swapping each alone, and a network of random weights i
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +22,9 @@ import numpy as np
 from abstraction.causal.pairs import digest as bank_digest
 from abstraction.causal.pairs import select_variables
 from abstraction.evaluation import Repeats
+from abstraction.interventions.handles import handle_depths
 from abstraction.tasks.ioi import VARIABLES
+from experiments.harness.meshes import placed
 from experiments.harness.methods import Bench, Outcome, Tell
 from experiments.harness.progressive import METHODS as WAYS
 from experiments.harness.progressive import Method, Stages
@@ -30,16 +33,16 @@ from experiments.harness.report import Report
 from experiments.harness.results import Results, seed_keys
 from experiments.harness.running import Experiment
 from experiments.harness.timing import stopwatch
-from experiments.ioi.cost import explain
+from experiments.ioi.cost import costs
 from experiments.ioi.figures import draw
 from experiments.ioi.heads import VARIABLE, find_heads
 from experiments.ioi.judging import (
+    Linear,
     add_errors,
     compare_apart,
     judge_apart,
     keep_apart,
     linear_model,
-    place_chosen,
     spread_mass,
     write_mib,
     written_pairs,
@@ -61,18 +64,54 @@ def run_seed(config: Ioi, seed: int, run: RunFolder, tell: Tell) -> Unit:
     keys, results = seed_keys(seed, _KEYS), Results(NAME, seed, Repeats(config.control_draws, config.control_shuffles))
     tell("network")
     subject = load_subject(config.network)
+    subject = subject._replace(network=placed(subject.network, config.mesh))
     tell("pairs")
     with stopwatch() as making:
         questions = make_questions(config.banks, subject, seed, config.network.batch)
     results.took("banks", making)
     results.details.update(data=data_digest(questions), network=describe(subject, questions))
     results.add("backbone", "output", "validation", accuracy=questions.accuracy, prompts=questions.prompts)
-    tell("places, recording")
-    with stopwatch() as recording:
-        wide = wide_bench(subject, questions, config)
-    results.took("recording-wide", recording)
-    places = find_places(results, wide, config, tell)
-    del wide
+    places = seek_places(results, run, subject, questions, config, tell)
+    search_places(results, run, (subject, questions, config), places, keys, tell)
+    families = {v: pairs_of(v, questions, config).banks["test"].family for v in places}
+    write_mib(run.path / "mib", subject.name, families, places, results)
+    at = places[VARIABLE].position
+    results.part(run, "heads", lambda part: find_heads(part, subject, questions, config, at, tell))
+    if config.untrained:
+        tell("untrained network")
+        seek = lambda part: search_untrained(part, subject, questions, config, at, keys["untrained"])
+        results.part(run, "untrained", seek)
+    return results.unit
+
+
+def seek_places(
+    results: Results, run: RunFolder, subject: Subject, questions: Questions, config: Ioi, tell: Tell
+) -> dict[str, Place]:
+    """Find the places of the variables; what was recorded for it is let go."""
+
+    def seek(part: Results) -> None:
+        tell("places, recording")
+        with stopwatch() as recording:
+            wide = wide_bench(subject, questions, config)
+        part.took("recording-wide", recording)
+        part.details["found"] = {
+            variable: list(place) for variable, place in find_places(part, wide, config, tell).items()
+        }
+
+    results.part(run, "places", seek)
+    return {variable: Place(*place) for variable, place in results.details["found"].items()}
+
+
+def search_places(
+    results: Results,
+    run: RunFolder,
+    about: tuple[Subject, Questions, Ioi],
+    places: dict[str, Place],
+    keys: Mapping[str, jax.Array],
+    tell: Tell,
+) -> None:
+    """Record each variable's pairs at its place, and run every method there; recordings are let go."""
+    subject, questions, config = about
     tell("recording")
     with stopwatch() as recording:
         benches = {
@@ -80,18 +119,10 @@ def run_seed(config: Ioi, seed: int, run: RunFolder, tell: Tell) -> Unit:
             for variable, place in reversed(places.items())
         }
     results.took("recording", recording)
-    compare_apart(results, benches)
+    results.part(run, "as-it-is", lambda part: compare_apart(part, benches))
     test = select_variables(questions.banks["test"].bank, [VARIABLES.index(variable) for variable in benches])
     results.details["pairs"] = written_pairs(benches[VARIABLE], subject, test, places[VARIABLE].position)
-    chosen = run_methods(results, run, config, (benches, places), keys, tell)
-    families = {v: pairs_of(v, questions, config).banks["test"].family for v in places}
-    write_mib(run.path / "mib", subject.name, families, chosen, seed)
-    del benches
-    find_heads(results, subject, questions, config, places[VARIABLE].position, tell)
-    if config.untrained:
-        tell("untrained network")
-        search_untrained(results, subject, questions, config, places[VARIABLE].position, keys["untrained"])
-    return results.unit
+    run_methods(results, run, config, (benches, places), keys, tell)
 
 
 def run_methods(
@@ -101,33 +132,47 @@ def run_methods(
     found: tuple[Mapping[str, Bench], Mapping[str, Place]],
     keys: Mapping[str, jax.Array],
     tell: Tell,
-) -> dict[str, tuple[dict[str, Place], dict[str, np.ndarray]]]:
-    """Run every method on every variable; returns the places of their handles and the errors of logit differences."""
+) -> None:
+    """Run every method on every variable; each is a part of the seed."""
     benches, places = found
     linear, error = linear_model(benches, places)
     results.details["linear"] = {**dict(zip(("bias", "position", "token"), linear, strict=True)), "error": error}
-    stages, chosen = {v: Stages(config, bench, protocols=PROTOCOLS) for v, bench in benches.items()}, {}
+    stages = {v: Stages(config, bench, protocols=PROTOCOLS) for v, bench in benches.items()}
     for name in config.methods:
-        outcomes: dict[str, Outcome] = {}
         searched = [*stages] if name in OF_BOTH or config.both else [VARIABLE]
-        for variable in searched:
-            say = lambda text, name=name, variable=variable: tell(f"{name}, {variable}: {text}")
-            say("running")
-            way: Method = OWN_METHODS.get(name) or WAYS[name]
-            key = jax.random.fold_in(keys[name], VARIABLES.index(variable))
-            own = dataclasses.replace(stages[variable], config=options_of(name, variable, config))
-            outcomes[variable] = way.run(own, way, key, say)
-        tell(f"{name}: judging")
-        judged = {variable: benches[variable] for variable in searched}
-        judge_apart(results, judged, outcomes, name, jax.random.fold_in(keys[name], len(stages)))
-        spread_mass(results, name, [places[variable].position for variable in searched])
-        keep_apart(run.path, judged, outcomes, f"{name}-seed-{results.seed}")
-        errors = add_errors(results, judged, outcomes, name, linear)
-        at = {v: place_chosen(outcomes[v], places[v].position) for v in searched}
-        for variable, place in at.items():
-            results.add(name, variable, "calibration", block=place.block)
-        chosen[name] = at, errors
-    return chosen
+
+        def search(part: Results, name: str = name, searched: Sequence[str] = searched) -> None:
+            outcomes = {}
+            for variable in searched:
+                say = lambda text, variable=variable: tell(f"{name}, {variable}: {text}")
+                say("running")
+                way: Method = OWN_METHODS.get(name) or WAYS[name]
+                key = jax.random.fold_in(keys[name], VARIABLES.index(variable))
+                own = dataclasses.replace(stages[variable], config=options_of(name, variable, config))
+                outcomes[variable] = way.run(own, way, key, say)
+            tell(f"{name}: judging")
+            judged, key = {v: benches[v] for v in searched}, jax.random.fold_in(keys[name], len(stages))
+            judge_found(part, run.path, name, (judged, places, outcomes), linear, key)
+
+        results.part(run, name, search)
+
+
+def judge_found(
+    part: Results,
+    folder: Path,
+    name: str,
+    found: tuple[Mapping[str, Bench], Mapping[str, Place], Mapping[str, Outcome]],
+    linear: Linear,
+    key: jax.Array,
+) -> None:
+    """Judge what a method found, and keep its handles, and all that is written of them later."""
+    benches, places, outcomes = found
+    judge_apart(part, benches, outcomes, name, key)
+    spread_mass(part, name, [places[variable].position for variable in benches])
+    keep_apart(folder, benches, outcomes, f"{name}-seed-{part.seed}")
+    add_errors(part, benches, outcomes, name, linear)
+    for variable, outcome in outcomes.items():
+        part.add(name, variable, "calibration", block=handle_depths(outcome.choice.handles)[0])
 
 
 def describe(subject: Subject, questions: Questions) -> dict[str, Any]:
@@ -156,4 +201,4 @@ def random_seeds(seed: int) -> dict[str, int]:
     return {"jax key": seed, "pairs": seed}
 
 
-EXPERIMENT = Experiment(NAME, Ioi, run_seed, random_seeds, Report(tables, draw), instead=explain)
+EXPERIMENT = Experiment(NAME, Ioi, run_seed, random_seeds, Report(tables, draw), costs=costs)

@@ -12,7 +12,7 @@ import numpy as np
 from abstraction.causal.pairs import PairBank
 from abstraction.evaluation import full_state_handles
 from abstraction.interventions import Handle
-from abstraction.interventions.handles import at_one_depth, handle_depths, take_handle
+from abstraction.interventions.handles import at_one_depth, take_handle
 from abstraction.interventions.patching import handle_outputs
 from abstraction.tasks import ioi
 from abstraction.tasks.ioi import FAMILIES, POSITIONS, VARIABLES
@@ -150,45 +150,41 @@ def squared_errors(bench: Bench, handles: Handle, variable: str, linear: Linear)
 
 def add_errors(
     results: Results, benches: Mapping[str, Bench], outcomes: Mapping[str, Outcome], method: str, linear: Linear
-) -> dict[str, np.ndarray]:
-    """Add the mean squared error of the logit difference, and return every pair's by variable."""
-    found = {}
+) -> None:
+    """Add the mean squared error of the logit difference, and keep every pair's by variable."""
+    means = []
     for variable, bench in benches.items():
-        found[variable] = squared_errors(bench, outcomes[variable].choice.handles, variable, linear)
-        results.add(method, variable, "test", squared_error=float(found[variable].mean()))
-    results.add(method, "mean", "test", squared_error=float(np.mean([each.mean() for each in found.values()])))
-    return found
+        errors = squared_errors(bench, outcomes[variable].choice.handles, variable, linear)
+        means.append(float(errors.mean()))
+        results.add(method, variable, "test", squared_error=means[-1])
+        results.arrays[f"{method}/errors/{variable}"] = errors
+    results.add(method, "mean", "test", squared_error=float(np.mean(means)))
 
 
 def write_mib(
-    folder: Path,
-    model: str,
-    family: Mapping[str, np.ndarray],
-    chosen: Mapping[str, tuple[Mapping[str, Place], Mapping[str, np.ndarray]]],
-    seed: int,
+    folder: Path, model: str, family: Mapping[str, np.ndarray], places: Mapping[str, Place], results: Results
 ) -> None:
     """Write each method's results in the form of the MIB causal-variable track, a file per method.
 
     Scores are squared errors of the logit difference, on this run's test pairs, of one chosen place of the residual
     stream per variable; the track's own are of sets of heads and of its private data.
     """
-    for method, (places, errors) in chosen.items():
+    chosen: dict[str, dict[str, int]] = {}
+    for row in results.rows:
+        if row.metric == "block" and f"{row.method}/errors/{row.variable}" in results.arrays:
+            chosen.setdefault(row.method, {})[row.variable] = int(row.value)
+    for method, blocks in chosen.items():
         datasets = {}
         for index, name in enumerate(FAMILIES):
             units: dict[str, dict[str, Any]] = {}
-            for variable, place in places.items():
-                unit = f"[[AtomicModelUnit(id='ResidualStream(Layer-{place.block},Token-{place.position})')]]"
-                entry = units.setdefault(unit, {"metadata": {"layer": place.block, "position": place.position}})
-                entry[_MIB_NAMES[variable]] = {
-                    "average_score": float(errors[variable][family[variable] == index].mean())
-                }
+            for variable, block in blocks.items():
+                position, errors = places[variable].position, results.arrays[f"{method}/errors/{variable}"]
+                unit = f"[[AtomicModelUnit(id='ResidualStream(Layer-{block},Token-{position})')]]"
+                entry = units.setdefault(unit, {"metadata": {"layer": block, "position": position}})
+                entry[_MIB_NAMES[variable]] = {"average_score": float(errors[family[variable] == index].mean())}
             datasets[f"{_MIB_FAMILIES.get(name, name)}_test"] = {"model_unit": units}
         content = {
             "method_name": method, "model_name": model, "task_name": "ioi_task", "dataset": datasets,
         }  # fmt: skip
-        write_atomically(folder / f"{method}-seed-{seed}.json", (json.dumps(content, indent=2) + "\n").encode())
-
-
-def place_chosen(outcome: Outcome, position: str) -> Place:
-    """Return the block and the token a handle acts at."""
-    return Place(int(handle_depths(outcome.choice.handles)[0]), position)
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomically(folder / f"{method}-seed-{results.seed}.json", text.encode())

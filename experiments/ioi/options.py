@@ -76,8 +76,6 @@ class Ioi(CoarseToFine):
     """Methods to run; the map of blocks and tokens, the heads and the controls always run."""
     both: bool = False
     """Run every method for the position as well."""
-    explain: bool = False
-    """Print what the run would cost, stage by stage, and stop."""
     control_draws: Annotated[int, valid.COUNT] = 5
     """Random subspaces per handle."""
     control_shuffles: Annotated[int, valid.COUNT] = 2

@@ -203,9 +203,16 @@ def pairs_of(variable: str, questions: Questions, config: Ioi) -> Questions:
     """Return the pairs that a variable is searched and tested with."""
     if variable == "token" or config.both:
         return questions
-    most = config.banks.position
-    sizes = {"fit": most, "calibration": max(len(FAMILIES), most // 2), "test": most}
+    sizes = dict[str, int](zip(ROLES, sizes_of(variable, config), strict=True))
     return questions._replace(banks={role: first_pairs(made, sizes[role]) for role, made in questions.banks.items()})
+
+
+def sizes_of(variable: str, config: Ioi) -> tuple[int, int, int]:
+    """Return how many fit, calibration and test pairs a variable is searched and tested with at most."""
+    banks, most = config.banks, config.banks.position
+    if variable == "token" or config.both:
+        return banks.fit, banks.calibration, banks.test
+    return most, max(len(FAMILIES), most // 2), most
 
 
 def narrow_bench(subject: Subject, questions: Questions, config: Ioi, variable: str, position: str) -> Bench:

@@ -9,7 +9,9 @@ on prompts with an indirect object: how many are still answered, and whether the
 carried by the residual stream of the last token where it is in the dense network, told by full swaps.
 """
 
+import itertools
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -37,6 +39,7 @@ from experiments.harness.report import Report
 from experiments.harness.results import Results
 from experiments.harness.running import Experiment
 from experiments.harness.timing import Time, stopwatch
+from experiments.lm_reduction.cost import costs
 from experiments.lm_reduction.curves import reduced
 from experiments.lm_reduction.exporting import Exports
 from experiments.lm_reduction.figures import draw
@@ -94,21 +97,33 @@ def run_seed(config: LmReduction, seed: int, run: RunFolder, tell: Tell) -> Unit
     bench = bench._replace(exports=Exports.of(config, subject, run.path / "exported" / f"seed-{seed}"))
     results.details.update(network=subject.name, data=digest({**_named("calibration", calibrations), **tests}), kept={})
     for place, (name, rows) in enumerate(calibrations.items()):
-        run_on = config.methods if place == 0 else config.elsewhere
-        tell(f"statistics of {name}")
-        with stopwatch() as elapsed:
-            statistics = text_statistics(
-                subject.network,
-                rows,
-                jax.random.fold_in(key, 7),
-                discrepancies=sorted({METHODS[method].discrepancy for method in run_on}),
-                batch_size=config.batch_size,
-            )
-        results.took(f"statistics-{name}", elapsed)
-        for method in run_on:
-            for part in config.parts:
-                _method(bench, statistics, name, method, part, place == 0, tell)
+        _calibrated(bench, run, (name, rows), place == 0, key, tell)
     return results.unit
+
+
+def _calibrated(
+    bench: Bench, run: RunFolder, text: tuple[Text, np.ndarray], full: bool, key: jax.Array, tell: Tell
+) -> None:
+    """Reduce by one calibration text; every method and part of the network is a part of the seed."""
+    name, rows = text
+    run_on = bench.config.methods if full else bench.config.elsewhere
+
+    @cache
+    def statistics() -> tuple[TextStatistics, Time]:
+        tell(f"statistics of {name}")
+        drawn = sorted({METHODS[method].discrepancy for method in run_on})
+        with stopwatch() as elapsed:
+            size, own = bench.config.batch_size, jax.random.fold_in(key, 7)
+            found = text_statistics(bench.subject.network, rows, own, discrepancies=drawn, batch_size=size)
+        return found, elapsed
+
+    bench.results.part(run, f"statistics-{name}", lambda part: part.took(f"statistics-{name}", statistics()[1]))
+    for method, part in itertools.product(run_on, bench.config.parts):
+
+        def reduce(own: Results, method: str = method, part: Part = part) -> None:
+            _method(bench._replace(results=own), statistics()[0], name, method, part, full, tell)
+
+        bench.results.part(run, f"{name}-{part}-{method}", reduce)
 
 
 def random_seeds(seed: int) -> dict[str, int]:
@@ -226,4 +241,4 @@ def _cost(bench: Bench, plan: Plan, row: str, variable: str, split: str) -> None
     bench.results.add(row, variable, split, seconds_a_token=seconds)
 
 
-EXPERIMENT = Experiment(NAME, LmReduction, run_seed, random_seeds, Report(tables, draw, reduced))
+EXPERIMENT = Experiment(NAME, LmReduction, run_seed, random_seeds, Report(tables, draw, reduced), costs=costs)

@@ -19,23 +19,25 @@ import numpy as np
 
 from abstraction.evaluation import Repeats
 from abstraction.models import TokenView
+from abstraction.tasks.symbols import LETTERS
+from experiments.harness.explaining import Costs, Seen, decoder_case, searches
+from experiments.harness.meshes import placed
 from experiments.harness.methods import Bench, Tell
 from experiments.harness.progressive import METHODS, Stages
 from experiments.harness.records import RunFolder, Unit, digest
 from experiments.harness.report import Report
 from experiments.harness.results import Results, seed_keys
 from experiments.harness.running import Experiment
-from experiments.harness.tables import show_parts
 from experiments.harness.timing import stopwatch
 from experiments.harness.valid import require
-from experiments.mcqa.cost import Shape, explanation, memory
+from experiments.mcqa.cost import VARIABLES, Shape, explanation, memory
 from experiments.mcqa.figures import draw
 from experiments.mcqa.grids import VARIANTS, for_width
 from experiments.mcqa.judging import add_scorers, layer_sweep, write_mib, written_pairs
 from experiments.mcqa.network import retrain as retrain_network
 from experiments.mcqa.options import METHODS as NAMES
 from experiments.mcqa.options import POSITIONS, Mcqa
-from experiments.mcqa.subject import Questions, Subject, load_shape, load_subject, make_bench, make_questions
+from experiments.mcqa.subject import ROLES, Questions, Subject, load_shape, load_subject, make_bench, make_questions
 from experiments.mcqa.tables import tables
 
 NAME = "mcqa"
@@ -46,6 +48,7 @@ def run_seed(config: Mcqa, seed: int, run: RunFolder, tell: Tell) -> Unit:
     keys, results = seed_keys(seed, NAMES), Results(NAME, seed, Repeats(config.control_draws, config.control_shuffles))
     tell("network")
     subject = load_subject(config.network)
+    subject = subject._replace(network=placed(subject.network, config.mesh))
     config = for_width(config, subject.decoder.config.width, subject.decoder.config.depth)
     tell("pairs")
     with stopwatch() as making:
@@ -61,23 +64,27 @@ def run_seed(config: Mcqa, seed: int, run: RunFolder, tell: Tell) -> Unit:
     results.add("backbone", "output", "validation", **known)
     results.details.update(data=data_digest(questions), network=network)
     results.details["pairs"] = written_pairs(bench, subject, questions, config)
-    stages, chosen = Stages(config, bench, protocols=VARIANTS), {}
+    stages = Stages(config, bench, protocols=VARIANTS)
     for name in config.methods:
         say = lambda text, name=name: tell(f"{name}, {text}")
         say("running")
-        outcome = METHODS[name].run(stages, METHODS[name], keys[name], say)
-        results.take(run.path, bench, name, outcome, jax.random.fold_in(keys[name], 1))
-        chosen[name] = outcome.choice.handles, add_scorers(results, bench, subject, outcome.choice.handles, name)
+
+        def search(part: Results, name: str = name, say: Tell = say) -> None:
+            outcome = METHODS[name].run(stages, METHODS[name], keys[name], say)
+            part.take(run.path, bench, name, outcome, jax.random.fold_in(keys[name], 1))
+            add_scorers(part, bench, subject, outcome.choice.handles, name)
+
+        results.part(run, name, search)
     tell("sweep of layers and positions")
     results.arrays["sweep"], results.arrays["sweep_got"] = layer_sweep(subject, questions, config)
     results.details.update(positions=list(POSITIONS), sweep_pairs=questions.banks["test"].bank.size)
     results.details["memory"] = held_memory(config, subject, questions, bench)
-    write_mib(run.path / "mib", subject, questions, chosen, seed)
+    write_mib(run.path / "mib", subject, questions, results)
     return results.unit
 
 
 def instead(config: Mcqa) -> bool:
-    """Train the small decoder again, or print what a run would cost, where that is asked for.
+    """Train the small decoder again, where that is asked for.
 
     Raises:
       ValueError: there is no --out to train into.
@@ -85,11 +92,21 @@ def instead(config: Mcqa) -> bool:
     if config.retrain:
         require("--out", config.out, config.out is not None, "the folder to write the network of --retrain to")
         retrain_network(cast(Path, config.out))
-    elif config.explain:
-        config.check()
-        shape = load_shape(config)
-        show_parts(explanation(for_width(config, shape.decoder.width, shape.decoder.depth), shape))
-    return config.retrain or config.explain
+    return config.retrain
+
+
+def costs(config: Mcqa) -> Costs:
+    """Return what a run is counted to cost, stage by stage, and what it asks of the network."""
+    shape = load_shape(config)
+    wide = for_width(config, shape.decoder.width, shape.decoder.depth)
+    sizes = [getattr(config.banks, role) for role in ROLES]
+    depth, width = shape.decoder.depth, shape.decoder.width
+    found = [
+        searches("PLOT-DAS", wide.das, VARIABLES, width),
+        searches("Full DAS", wide.das, VARIABLES * depth, width, depth),
+    ]
+    seen = Seen(shape.decoder, shape.tokens, shape.window, len(LETTERS))
+    return Costs([decoder_case("mcqa", seen, (config.banks.fit, sum(sizes)), found)], explanation(wide, shape))
 
 
 def describe(subject: Subject, questions: Questions) -> dict[str, Any]:
@@ -131,4 +148,4 @@ def random_seeds(seed: int) -> dict[str, int]:
     return {"jax key": seed, "pairs": seed}
 
 
-EXPERIMENT = Experiment(NAME, Mcqa, run_seed, random_seeds, Report(tables, draw), instead=instead)
+EXPERIMENT = Experiment(NAME, Mcqa, run_seed, random_seeds, Report(tables, draw), instead=instead, costs=costs)

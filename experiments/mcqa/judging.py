@@ -1,7 +1,6 @@
 """What is reported of frozen handles beyond their score: other scorers, other tokens, and the MIB track's JSON."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ NAME = "mcqa"
 _MIB_NAMES = {"answer_pointer": "answer_pointer", "answer": "answer"}
 
 
-def add_scorers(results: Results, bench: Bench, subject: Subject, handles: Handle, method: str) -> np.ndarray:
+def add_scorers(results: Results, bench: Bench, subject: Subject, handles: Handle, method: str) -> None:
     """Score the test pairs by every scorer of the paper's history, over all pairs alike; see `pooled_<scorer>`.
 
-    Returns:
-      The hits of the strict scorer, `[V, N]`.
+    Keeps the hits of the strict scorer, `[V, N]`, and the blocks of the handles, `[V]`, for `write_mib`.
     """
     bank = bench.tests["test"].bank
     outputs = handle_outputs(whole_vocabulary(bench), bench.tests["test"].runs, handles)
@@ -41,8 +39,7 @@ def add_scorers(results: Results, bench: Bench, subject: Subject, handles: Handl
             pooled[name].append(float(values.mean()))
             results.add(method, variable, "test", **{f"pooled_{name}": pooled[name][-1]})
     results.add(method, "mean", "test", **{f"pooled_{name}": float(np.mean(each)) for name, each in pooled.items()})
-    results.arrays[f"{method}/hits"] = np.stack(strict)
-    return results.arrays[f"{method}/hits"]
+    results.arrays.update({f"{method}/hits": np.stack(strict), f"{method}/block": handle_depths(handles)})
 
 
 def layer_sweep(subject: Subject, questions: Questions, config: Mcqa) -> tuple[np.ndarray, np.ndarray]:
@@ -81,21 +78,15 @@ def written_pairs(bench: Bench, subject: Subject, questions: Questions, config: 
     return kept | {"token": config.position}
 
 
-def write_mib(
-    folder: Path,
-    subject: Subject,
-    questions: Questions,
-    chosen: Mapping[str, tuple[Handle, np.ndarray]],
-    seed: int,
-) -> None:
+def write_mib(folder: Path, subject: Subject, questions: Questions, results: Results) -> None:
     """Write each method's results in the form of the MIB causal-variable track, a file per method.
 
     Scores are those of one chosen site per variable, by the strict scorer, on this run's test pairs; the track's own
     ranking wants all layers and its private data.
     """
     test = questions.banks["test"]
-    for method, (handles, hits) in chosen.items():
-        depths = handle_depths(handles).tolist()
+    for method in [name.removesuffix("/hits") for name in results.arrays if name.endswith("/hits")]:
+        depths, hits = results.arrays[f"{method}/block"].tolist(), results.arrays[f"{method}/hits"]
         datasets = {}
         for index, family in enumerate(FAMILIES):
             units: dict[str, dict] = {}
@@ -111,4 +102,4 @@ def write_mib(
             "dataset": datasets,
         }
         text = json.dumps(content, indent=2) + "\n"
-        write_atomically(folder / f"{method}-seed-{seed}.json", text.encode())
+        write_atomically(folder / f"{method}-seed-{results.seed}.json", text.encode())

@@ -77,8 +77,6 @@ class Mcqa(CoarseToFine):
     scorer: Scorer = "strict"
     """For selection and scores, the same for every method: the largest logit of the whole vocabulary must be the
     letter, or the largest of the 26 letters."""
-    explain: bool = False
-    """Print what the run would cost, stage by stage, beside the authors' way of running it, and stop."""
     retrain: bool = False
     """Train the small decoder again, into --out, and stop."""
     control_draws: Annotated[int, valid.least(1)] = 10

@@ -40,6 +40,7 @@ from experiments.harness.results import Results
 from experiments.harness.running import Experiment
 from experiments.harness.timing import Time, stopwatch
 from experiments.reduction import digits
+from experiments.reduction.cost import costs
 from experiments.reduction.curves import reduced
 from experiments.reduction.figures import draw
 from experiments.reduction.options import Reduction as Options
@@ -85,13 +86,16 @@ def run_seed(config: Options, seed: int, run: RunFolder, tell: Tell) -> Unit:
     results.add("dense", "network", "test", **known, parameters=dense.parameters, multiply_adds=dense.multiply_adds)
     results.add("dense", "network", "test", latency=latency(bench.network, bench.images[:LATENCY_ROWS]))
     results.details.update(data=details["data"], images=data.name, width=width, warnings={}, kept={})
+    keeps = budgets("--keeps", config.keeps, width)
     for method in config.methods:
         tell(method)
-        _last_layer(bench, method, budgets("--keeps", config.keeps, width), run)
+        reduce = lambda part, method=method: _last_layer(bench._replace(results=part), method, keeps, run)
+        results.part(run, method, reduce)
     for method in config.both_methods:
         for keep in budgets("--both-keeps", config.both_keeps, width):
             tell(f"{method}, both layers to {keep}")
-            _both_layers(bench, method, keep, run)
+            both = lambda part, method=method, keep=keep: _both_layers(bench._replace(results=part), method, keep, run)
+            results.part(run, f"{method}-both-keep{keep}", both)
     tell("scores against effects")
     results.arrays.update(_effects(bench))
     return results.unit
@@ -117,7 +121,7 @@ def _last_layer(bench: Bench, method: str, keeps: list[int], run: RunFolder) -> 
     with stopwatch() as ranking_time:
         ranking = rank_units(bench.network, bench.calibration, LAST, METHODS[method], key=key)
     if ranking.warning is not None:
-        results.details["warnings"][method] = ranking.warning
+        results.details.setdefault("warnings", {})[method] = ranking.warning
     results.arrays[f"{method}/scores"] = np.asarray(ranking.scores, np.float32)
     for keep in keeps:
         with stopwatch() as elapsed, warnings.catch_warnings():
@@ -238,4 +242,4 @@ def _store(run: RunFolder, seed: int, name: str, reduction: Reduction) -> None:
     run.write_params(folder / f"{name}.params.safetensors", reduction.network.params)
 
 
-EXPERIMENT = Experiment(NAME, Options, run_seed, random_seeds, Report(tables, draw, reduced))
+EXPERIMENT = Experiment(NAME, Options, run_seed, random_seeds, Report(tables, draw, reduced), costs=costs)

@@ -265,7 +265,7 @@ def test_options_that_no_method_reads_are_not_in_the_way(tmp_path: Path, monkeyp
 def test_a_run_without_a_folder_gets_one_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
 
-    def run(experiment: Any, config: Equality, run_folder: Any) -> None:
+    def run(experiment: Any, config: Equality, run_folder: Any, continuation: Any) -> None:
         seen.append((run_folder.path, parse_seeds(config.seeds), (run_folder.path / "config.json").exists()))
         raise ValueError("got here, expected nothing more")
 

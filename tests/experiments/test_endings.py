@@ -83,11 +83,21 @@ def test_the_line_says_how_to_go_on_and_going_on_works(tmp_path: Path, monkeypat
     assert open_run(tmp_path / "a run").unit_names() == ["seed-1", "seed-2", "seed-3"]
 
 
-def test_sigterm_ends_like_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    before = signal.getsignal(signal.SIGTERM)
+def test_sigterm_lets_a_step_finish_and_a_second_one_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    before, terminate = signal.getsignal(signal.SIGTERM), lambda: os.kill(os.getpid(), signal.SIGTERM)
+    for times, status, words, units in ((1, 0, "^stopped", ["seed-1", "seed-2"]), (2, 143, "^terminated", ["seed-1"])):
+        out = tmp_path / words[1:]
+        _let_seeds_stop(monkeypatch, 2, lambda times=times: [terminate() for _ in range(times)])
+        _assert_it_says_how_to_go_on(command("heq", "--seeds", "1:4", "--out", out), status, words, out)
+        assert open_run(out).unit_names() == units
+        assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_in_the_last_step_ends_as_if_it_had_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     _let_seeds_stop(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    _assert_it_says_how_to_go_on(command("heq", "--seeds", "1:3", "--out", tmp_path), 143, "^terminated", tmp_path)
-    assert signal.getsignal(signal.SIGTERM) == before
+    ended = command("heq", "--seeds", "1:3", "--out", tmp_path)
+    assert (ended.status, ended.err) == (0, "")
+    assert "report" in ended.out
 
 
 def test_a_run_without_a_folder_of_its_own_is_continued_in_the_one_it_got(

@@ -105,6 +105,43 @@ def test_a_deleted_unit_is_computed_again_from_its_checkpoint(
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
 
 
+def _watch_methods(monkeypatch: pytest.MonkeyPatch, stop_at: str | None = None) -> list[str]:
+    """Note which methods are run; interrupt one."""
+    run_method, ran = heq._run_method, []
+
+    def watched(config: Equality, method: str, *rest: Any) -> Any:
+        if method == stop_at:
+            raise KeyboardInterrupt
+        ran.append(method)
+        return run_method(config, method, *rest)
+
+    monkeypatch.setattr(heq, "_run_method", watched)
+    return ran
+
+
+def test_a_seed_that_is_stopped_goes_on_with_the_method_it_was_at(
+    straight: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for suffix in ("json", "safetensors"):
+        (copy / "units" / f"seed-2.{suffix}").unlink()
+    with monkeypatch.context() as patch:
+        assert _watch_methods(patch, stop_at="das") == []
+        assert command(*TWO_SEEDS, "--resume", "--out", copy).status == 130
+    parts = copy / "parts" / "seed-2"
+    assert sorted(path.name for path in parts.iterdir()) == ["plot-ot.json", "plot-ot.safetensors"]
+    whole = (parts / "plot-ot.json").read_bytes()
+    (parts / "plot-ot.json").write_bytes(whole.replace(b"0.9", b"1.0", 1))
+    ended = command(*TWO_SEEDS, "--resume", "--out", copy)
+    assert (ended.status, ended.out) == (2, "")
+    assert re.fullmatch(r"error: got a damaged record .*plot-ot\.json .*delete this file to compute it .*\n", ended.err)
+    (parts / "plot-ot.json").write_bytes(whole)
+    ran = _watch_methods(monkeypatch)
+    assert command(*TWO_SEEDS, "--resume", "--out", copy).status == 0
+    assert ran == ["das"]
+    _assert_same(_second(copy), _second(straight))
+    assert not (copy / "parts").exists()
+
+
 @pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_numbers_of_a_straight_one(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

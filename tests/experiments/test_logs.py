@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,3 +54,49 @@ def test_half_a_line_of_a_killed_process_spoils_no_other(tmp_path):
     lines = (tmp_path / FILE).read_text().splitlines()
     assert lines[1] == '{"se'
     assert json.loads(lines[2])["stage"] == "next"
+
+
+def test_loggers_are_told_every_stage_and_every_number_and_are_closed(tmp_path, monkeypatch):
+    def run_seed(config, seed, run, report):
+        report(f"stage of {seed}")
+        if seed == 3:
+            raise KeyboardInterrupt
+        return handmade_unit(seed, {"das": 0.9})
+
+    told: dict[str, list] = {"scalars": [], "texts": [], "log": [], "closed": []}
+
+    class Writer:
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "tensorboard")
+
+        def add_scalar(self, name, value, step):
+            told["scalars"].append((name, value, step))
+
+        def add_text(self, name, text, step):
+            told["texts"].append((name, text))
+
+        def flush(self):
+            pass
+
+        def close(self):
+            told["closed"].append("tensorboard")
+
+    run = SimpleNamespace(log=told["log"].append, finish=lambda: told["closed"].append("wandb"))
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: told.update(options) or run))
+    monkeypatch.setitem(command_line.EXPERIMENTS, "heq", heq.EXPERIMENT._replace(run_seed=run_seed))
+    ended = command("heq", "--seeds", "1:4", "--out", tmp_path, "--log", "tensorboard", "wandb")
+    assert ended.status == 130
+    assert ("test/das/wx/iia", 0.9, 2) in told["scalars"]
+    assert told["texts"] == [(f"seed {seed}/stage", f"stage of {seed}") for seed in (1, 2, 3)]
+    assert (told["project"], told["name"]) == ("abstraction", tmp_path.name)
+    assert [line["stage"] for line in told["log"] if "stage" in line] == [f"stage of {seed}" for seed in (1, 2, 3)]
+    assert [line["seed"] for line in told["log"] if "test/das/yz/iia" in line] == [1, 2]
+    assert told["closed"] == ["tensorboard", "wandb"]
+
+
+def test_a_logger_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    ended = command("heq", "--seeds", "1", "--out", tmp_path, "--log", "wandb")
+    assert ended.status == 1
+    assert ended.err.startswith("error: wandb is not installed, expected the extra: pip install 'abstraction-jax[log]'")

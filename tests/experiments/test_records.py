@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from heqruns import VALUES, Inner, Options, plain_unit, snapshot
 from experiments.harness import records
 from experiments.harness.files import write_atomically
 from experiments.harness.records import Row, RunFolder, create_run, digest, open_run
+from experiments.harness.results import Results
 
 COLUMNS = ["experiment", "method", "variable", "split", "metric", "seed", "value"]
 ARRAYS = {
@@ -39,6 +41,38 @@ def test_rows_and_details_survive_writing(run: RunFolder):
     assert [math.copysign(1, row.value) for row in read.rows] == [math.copysign(1, value) for value in VALUES]
     assert read.details == unit.details
     assert read.name == "seed-1"
+
+
+def test_a_part_is_made_once_and_its_details_join_those_of_others(run: RunFolder):
+    made: list[str] = []
+
+    def gathered() -> Results:
+        results = Results("heq", 1, details={"pairs": {"base": [1]}, "warnings": {"first": "a"}})
+        for name in ("flap", "das/4"):
+
+            def make(part: Results, name: str = name) -> None:
+                assert part.details == {"pairs": True}
+                made.append(name)
+                part.add(name, "wx", "test", iia=0.5)
+                part.details["warnings"] = {name: "b"}
+                part.arrays[f"{name}/mass"] = np.arange(3.0)
+
+            results.part(run, name.replace("/", "-"), make)
+        return results
+
+    first, again = gathered(), gathered()
+    assert made == ["flap", "das/4"]
+    for results in (first, again):
+        assert [row.method for row in results.rows] == made
+        assert results.details["pairs"] == {"base": [1]}
+        assert results.details["warnings"] == {"first": "a", "flap": "b", "das/4": "b"}
+        np.testing.assert_array_equal(results.arrays["das/4/mass"], np.arange(3.0))
+    other = create_run(run.path.with_name("other"), Options(), resume=False)
+    shutil.copytree(run.path / "parts", other.path / "parts")
+    with pytest.raises(ValueError, match="the manifest does not list it"):
+        first.part(other, "flap", lambda part: None)
+    run.write_unit(first.unit)
+    assert not (run.path / "parts").exists()
 
 
 def test_values_that_are_not_numbers_survive_writing(run: RunFolder):

@@ -1,0 +1,29 @@
+"""`--mesh pairs=4,candidates=2`: a run whose work several devices share (`abstraction.sharding`)."""
+
+from jax.sharding import Mesh
+
+from abstraction.models import Network, on_mesh
+from abstraction.sharding import AXES, device_mesh
+from experiments.harness.valid import require
+
+
+def parsed_mesh(text: str | None) -> Mesh | None:
+    """Make the mesh that a flag asks for.
+
+    Raises:
+      ValueError: no such mesh, or fewer devices than it has.
+    """
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    known = all(name in AXES and joined and size.isdecimal() for name, joined, size in pairs)
+    expected = f"sizes of some of {', '.join(AXES)}, each once, such as pairs=4,candidates=2"
+    require("--mesh", text, known and len({name for name, _, _ in pairs}) == len(pairs), expected)
+    sizes = {name: int(size) for name, _, size in pairs}
+    return device_mesh(*(sizes.get(axis, 1) for axis in AXES))
+
+
+def placed(network: Network, mesh: str | None) -> Network:
+    """Put a network where a flag says: what runs it shares its work out there."""
+    devices = parsed_mesh(mesh)
+    return network if devices is None else on_mesh(network, devices)

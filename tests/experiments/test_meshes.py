@@ -1,0 +1,50 @@
+"""`--mesh`: a run that several devices share has the numbers of one that has a device for itself."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from heqruns import SMALL, command, numbers
+
+from experiments.harness.records import open_run
+
+ROOT = Path(__file__).parent.parent.parent
+RUN = ("heq", "--methods", "plot-ot", "das", "full-state", "--seeds", "1", *SMALL)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pairs", "expected sizes of some of pairs, candidates, model"),
+        ("pairs=2,pairs=2", "each once"),
+        ("sites=2", "expected sizes of some of"),
+        ("pairs=0", "devices along 'pairs'"),
+        ("pairs=64", "64 devices, expected at most"),
+        ("model=2", "got"),
+    ],
+)
+def test_a_mesh_that_is_none_is_refused_in_one_line(tmp_path: Path, text: str, words: str):
+    ended = command(*RUN, "--mesh", text, "--out", tmp_path / "run")
+    assert (ended.status, ended.out, len(ended.err.splitlines())) == (2, "", 1)
+    assert words in ended.err
+
+
+@pytest.mark.slow
+def test_devices_share_a_run_and_its_numbers_stay(tmp_path: Path):
+    """A process of its own has eight devices; the network is trained by one, the same in both."""
+    out = [tmp_path / "alone", tmp_path / "shared"]
+    flags = "--xla_force_host_platform_device_count=8"
+    settings = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    for folder, mesh in zip(out, ([], ["--mesh", "pairs=4,candidates=2"]), strict=True):
+        line = [sys.executable, "-m", "experiments", *RUN, *mesh, "--out", str(folder)]
+        run = subprocess.run(line, env=settings, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert not run.returncode, run.stderr[-2000:]
+    alone, shared = (numbers(open_run(folder).read_unit("seed-1")) for folder in out)
+    assert set(alone) == set(shared)
+    apart = {name: (alone[name], shared[name]) for name in alone if abs(alone[name] - shared[name]) > 0.02}
+    assert not apart
+    exact = [name for name in alone if name[1] in ("full-state", "control-identity", "backbone")]
+    np.testing.assert_allclose([shared[name] for name in exact], [alone[name] for name in exact], atol=1e-6)
