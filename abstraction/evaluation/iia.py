@@ -25,6 +25,7 @@ from abstraction.interventions import Handle
 from abstraction.interventions.handles import at_one_depth, check_handles
 from abstraction.interventions.patching import Runs, handle_chunk, patched_outputs, planned_chunk, resume_chunk
 from abstraction.models import Network
+from abstraction.models.network import on_device
 from abstraction.planning import Program
 from abstraction.pytrees import pytree
 from abstraction.sharding import CANDIDATES, devices_along, mesh_of, over, run_candidates
@@ -112,7 +113,7 @@ def tally_handles(network: Network, recorded: Recorded, handles: Handle, variabl
     count, bank = check_handles(handles, network.taps[handles.tap]), recorded.bank
     variable = _variables(variable, count, bank)
     handles = at_one_depth(handles)
-    masks, shares = _halves(bank), devices_along(mesh_of(network.params), CANDIDATES)
+    network, masks, shares = on_device(network), _halves(bank), devices_along(mesh_of(network.params), CANDIDATES)
     block = _block_size(handles, shares)
     local = handles.depth is not None and network.taps[handles.tap].resumes
     most = -(-min((resume_chunk if local else handle_chunk)(recorded.runs, handles.tap), block) // shares)

@@ -26,6 +26,7 @@ from abstraction.localization.signatures import (
     site_signatures,
 )
 from abstraction.models import Network
+from abstraction.models.network import on_device
 
 _NO_EFFECT, _SMALL = 1e-8, 1e-4
 _BYTES = 4
@@ -65,7 +66,7 @@ def measure_effects(network: Network, fit: Recorded, sites: SiteBank, signature:
     check_recorded(fit)
     if fit.bank.role != "fit":
         raise ValueError(f"got a {fit.bank.role} bank to measure effects on, expected a fit bank")
-    together = _sites_together(fit, sites, signature)
+    network, together = on_device(network), _sites_together(fit, sites, signature)
     abstract = abstract_signatures(fit.bank, fit.runs.outputs.shape[-1], signature)
     if together == sites.size:
         neural = site_signatures(network, fit.runs, sites, signature)
@@ -161,7 +162,7 @@ def check_heard(network: Network, fit: Recorded, effects: Effects, signature: Si
         return
     # A patched run sums in another order than a plain one, so that no edit at all has an effect of its own, if a small
     # one: sites that have that effect, to the last bits, have none.
-    together = _sites_together(fit, sites, signature)
+    network, together = on_device(network), _sites_together(fit, sites, signature)
     for start in range(0, sites.size, together):
         some = sites.take(np.arange(start, min(start + together, sites.size)))
         idle = dataclasses.replace(some, value=np.zeros_like(some.value))

@@ -42,6 +42,7 @@ from abstraction.localization.projectors import geometry
 from abstraction.localization.supports import Candidates, over_candidates
 from abstraction.models import Network
 from abstraction.models.base import Recordable
+from abstraction.models.network import on_device
 from abstraction.planning import Program, fitting_chunk
 from abstraction.pytrees import pytree
 from abstraction.randomness import check_key
@@ -139,7 +140,7 @@ def train_candidates(
     check_key(key)
     check_recorded(fit)
     _check(network, fit, candidates, config)
-    weights = sum(np.size(leaf) for leaf in jax.tree.leaves(network.params))
+    network, weights = on_device(network), sum(np.size(leaf) for leaf in jax.tree.leaves(network.params))
     groups = groups_of(candidates, config.bands, weights)
     found = []
     for group in groups:
@@ -168,12 +169,14 @@ def _train_group(
     count, (padded, idle) = len(candidates.depth), padded_searches(candidates, devices_along(mesh, CANDIDATES))
     spans = over(mesh, None, padded.spans)
     padded = dataclasses.replace(over(mesh, CANDIDATES, dataclasses.replace(padded, spans=None)), spans=spans)
-    state, data = _shared(mesh, _start(padded, idle, featurizer, config.max_epochs)), _data(fit, config, mesh)
+    # All that every call of the loop reads is on the device before it.
+    padded, data = jax.device_put((padded, _data(fit, config, mesh)))
+    state = _shared(mesh, _start(padded, jax.device_put(idle), featurizer, config.max_epochs))
     training = Training(featurizer, config, fit.readout, _together(fit.runs, padded, config), mesh)
     training = _planned(key, network, fit, padded, training)
     epoch, running = 0, count
     while epoch < config.max_epochs and running:
-        until = np.int32(min(epoch + _EPOCHS_PER_CALL, config.max_epochs))
+        until = jax.device_put(np.int32(min(epoch + _EPOCHS_PER_CALL, config.max_epochs)))
         state = _train(network, data, padded, state, key, until, training=training)
         epoch, stopped = jax.device_get((state.epoch, state.plateau.stopped))
         running = int((~stopped).sum())

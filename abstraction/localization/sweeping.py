@@ -45,6 +45,7 @@ from abstraction.localization.measures import (
     summary,
 )
 from abstraction.models import Network, Tap
+from abstraction.models.network import on_device
 from abstraction.planning import Program
 from abstraction.randomness import host_generator, named_key
 from abstraction.sharding import CANDIDATES, devices_along, mesh_of, over
@@ -135,6 +136,7 @@ def sweep(
     """
     check_recorded(recorded)
     kind("options", options, Sweeping)
+    network = on_device(network)
     tap = network.taps[recorded.tap]
     places = _places(tap, sites, options.group)
     recorded = replaced_sources(network, recorded, options.replace, options.controls or Repeats())

@@ -51,6 +51,14 @@ class Network:
         return self.model.resume(self.params, tap, depth, activation, inputs=inputs, states=states)
 
 
+def on_device(network: Network) -> Network:
+    """Put weights of the host on the device, once: a loop of programs would send them again for each.
+
+    Weights that are on a device, or on a mesh, stay there.
+    """
+    return Network(network.model, jax.device_put(network.params))
+
+
 def check_network(network: Network) -> None:
     """Refuse weights that are not those of the model, or not numbers.
 

@@ -54,8 +54,8 @@ class Program:
     options: Mapping[str, Any]
 
     def __call__(self) -> Any:
-        """Run it."""
-        return self.function(*self.arguments, **self.options)
+        """Run it; arrays of the host are sent to the device."""
+        return self.function(*jax.device_put(self.arguments), **self.options)
 
     @property
     def name(self) -> str:

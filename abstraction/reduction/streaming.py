@@ -100,7 +100,7 @@ def _chunks(count: int, units: int, classes: int) -> Int[np.ndarray, "C b"]:
 
 
 def _program(network: Network, batch: Calibration, given: dict[str, Any], units: bool, indices: Any) -> Program:
-    return Program(_columns if units else _rows, (network, batch), {**given, "indices": indices})
+    return Program(_columns if units else _rows, (network, batch), {**given, "indices": jax.device_put(indices)})
 
 
 def _seen(network: Network, batch: Calibration, *, tap: str) -> tuple[Array, Array]:
