@@ -103,7 +103,8 @@ def test_edits_of_several_blocks_rerun_the_window_alone_and_give_what_a_full_run
         edits["logits"] = Scale(np.full((1, 1), 2.0, np.float32))
         found, kept = seen(runs.inputs, edits)
         expected, recorded = seen(pair[0], edits, record=taps)
-        np.testing.assert_allclose(found, expected, **CLOSE)
+        # four edits in each of three blocks, and twice the logits
+        np.testing.assert_allclose(found, expected, rtol=5e-5, atol=5e-5)
         assert not kept
         assert np.abs(found - 2 * runs.outputs).max() > 1e-2
         again, values = seen(runs.inputs, edits, record=taps)
