@@ -19,10 +19,8 @@ from typing import Any
 import jax
 
 FILE = "log.jsonl"
-_ARENA_MAX, _MMAP_THRESHOLD = -8, -3
-"""Numbers of options of glibc's `mallopt`."""
-_LARGE = 4 * 2**20
-"""Bytes from which on an array has pages of its own, which the system gets back when it is freed."""
+_ARENA_MAX = -8
+"""Number of an option of glibc's `mallopt`."""
 _STATUS = Path("/proc/self/status")
 """Where Linux says how much memory a process held; what `getrusage` says there begins with that of its parent."""
 _EVERY = 10.0
@@ -44,16 +42,13 @@ def device_peak() -> float | None:
 
 
 def hold_less() -> None:
-    """Let glibc keep two pools of memory instead of eight for each core, and no large arrays in them.
+    """Let glibc keep two pools of memory instead of eight for each core: what threads free is used by others.
 
-    What threads free is then used by others. glibc would raise the size of what is large to 32 MB by itself: arrays
-    of less then lie in the pools between small objects that stay, and leave holes. Without these two, and without
-    `give_back`, 1 of 4 GB were pieces that nothing used in a run of indirect objects. Elsewhere than with glibc nothing
-    is done.
+    Without it, and without `give_back`, 1 of 4 GB were pieces that nothing used in a run of indirect objects. Elsewhere
+    than with glibc nothing is done.
     """
     if (libc := _glibc()) is not None:
         libc.mallopt(_ARENA_MAX, 2)
-        libc.mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def give_back() -> None:
