@@ -11,6 +11,8 @@ from abstraction.typing import Setting
 from experiments.harness.methods import Bench
 
 MOST = 64
+NOT_RUN = -2
+"""In place of an answer on a pair that a variable was not tested with; the page leaves it out."""
 Write = Callable[[Setting], Sequence[str]]
 Spans = Mapping[str, Mapping[str, Sequence[tuple[int, int]]]]
 """By side, `base` or `source`, and by the name of a token: where it stands in each text."""

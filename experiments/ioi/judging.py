@@ -18,7 +18,7 @@ from abstraction.tasks import ioi
 from abstraction.tasks.ioi import FAMILIES, POSITIONS, VARIABLES
 from experiments.harness.files import write_atomically
 from experiments.harness.methods import Bench, Outcome
-from experiments.harness.outcomes import kept_pairs
+from experiments.harness.outcomes import NOT_RUN, kept_pairs
 from experiments.harness.records import Row
 from experiments.harness.results import Results, keep_choice
 from experiments.ioi.places import Place, one_bank
@@ -76,8 +76,12 @@ def join(results: Results, parts: Mapping[str, Results], method: str) -> None:
     first, *others = parts
     for name in parts[first].arrays:
         kept = [part.arrays[name] for part in parts.values() if name in part.arrays]
-        if name.endswith(("/mass", "/got")):
+        if name.endswith("/mass"):
             results.arrays[name] = np.concatenate(kept)
+        elif name.endswith("/got"):  # a variable may be tested with fewer pairs than are kept of another
+            most = max(each.shape[1] for each in kept)
+            wide = [np.pad(each, ((0, 0), (0, most - each.shape[1])), constant_values=NOT_RUN) for each in kept]
+            results.arrays[name] = np.concatenate(wide)
         else:  # searches of the variables differ in size: those of the first keep their name
             results.arrays[name] = kept[0]
             results.arrays.update({f"{name}/{other}": one for other, one in zip(others, kept[1:], strict=True)})

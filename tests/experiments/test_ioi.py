@@ -13,6 +13,7 @@ from abstraction.tasks import ioi as task
 from abstraction.tasks.ioi import FAMILIES, POSITIONS, VARIABLES
 from experiments.harness.metrics import Metrics
 from experiments.harness.options import changed
+from experiments.harness.page.contents import pairs as kept_outcomes
 from experiments.harness.records import open_run
 from experiments.harness.report import Report, draw, show
 from experiments.harness.results import Results
@@ -100,6 +101,17 @@ def test_means_are_of_the_variables_that_were_searched():
     assert results.details["m"] == {
         "settings": {"0.25": {}, "0.75": {}}, "ties": [1, 1], "finite": False, "candidates": 0.75,
     }  # fmt: skip
+
+
+def test_a_variable_with_fewer_pairs_keeps_fewer_outcomes():
+    parts = {name: Results("ioi", 0) for name in "ab"}
+    for part, pairs in zip(parts.values(), (5, 3), strict=True):
+        part.arrays["m/got"] = np.arange(pairs, dtype=np.int32)[None]
+    results = Results("ioi", 0, details={"pairs": {"expected": [[0] * 5, [0] * 3]}})
+    join(results, parts, "m")
+    shown = kept_outcomes(results.unit)
+    assert shown is not None
+    assert shown["got"] == {"m": [[0, 1, 2, 3, 4], [0, 1, 2]]}
 
 
 def test_mib_files_name_the_place_and_average_the_families(run):

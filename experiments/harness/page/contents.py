@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.harness.accuracy import beside_controls
 from experiments.harness.metrics import IDENTITY, Metrics, Rate
+from experiments.harness.outcomes import NOT_RUN
 from experiments.harness.records import RunFolder, Unit, flat_options
 
 WHOLE = "full-state"
@@ -150,7 +151,7 @@ def pairs(unit: Unit) -> Json | None:
     if kept is None:
         return None
     got = {
-        name.removesuffix("/got"): np.asarray(array).tolist()
+        name.removesuffix("/got"): [row[row != NOT_RUN].tolist() for row in np.asarray(array)]
         for name, array in unit.arrays.items()
         if name.endswith("/got")
     }
