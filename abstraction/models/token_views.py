@@ -50,7 +50,8 @@ class Prompts:
     Attributes:
       tokens: padded on the left with -1, `[N, T]`.
       position: index of the token that is looked at, `[N]`, or of each of P named ones, `[N, P]`.
-      past: keys and values of the tokens before the window in each block, once the prompts have been run.
+      past: keys and values of the tokens before the window in each block, once the prompts have been run; true of the
+        parameters of that run alone.
       window: residual stream of the window after each block, `[N, L, S, D]`, where the window is more than a token or
         an edit may be within a block.
       names: of the P tokens.
