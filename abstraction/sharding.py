@@ -92,11 +92,31 @@ def over(mesh: Mesh | None, name: str | None, tree: Any, axis: int = 0) -> Any:
 def put(leaf: Any, where: NamedSharding) -> Any:
     """Lay an array out, within a program or outside of one, or say of a shape that it is so.
 
-    Of devices that are not there, which one can only compile for, an array becomes its shape.
+    Of devices that are not there, which one can only compile for, an array becomes its shape. Where other processes
+    have some of the devices, every process gives its own part of an array that all of them have.
     """
     if isinstance(leaf, jax.ShapeDtypeStruct) or not (isinstance(leaf, Tracer) or _is_there(where.mesh)):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-    return jax.lax.with_sharding_constraint(leaf, where) if isinstance(leaf, Tracer) else jax.device_put(leaf, where)
+    if isinstance(leaf, Tracer):
+        return jax.lax.with_sharding_constraint(leaf, where)
+    if where.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True):
+        return jax.device_put(leaf, where)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(put(jax.random.key_data(leaf), where), impl=jax.random.key_impl(leaf))
+    here = np.asarray(leaf)
+    return jax.make_array_from_callback(here.shape, where, lambda index: here[index])
+
+
+def on_host(tree: Any) -> Any:
+    """Return arrays as the host's; those that several processes have parts of are put together in each of them."""
+    return jax.device_get(jax.tree.map(_whole, tree))
+
+
+def _whole(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return leaf
+    where: Any = leaf.sharding
+    return jax.device_put(leaf, NamedSharding(where.mesh, PartitionSpec()))
 
 
 @cache

@@ -71,6 +71,8 @@ class Options:
     """Where the rows go, as CSV; rows of other benchmarks stay there."""
     budget: float = 2.0
     """Seconds of warm calls per implementation, and never fewer than three calls."""
+    resume: bool = False
+    """Of aot: keep the rows that this version of JAX has compiled, and compile the others."""
 
 
 def main() -> None:
@@ -82,7 +84,7 @@ def main() -> None:
         if GROWTH in options.names:
             importlib.import_module("benchmarks.growth").grow(options.out.parent, options.budget / 4)
         if AOT in options.names:
-            importlib.import_module("benchmarks.aot").compile_all(options.out.parent)
+            importlib.import_module("benchmarks.aot").compile_all(options.out.parent, resume=options.resume)
         if FORECAST in options.names:
             importlib.import_module("benchmarks.forecast").forecast(options.out.parent)
         names = [name for name in options.names if name not in (GROWTH, AOT, FORECAST)]

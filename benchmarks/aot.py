@@ -27,6 +27,7 @@ AOT = "aot"
 TABLE = Path("aot.csv")
 MESHES = {"mcqa, Gemma-2-2B": {"pairs": 2, "model": 4}, "mcqa, Gemma-2-9B": {"model": 8}}
 """How eight devices share a case, where not by pairs and candidates: a large model is split itself."""
+_VERSIONS = f"jax {jax.__version__}"
 _USUAL = {"pairs": 4, "candidates": 2}
 
 
@@ -51,8 +52,17 @@ class Row(NamedTuple):
     versions: str
 
 
-def compile_all(folder: Path, names: Sequence[str] = ("h100", "v5e"), counts: Sequence[int] = (1, 8)) -> None:
-    """Compile every driver for every target that has a compiler here, and write the table after each."""
+def compile_all(
+    folder: Path, names: Sequence[str] = ("h100", "v5e"), counts: Sequence[int] = (1, 8), *, resume: bool = False
+) -> None:
+    """Compile every driver for every target that has a compiler here, and write the table after each.
+
+    Args:
+      folder: where the table is.
+      names: of targets.
+      counts: of devices.
+      resume: rows that are in the table stay, and the others are compiled.
+    """
     path, missing = folder / TABLE, []
     for name in names:
         for count in counts:
@@ -61,12 +71,14 @@ def compile_all(folder: Path, names: Sequence[str] = ("h100", "v5e"), counts: Se
             except ValueError as error:
                 missing.append(str(error))
                 continue
-            rows: list[Row] = []
+            rows = _known(path, (name, count)) if resume else []
+            done = {row[2:5] for row in rows}
             total = sum(len(case.drivers()) for case, _ in places)
-            with tqdm(total=total, unit="program", disable=None, leave=False) as bar:
+            with tqdm(total=total, initial=len(rows), unit="program", disable=None, leave=False) as bar:
                 for case, where in places:
                     bar.set_description(f"{count} x {name}, {case.name}")
-                    for found in plan_case(case, where, tell=bar.set_postfix_str):
+                    known = lambda driver, case=case, done=done: (case.name, driver.name, driver.size) in done
+                    for found in plan_case(case, where, tell=bar.set_postfix_str, known=known):
                         rows.append(_row((name, count, where.memory), case, found))
                         _write(path, (name, count), rows)
                         bar.update()
@@ -97,19 +109,29 @@ def _row(where: tuple[str, int, int | None], case: Case, found: Planned) -> Row:
     fits = "yes" if found.fits(memory) else "no"
     return Row(
         name, devices, case.name, driver.name, driver.size, driver.wanted, found.chunk, arguments, outputs, temporary,
-        total, fits, found.operations, found.seconds_compile, collectives, f"jax {jax.__version__}",
+        total, fits, found.operations, found.seconds_compile, collectives, _VERSIONS,
     )  # fmt: skip
+
+
+def _known(path: Path, where: tuple[str, int]) -> list[Row]:
+    """Read the rows of some devices that were compiled by this version of JAX."""
+    return [Row(*row) for row in _cells(path) if (row[0], int(row[1])) == where and row[-1] == _VERSIONS]  # pyright: ignore[reportArgumentType]
+
+
+def _cells(path: Path) -> list[list[str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *cells = csv.reader(file)
+    return cells if tuple(header) == Row._fields else []
 
 
 def _write(path: Path, where: tuple[str, int], rows: Sequence[Row]) -> None:
     """Write rows in place of those of the same devices; those of others stay; and the same as a page."""
     cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *kept = csv.reader(file)
-        if tuple(header) == Row._fields:
-            cells = [row for row in kept if (row[0], int(row[1])) != where] + cells
-    cells.sort(key=lambda row: (row[0], int(row[1])))
+    cells = [row for row in _cells(path) if (row[0], int(row[1])) != where] + cells
+    order = {case: place for place, case in enumerate(case.name for case in cases())}
+    cells.sort(key=lambda row: (row[0], int(row[1]), order.get(row[2], len(order))))
     write_csv(path, Row._fields, cells)
     path.with_suffix(".md").write_text("\n".join(_page(cells)), encoding="utf-8")
 

@@ -26,6 +26,7 @@ from experiments.harness.explaining import explain
 from experiments.harness.files import read_object
 from experiments.harness.options import Options
 from experiments.harness.page.writing import write_page
+from experiments.harness.processes import is_first, join
 from experiments.harness.programs import counted, keep_programs
 from experiments.harness.records import RunFolder, open_run
 from experiments.harness.running import Experiment, run_experiment
@@ -40,6 +41,8 @@ _ROOMS = (EQUALITY, ADDITION, MCQA, IOI, REDUCTION, CERTIFY, DISCOVERY, LM_REDUC
 EXPERIMENTS = {each.name: each for each in _ROOMS}
 _OF_ONE_RUN = ("out", "resume", "log")
 """Options that a run's config.json does not hand on."""
+_WORDS = ("config", "target", "processes")
+"""Flags beside the options that take a word."""
 _PRESETS = {
     "quick": "A small version of everything that finishes in seconds; other flags change it.",
     "paper": "What the paper did, its methods alone; other flags change it.",
@@ -100,6 +103,8 @@ def run_command(arguments: list[str], continuation: Continuation) -> None:
 def _run(experiment: Experiment, arguments: list[str], continuation: Continuation) -> None:
     page, options = parsed(experiment, arguments)
     require("--target", page.target, page.explain or page.target is None, "given beside --explain")
+    if page.processes is not None:
+        join(page.processes)
     if page.explain:
         explain(experiment.costs, options, page.target)
     if page.explain or experiment.instead(options):
@@ -107,6 +112,8 @@ def _run(experiment: Experiment, arguments: list[str], continuation: Continuatio
     place = None if page.no_cache else keep_programs()
     with counted() as programs:
         run = run_experiment(experiment, options, continuation)
+        if not is_first():
+            return
         report.show(run, experiment.report)
         _draw(run)
         print(f"report  {write_page(run, experiment.report)}")
@@ -162,6 +169,8 @@ def _page(kind: type[Options], topic: str) -> type[Any]:
     beside["explain"] = flag("Print what the run would cost: forwards, operations, chunks, memory; and stop.")
     text = f"Explain it for an accelerator that need not be there: {', '.join(TARGETS)}."
     beside["target"] = Annotated[str | None, tyro.conf.arg(help=text)]
+    text = "Share the run with the processes of other hosts: auto (Slurm, Open MPI, TPU pods) or HOST:PORT,INDEX,COUNT."
+    beside["processes"] = Annotated[str | None, tyro.conf.arg(help=text)]
     text = "Take the options of a run, its folder or config.json; other flags change them."
     beside["config"] = Annotated[Path | None, tyro.conf.arg(help=text)]
     own = {each.name: each for each in dataclasses.fields(kind) if each.name in hidden}
@@ -170,7 +179,7 @@ def _page(kind: type[Options], topic: str) -> type[Any]:
         space["__annotations__"][name] = tyro.conf.Suppress[hints[name]]
         space[name] = dataclasses.field(default=each.default, default_factory=each.default_factory)  # pyright: ignore
     for name, hint in beside.items() if topic in ("", "main") else ():
-        space["__annotations__"][name], space[name] = hint, None if name in ("config", "target") else False
+        space["__annotations__"][name], space[name] = hint, None if name in _WORDS else False
     return dataclass(frozen=True)(type(kind.__name__, (kind,), space))
 
 

@@ -28,7 +28,7 @@ from abstraction.models import Network
 from abstraction.models.network import on_device
 from abstraction.planning import Program
 from abstraction.pytrees import pytree
-from abstraction.sharding import CANDIDATES, devices_along, mesh_of, over, run_candidates
+from abstraction.sharding import CANDIDATES, devices_along, mesh_of, on_host, over, run_candidates
 from abstraction.typing import AnyArray
 
 SENSITIVE, INVARIANT = 0, 1
@@ -120,7 +120,7 @@ def tally_handles(network: Network, recorded: Recorded, handles: Handle, variabl
     at = partial(tally_program, network, recorded, (handles, variable), 0)
     chunk = planned_chunk(at, network, recorded.runs, handles.tap, most=most)
     parts = [tally_program(network, recorded, (handles, variable), start, chunk)() for start in range(0, count, block)]
-    hits, loss = (np.concatenate(part)[:count] for part in zip(*jax.device_get(parts), strict=True))
+    hits, loss = (np.concatenate(part)[:count] for part in zip(*on_host(parts), strict=True))
     return Tally(hits, masks.sum(axis=-1)[variable], loss)
 
 

@@ -90,16 +90,25 @@ class Where(NamedTuple):
         return max(operations / self.flops, held / self.bandwidth)
 
 
-def plan_case(case: Asks, where: Where, *, tell: Callable[[str], None] = lambda text: None) -> Iterator[Planned]:
+def plan_case(
+    case: Asks,
+    where: Where,
+    *,
+    tell: Callable[[str], None] = lambda text: None,
+    known: Callable[[Driver], bool] = lambda driver: False,
+) -> Iterator[Planned]:
     """Plan every driver of a case.
 
     Args:
       case: the experiment.
       where: for what device.
       tell: is told what is compiled.
+      known: tells drivers that need not be planned.
     """
     alone = replace(case, mesh=None) if isinstance(case, Case) else case
     for driver, counted in zip(case.drivers(), alone.drivers(), strict=True):
+        if known(driver):
+            continue
         tell(f"{driver.name}, {driver.size}")
         yield plan_driver(driver, where, count_operations(counted.at(1)) * counted.calls)
 

@@ -27,6 +27,7 @@ from abstraction.localization.signatures import (
 )
 from abstraction.models import Network
 from abstraction.models.network import on_device
+from abstraction.sharding import on_host
 
 _NO_EFFECT, _SMALL = 1e-8, 1e-4
 _BYTES = 4
@@ -126,7 +127,7 @@ def _checked(told: Sequence[tuple[Array, Array]], sites: SiteBank) -> float:
     Raises:
       ValueError: one of them is not finite.
     """
-    finite, largest = zip(*jax.device_get(told), strict=True)
+    finite, largest = zip(*on_host(told), strict=True)
     broken = np.flatnonzero(~np.concatenate(finite)[: sites.size])
     if len(broken):
         raise ValueError(

@@ -46,7 +46,7 @@ from abstraction.models.network import on_device
 from abstraction.planning import Program, fitting_chunk
 from abstraction.pytrees import pytree
 from abstraction.randomness import check_key
-from abstraction.sharding import CANDIDATES, check_share, devices_along, mesh_of, over
+from abstraction.sharding import CANDIDATES, check_share, devices_along, mesh_of, on_host, over
 from abstraction.training.loop import Plateau, start_plateau, update_plateau
 from abstraction.typing import AnyArray
 
@@ -178,11 +178,11 @@ def _train_group(
     while epoch < config.max_epochs and running:
         until = jax.device_put(np.int32(min(epoch + _EPOCHS_PER_CALL, config.max_epochs)))
         state = _train(network, data, padded, state, key, until, training=training)
-        epoch, stopped = jax.device_get((state.epoch, state.plateau.stopped))
+        epoch, stopped = on_host((state.epoch, state.plateau.stopped))
         running = int((~stopped).sum())
         if progress is not None:
             progress(int(epoch), running)
-    found = jax.device_get(_result(padded, state, featurizer, mesh))
+    found = on_host(_result(padded, state, featurizer, mesh))
     cut = jax.tree.map(lambda leaf: leaf[:count], found._replace(candidates=None, curve=found.curve.T))
     return cut._replace(candidates=candidates, curve=cut.curve.T)
 

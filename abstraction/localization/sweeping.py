@@ -48,7 +48,7 @@ from abstraction.models import Network, Tap
 from abstraction.models.network import on_device
 from abstraction.planning import Program
 from abstraction.randomness import host_generator, named_key
-from abstraction.sharding import CANDIDATES, devices_along, mesh_of, over
+from abstraction.sharding import CANDIDATES, devices_along, mesh_of, on_host, over
 
 Ablation = Literal["zero", "mean", "resample"]
 Replacement = Literal["interchange", "zero", "mean", "resample"]
@@ -204,7 +204,7 @@ def _measured(
         frames = frame_basis(random_frames(key, (repeats.draws * tap.depth,), tap.width, places.widest))
         depth = np.tile(np.arange(tap.depth, dtype=np.int32), repeats.draws)
         handles = Handle(tap.name, np.ones((len(depth), places.widest), np.float32), frames, depth)
-        drawn = score(jax.device_get(_handles(network, recorded.runs, handles, labels_of(recorded), measuring)))
+        drawn = score(on_host(_handles(network, recorded.runs, handles, labels_of(recorded), measuring)))
         by_depth = drawn.reshape(repeats.draws, tap.depth, -1).mean(axis=0)
         levels["random"] = by_depth[np.asarray(places.sites.depth)]
     if orders:
@@ -259,7 +259,7 @@ def _all_sites(
     for start in range(0, sites.size, block):
         program = sweep_program(network, recorded, sites, measuring.measure, measuring.chunk, start)
         parts.append(done.add(min(block, sites.size - start), program()))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: sites.size], *jax.device_get(parts))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: sites.size], *on_host(parts))
 
 
 @partial(jax.jit, static_argnames=("measuring",))
@@ -291,7 +291,7 @@ def _floor(recorded: Recorded, options: Sweeping) -> dict[str, np.ndarray]:
     """Return what is had without any edit: chance, where there is such a thing, and the network as it is."""
     measure, base, labels = options.measured, recorded.runs.outputs, labels_of(recorded)
     plain = _plain(base[None], base, labels, _Measuring(measure, recorded.readout, 1))
-    identity = {"identity": _score(measure, jax.device_get(plain), labels)}
+    identity = {"identity": _score(measure, on_host(plain), labels)}
     return {"chance": chance_level(recorded.bank)[None], **identity} if measure == "iia" else identity
 
 
@@ -333,14 +333,14 @@ def _estimated(network: Network, recorded: Recorded, places: _Places, options: S
             )
         changes = first_order_changes(network, runs, places.sites, _Outputs(), (), options.points)
         outputs = np.moveaxis(changes, 0, -1).swapaxes(0, 1) + np.asarray(runs.outputs, np.float32)[None]
-        return jax.device_get(_plain(outputs, runs.outputs, labels, _Measuring(measure, recorded.readout, 1)))
+        return on_host(_plain(outputs, runs.outputs, labels, _Measuring(measure, recorded.readout, 1)))
     if measure == "kl" and not any(options.points):
         raise ValueError("got first order of 'kl' at the base, where its gradient is 0, expected a point beyond 0")
     given = (labels.labels.T, labels.factual, labels.eligible.T)
     changes = first_order_changes(
         network, runs, places.sites, _Numbers(measure, recorded.readout), given, options.points
     )
-    return jax.device_get(_summaries(np.moveaxis(changes, -1, 0), counted(measure, labels)))
+    return on_host(_summaries(np.moveaxis(changes, -1, 0), counted(measure, labels)))
 
 
 @jax.jit

@@ -14,6 +14,7 @@ from abstraction.models.mlp import MLP
 from abstraction.models.network import Network
 from abstraction.models.places import PlaceView, placed
 from abstraction.models.positions import at_positions, highlighted
+from abstraction.models.precision import in_precision
 from abstraction.models.sequential import Sequential
 from abstraction.models.taps import Edit, Tap
 from abstraction.models.token_views import Prompts, TokenView, prompts_at
@@ -44,6 +45,7 @@ __all__ = [
     "at_positions",
     "check_model",
     "highlighted",
+    "in_precision",
     "listing",
     "load_decoder",
     "on_mesh",

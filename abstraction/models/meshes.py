@@ -35,17 +35,39 @@ def on_mesh(network: Network, mesh: Mesh) -> Network:
       ValueError: another mesh, or several devices along `model` for a network that is no decoder, or that cannot share
         its heads or units equally.
     """
-    if not isinstance(mesh, Mesh) or mesh.axis_names != AXES:
-        raise ValueError(f"got {mesh}, expected a mesh with axes {AXES}, from `device_mesh`")
+    check_mesh(network.model, mesh)
     config = _config(network.model)
-    if mesh.shape[MODEL] > 1:
-        _check(network.model, config, mesh.shape[MODEL])
 
     def split(path: tuple[Any, ...], leaf: Any) -> Any:
-        where = NamedSharding(mesh, PartitionSpec() if config is None else _split(path, leaf, config, mesh))
+        names = {str(getattr(part, "key", getattr(part, "name", part))) for part in path}
+        where = NamedSharding(mesh, PartitionSpec() if config is None else _split(names, leaf, config, mesh))
         return put(leaf, where)
 
     return Network(network.model, jax.tree_util.tree_map_with_path(split, network.params))
+
+
+def weight_on_mesh(decoder: Any, path: str, leaf: Any, mesh: Mesh) -> Any:
+    """Put one array of a decoder where `on_mesh` would.
+
+    Args:
+      decoder: whose it is.
+      path: of the array, such as `blocks/query/kernel`.
+      leaf: the array, of the host.
+      mesh: what `device_mesh` returns.
+    """
+    return put(leaf, NamedSharding(mesh, _split(set(path.split("/")), leaf, decoder.config, mesh)))
+
+
+def check_mesh(model: Any, mesh: Mesh) -> None:
+    """Refuse what is no mesh of `device_mesh`, and one that cannot share a network's arrays.
+
+    Raises:
+      ValueError: as `on_mesh`.
+    """
+    if not isinstance(mesh, Mesh) or mesh.axis_names != AXES:
+        raise ValueError(f"got {mesh}, expected a mesh with axes {AXES}, from `device_mesh`")
+    if mesh.shape[MODEL] > 1:
+        _check(model, _config(model), mesh.shape[MODEL])
 
 
 def split_inputs(mesh: Mesh | None, inputs: Any) -> Any:
@@ -87,8 +109,7 @@ def _check(model: Any, config: DecoderConfig | None, size: int) -> None:
             )
 
 
-def _split(path: tuple[Any, ...], leaf: Any, config: DecoderConfig, mesh: Mesh) -> PartitionSpec:
-    names = {str(getattr(part, "key", getattr(part, "name", part))) for part in path}
+def _split(names: set[str], leaf: Any, config: DecoderConfig, mesh: Mesh) -> PartitionSpec:
     size = mesh.shape[MODEL]
     if names & set(_TOKENS):
         return PartitionSpec(MODEL) if leaf.shape[0] % size == 0 else PartitionSpec()

@@ -18,6 +18,7 @@ from jaxtyping import Array, Int
 from abstraction.models.base import Model, Shaped
 from abstraction.models.taps import NO_EDITS, Edits, Tap
 from abstraction.pytrees import pytree, static
+from abstraction.sharding import on_host
 from abstraction.typing import AnyArray, Outputs, Params
 
 _LARGE = 2**22
@@ -102,7 +103,7 @@ def params_digest(params: Params) -> str:
     """Return the SHA-256 of weights: paths, types, shapes and values. It is the identity of a trained network."""
     total = hashlib.sha256()
     for path, leaf in sorted(_named(params).items()):
-        values = np.ascontiguousarray(np.asarray(leaf))
+        values = np.ascontiguousarray(on_host(leaf))
         total.update(f"{path} {values.dtype.name} {values.shape}".encode())
         total.update(values.tobytes())
     return total.hexdigest()

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
 from abstraction.models.decoder import Decoder
@@ -25,6 +26,7 @@ from abstraction.models.gguf_files import Stored, is_gguf, read_gguf
 from abstraction.models.hub_configs import config_from_hub
 from abstraction.models.hub_files import PATTERNS, network_folder, read_json, weight_files
 from abstraction.models.hub_tables import HEAD, TABLES, Origin, outputs_of
+from abstraction.models.meshes import check_mesh, weight_on_mesh
 from abstraction.models.network import Network
 
 _FLOATS = ("F32", "BF16", "F16", "F64")
@@ -43,6 +45,7 @@ def load_decoder(
     dtype: Precision | None = None,
     answers: Sequence[Sequence[int]] = (),
     rest: bool = False,
+    mesh: Mesh | None = None,
 ) -> Network:
     """Load a network of transformers.
 
@@ -53,13 +56,14 @@ def load_decoder(
       dtype: of weights and activations; by default what `config.json` says, float32 where nothing is said.
       answers: see `Decoder`.
       rest: see `Decoder`.
+      mesh: where the weights go, each to its devices as it is read: none of them need hold all (`device_mesh`).
 
     Returns:
       A network whose model is a `Decoder`.
 
     Raises:
       ValueError: no such source, a configuration that has no counterpart, or tensors that are missing, unknown, of
-        another shape or not finite; names the file, and the field or tensor.
+        another shape or not finite; names the file, and the field or tensor; or a mesh that cannot share them.
       OSError: the hub cannot be reached, or has no such network for you.
       ImportError: a download without `huggingface_hub`, or a GGUF file without `gguf`.
     """
@@ -71,9 +75,14 @@ def load_decoder(
         family = TABLES[fields["model_type"]]
         table = {path: family[path] for path in wanted}
         _require_tensors(stored, table, wanted, config)
-        filled = {path: jnp.asarray(_filled(stored, origin, wanted[path], config)) for path, origin in table.items()}
-        if config.tied and HEAD in stored:
-            _require_tied(stored[HEAD].read(), filled["embedding"])
+        if mesh is not None:
+            check_mesh(decoder, mesh)
+        filled = {}
+        for path, origin in table.items():
+            array = _filled(stored, origin, wanted[path], config)
+            if path == "embedding" and config.tied and HEAD in stored:
+                _require_tied(stored[HEAD].read(), array)
+            filled[path] = jnp.asarray(array) if mesh is None else weight_on_mesh(decoder, path, array, mesh)
     return Network(decoder, nested_parameters(filled))
 
 
@@ -174,6 +183,6 @@ def _names(origin: Origin, depth: int) -> Iterator[str]:
     return (origin.name.format(block) for block in range(depth if "{}" in origin.name else 1))
 
 
-def _require_tied(head: np.ndarray, embedding: jax.Array) -> None:
+def _require_tied(head: np.ndarray, embedding: np.ndarray) -> None:
     if not np.array_equal(head.astype(embedding.dtype), embedding):
         raise ValueError(f"got {HEAD} that is not the embedding, expected equal ones where tie_word_embeddings is set")

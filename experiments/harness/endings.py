@@ -36,12 +36,17 @@ class Stopped(BaseException):
 
 
 class Continuation:
-    """Whether to go on, and what to type to go on later; a run says where it writes once it knows."""
+    """Whether to go on, and what to type to go on later; a run says where it writes once it knows.
+
+    Attributes:
+      together: tells of several processes that share a run whether SIGTERM has arrived at one of them.
+    """
 
     def __init__(self, arguments: list[str]):
         self._arguments = arguments
         self._out: Path | None = None
         self._asked = False
+        self.together: Callable[[bool], bool] = bool
 
     def writes_to(self, out: Path) -> None:
         """Say which folder the run is in; from here on SIGTERM waits for the end of a step."""
@@ -53,7 +58,7 @@ class Continuation:
         Raises:
           Stopped: it has.
         """
-        if self._asked:
+        if self.together(self._asked):
             raise Stopped
 
     def terminate(self, number: int, frame: FrameType | None) -> None:

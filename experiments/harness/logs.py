@@ -9,8 +9,10 @@ be told is null. Lines of a run that is continued follow those of the run before
 import ctypes
 import json
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -23,8 +25,8 @@ _ARENA_MAX = -8
 """Number of an option of glibc's `mallopt`."""
 _STATUS = Path("/proc/self/status")
 """Where Linux says how much memory a process held; what `getrusage` says there begins with that of its parent."""
-_EVERY = 10.0
-"""Seconds between two returns of memory, which takes a moment itself."""
+_EVERY = 5.0
+"""Seconds between two returns of memory, which take a moment themselves."""
 
 
 def peak_memory() -> float | None:
@@ -44,17 +46,29 @@ def device_peak() -> float | None:
 def hold_less() -> None:
     """Let glibc keep two pools of memory instead of eight for each core: what threads free is used by others.
 
-    Without it, and without `give_back`, 1 of 4 GB were pieces that nothing used in a run of indirect objects. Elsewhere
-    than with glibc nothing is done.
+    Without it, and without `given_back`, 1 of 4 GB were pieces that nothing used in a run of indirect objects.
+    Elsewhere than with glibc nothing is done.
     """
     if (libc := _glibc()) is not None:
         libc.mallopt(_ARENA_MAX, 2)
 
 
-def give_back() -> None:
-    """Return to the system what is free in the pools of glibc, which keeps it otherwise."""
-    if (libc := _glibc()) is not None:
-        libc.malloc_trim(0)
+@contextmanager
+def given_back(every: float = _EVERY) -> Iterator[None]:
+    """Return to the system, now and then, what is free in the pools of glibc, which keeps it otherwise."""
+    libc, done = _glibc(), threading.Event()
+
+    def watch() -> None:
+        while libc is not None and not done.wait(every):
+            libc.malloc_trim(0)
+
+    thread = threading.Thread(target=watch, name="memory", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @cache
@@ -66,22 +80,18 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def logger(folder: Path) -> Callable[[int, str], dict[str, Any]]:
-    """Return what adds a line, of a seed and its stage, to the log of a run, and gives memory back now and then.
+    """Return what adds a line, of a seed and its stage, to the log of a run, and returns it.
 
-    It returns the line. A line that a killed process left half is ended first.
+    A line that a killed process left half is ended first.
     """
     began = time.perf_counter()
-    path, given = folder / FILE, -_EVERY
+    path = folder / FILE
     if path.exists() and not path.read_bytes().endswith(b"\n"):
         with path.open("a", encoding="utf-8") as file:
             file.write("\n")
 
     def log(seed: int, stage: str) -> dict[str, Any]:
-        nonlocal given
         seconds, memory, device = time.perf_counter() - began, peak_memory(), device_peak()
-        if seconds - given >= _EVERY:
-            give_back()
-            given = seconds
         line: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 2),

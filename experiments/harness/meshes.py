@@ -4,6 +4,7 @@ from jax.sharding import Mesh
 
 from abstraction.models import Network, on_mesh
 from abstraction.sharding import AXES, device_mesh
+from experiments.harness.processes import as_first
 from experiments.harness.valid import require
 
 
@@ -24,6 +25,6 @@ def parsed_mesh(text: str | None) -> Mesh | None:
 
 
 def placed(network: Network, mesh: str | None) -> Network:
-    """Put a network where a flag says: what runs it shares its work out there."""
+    """Put a trained network where a flag says: what runs it shares its work out there."""
     devices = parsed_mesh(mesh)
-    return network if devices is None else on_mesh(network, devices)
+    return network if devices is None else on_mesh(Network(network.model, as_first(network.params)), devices)

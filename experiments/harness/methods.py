@@ -239,13 +239,14 @@ def full_state(bench: Bench) -> Outcome:
             [{"depth": depth} for depth in range(depths)] * variables,
             cost=np.tile(np.arange(depths, dtype=float), variables),
         )
-    return Outcome(choice, same_time(elapsed), {}, {})
+    return Outcome(choice, same_time(elapsed), {"sites": depths}, {})
 
 
 def coupling_details(plans: Plans) -> dict[str, Any]:
-    """Tell how a batch of couplings went numerically."""
+    """Tell how many sites a batch of couplings is about, and how it went numerically."""
     coupling = jax.device_get(plans.coupling)
     return {
+        "sites": coupling.plan.shape[-1],
         "couplings": int(coupling.converged.size),
         "converged": float(np.mean(coupling.converged)),
         "marginal_error": float(np.max(coupling.marginal_error)),

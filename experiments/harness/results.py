@@ -20,6 +20,7 @@ from abstraction.evaluation.judging import judge_alone, judge_controls
 from abstraction.interventions.handles import at_one_depth, coordinate_mass, stack_handles
 from abstraction.localization import Choice
 from abstraction.models.base import Recordable
+from experiments.harness.logs import device_peak, peak_memory
 from experiments.harness.methods import Bench, Outcome
 from experiments.harness.outcomes import answers_of
 from experiments.harness.records import Row, RunFolder, Unit
@@ -51,8 +52,8 @@ class Results:
         """What is written down of the seed."""
         return Unit(f"seed-{self.seed}", self.rows, self.details, self.arrays)
 
-    def part(self, run: RunFolder, name: str, make: Callable[["Results"], None]) -> None:
-        """Add a part of the seed: what a leg of the run that was stopped has left of it, or what is measured now."""
+    def apart(self, run: RunFolder, name: str, make: Callable[["Results"], None]) -> "Results":
+        """Return a part of the seed: what a leg of the run that was stopped has left of it, or what is measured now."""
 
         def made() -> Unit:
             # Whether pairs are kept is asked of the details; the pairs themselves are no part's.
@@ -64,6 +65,11 @@ class Results:
             return own.unit
 
         unit = run.part(self.unit.name, name, made)
+        return Results(self.experiment, self.seed, self.repeats, unit.rows, unit.details, unit.arrays)
+
+    def part(self, run: RunFolder, name: str, make: Callable[["Results"], None]) -> None:
+        """Add a part of the seed."""
+        unit = self.apart(run, name, make)
         self.rows.extend(unit.rows)
         for key, value in unit.details.items():
             known = self.details.get(key)
@@ -128,11 +134,20 @@ class Results:
             "handles_evaluated": choice.evaluated,
             "candidates_not_finite": choice.not_finite.tolist(),
             **outcome.details,
+            "cost": _cost(outcome, full),
         }
         arrays = {"mass": coordinate_mass(handles, bench.sites.tap_depth), **outcome.arrays}
         if "pairs" in self.details:
             arrays["got"] = answers_of(bench, handles)
         self.arrays.update({f"{method}/{name}": np.asarray(array) for name, array in arrays.items()})
+
+
+def _cost(outcome: Outcome, elapsed: Time) -> dict[str, float]:
+    """Return sites, or searches, that a method tried in a second of its full grid, and the most memory held so far."""
+    tried = {what: outcome.details.get(what, 0) for what in ("sites", "searches")}
+    rates = {f"{what}_a_second": count / max(elapsed.run, 1e-9) for what, count in tried.items()}
+    held = {"peak_memory": peak_memory(), "peak_device_memory": device_peak()}
+    return {name: value for name, value in (rates | held).items() if value}
 
 
 def seed_keys(seed: int, names: Sequence[str]) -> dict[str, jax.Array]:

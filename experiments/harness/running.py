@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,9 @@ from experiments.harness.endings import Continuation
 from experiments.harness.explaining import Costs
 from experiments.harness.files import locked, remove_leftovers
 from experiments.harness.loggers import opened
-from experiments.harness.logs import hold_less, logger
+from experiments.harness.logs import given_back, hold_less, logger
 from experiments.harness.options import Options
+from experiments.harness.processes import any_of, copied, is_first
 from experiments.harness.records import RunFolder, Unit, create_run
 from experiments.harness.report import Report
 from experiments.harness.valid import parse_seeds
@@ -62,18 +63,25 @@ def run_experiment(experiment: Experiment, options: Options, continuation: Conti
     if options.resume and options.out is None:
         raise ValueError("got --resume without --out, expected the folder of the run to continue")
     out = options.out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with writing(out):
-        run = create_run(out, options, resume=options.resume, ignore=("seeds", "out", "resume", "mesh", "log"))
-        remove_leftovers(out)
+    continuation.together = any_of
+    begin = lambda: _begun(experiment, options, out)
+    with writing(out) if is_first() else nullcontext(), copied(out, begin, RunFolder) as run:
         continuation.writes_to(out)
         try:
-            changed = run.add_to_manifest(seeds=parse_seeds(options.seeds), experiment=experiment.name)
-            if changed:
-                print(f"note: changed since this run was last continued: {'; '.join(changed)}", file=sys.stderr)
             run_seeds(experiment, options, run, continuation)
         except ValueError:
             run.forget_if_empty()
             raise
+    return run
+
+
+def _begun(experiment: Experiment, options: Options, out: Path) -> RunFolder:
+    """Make or continue the run folder, and write down with what."""
+    run = create_run(out, options, resume=options.resume, ignore=("seeds", "out", "resume", "mesh", "log"))
+    remove_leftovers(out)
+    changed = run.add_to_manifest(seeds=parse_seeds(options.seeds), experiment=experiment.name)
+    if changed:
+        print(f"note: changed since this run was last continued: {'; '.join(changed)}", file=sys.stderr)
     return run
 
 
@@ -105,7 +113,8 @@ def run_seeds(
     missing = [seed for seed in parse_seeds(options.seeds) if f"seed-{seed}" not in done]
     hold_less()
     log = logger(run.path)
-    with tqdm(missing, unit="seed", disable=None, leave=False) as bar, opened(options.log, run) as loggers:
+    silent, named = (None, options.log) if is_first() else (True, ())
+    with tqdm(missing, unit="seed", disable=silent, leave=False) as bar, opened(named, run) as loggers, given_back():
 
         def tell(seed: int, stage: str) -> None:
             bar.set_description_str(f"seed {seed}: {stage}")

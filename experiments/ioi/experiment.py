@@ -12,8 +12,8 @@ found by transport and by swapping each alone, and a network of random weights i
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -22,31 +22,21 @@ import numpy as np
 from abstraction.causal.pairs import digest as bank_digest
 from abstraction.causal.pairs import select_variables
 from abstraction.evaluation import Repeats
-from abstraction.interventions.handles import handle_depths
 from abstraction.tasks.ioi import VARIABLES
-from experiments.harness.meshes import placed
-from experiments.harness.methods import Bench, Outcome, Tell
+from experiments.harness.meshes import parsed_mesh
+from experiments.harness.methods import Tell
 from experiments.harness.progressive import METHODS as WAYS
 from experiments.harness.progressive import Method, Stages
 from experiments.harness.records import RunFolder, Unit
 from experiments.harness.report import Report
 from experiments.harness.results import Results, seed_keys
 from experiments.harness.running import Experiment
-from experiments.harness.timing import stopwatch
+from experiments.harness.timing import Time, stopwatch
 from experiments.ioi.cost import costs
 from experiments.ioi.figures import draw
 from experiments.ioi.heads import VARIABLE, find_heads
-from experiments.ioi.judging import (
-    Linear,
-    add_errors,
-    compare_apart,
-    judge_apart,
-    keep_apart,
-    linear_model,
-    spread_mass,
-    write_mib,
-    written_pairs,
-)
+from experiments.ioi.joining import join_all, write_mib
+from experiments.ioi.judging import PLAIN, judge_variable, keep_plain, written_pairs
 from experiments.ioi.methods import OWN_METHODS, PROTOCOLS, options_of
 from experiments.ioi.options import METHODS as NAMES
 from experiments.ioi.options import OF_BOTH, Ioi
@@ -63,8 +53,7 @@ def run_seed(config: Ioi, seed: int, run: RunFolder, tell: Tell) -> Unit:
     """Load the network, run every method on one seed's pairs, and return the seed's unit."""
     keys, results = seed_keys(seed, _KEYS), Results(NAME, seed, Repeats(config.control_draws, config.control_shuffles))
     tell("network")
-    subject = load_subject(config.network)
-    subject = subject._replace(network=placed(subject.network, config.mesh))
+    subject = load_subject(config.network, parsed_mesh(config.mesh))
     tell("pairs")
     with stopwatch() as making:
         questions = make_questions(config.banks, subject, seed, config.network.batch)
@@ -110,69 +99,62 @@ def search_places(
     keys: Mapping[str, jax.Array],
     tell: Tell,
 ) -> None:
-    """Record each variable's pairs at its place, and run every method there; recordings are let go."""
-    subject, questions, config = about
-    tell("recording")
-    with stopwatch() as recording:
-        benches = {
-            variable: narrow_bench(subject, pairs_of(variable, questions, config), config, variable, place.position)
-            for variable, place in reversed(places.items())
-        }
-    results.took("recording", recording)
-    results.part(run, "as-it-is", lambda part: compare_apart(part, benches))
-    test = select_variables(questions.banks["test"].bank, [VARIABLES.index(variable) for variable in benches])
-    results.details["pairs"] = written_pairs(benches[VARIABLE], subject, test, places[VARIABLE].position)
-    run_methods(results, run, config, (benches, places), keys, tell)
+    """Run every method on each variable at its place; what was recorded of one is let go before the next."""
+    searched = {
+        variable: search_variable(results, run, about, (variable, place), keys, tell)
+        for variable, place in reversed(places.items())
+    }
+    join_all(results, searched, {variable: place.position for variable, place in places.items()})
 
 
-def run_methods(
+def search_variable(
     results: Results,
     run: RunFolder,
-    config: Ioi,
-    found: tuple[Mapping[str, Bench], Mapping[str, Place]],
+    about: tuple[Subject, Questions, Ioi],
+    found: tuple[str, Place],
     keys: Mapping[str, jax.Array],
     tell: Tell,
-) -> None:
-    """Run every method on every variable; each is a part of the seed."""
-    benches, places = found
-    linear, error = linear_model(benches, places)
-    results.details["linear"] = {**dict(zip(("bias", "position", "token"), linear, strict=True)), "error": error}
-    stages = {v: Stages(config, bench, protocols=PROTOCOLS) for v, bench in benches.items()}
+) -> dict[str, Results]:
+    """Run the methods on one variable, each a part of the seed; its pairs are recorded if one of them is missing.
+
+    Returns:
+      What each has left, by its name, and what the network does as it is.
+    """
+    (subject, questions, config), (variable, place) = about, found
+
+    @cache
+    def recorded() -> tuple[Stages, Time]:
+        tell(f"recording, {variable}")
+        with stopwatch() as elapsed:
+            chosen = pairs_of(variable, questions, config)
+            bench = narrow_bench(subject, chosen, config, variable, place.position)
+        return Stages(config, bench, protocols=PROTOCOLS), elapsed
+
+    def as_it_is(part: Results) -> None:
+        stages, elapsed = recorded()
+        part.took("recording", elapsed)
+        keep_plain(part, stages.bench, place)
+        if variable == VARIABLE:
+            test = select_variables(questions.banks["test"].bank, [*reversed(range(len(VARIABLES)))])
+            part.details["pairs"] = written_pairs(stages.bench, subject, test, place.position)
+
+    parts = {PLAIN: results.apart(run, f"{PLAIN}-{variable}", as_it_is)}
     for name in config.methods:
-        searched = [*stages] if name in OF_BOTH or config.both else [VARIABLE]
+        variables = [*reversed(VARIABLES)] if name in OF_BOTH or config.both else [VARIABLE]
+        if variable in variables:
 
-        def search(part: Results, name: str = name, searched: Sequence[str] = searched) -> None:
-            outcomes = {}
-            for variable in searched:
-                say = lambda text, variable=variable: tell(f"{name}, {variable}: {text}")
-                say("running")
+            def search(part: Results, name: str = name, order: int = variables.index(variable)) -> None:
                 way: Method = OWN_METHODS.get(name) or WAYS[name]
-                key = jax.random.fold_in(keys[name], VARIABLES.index(variable))
-                own = dataclasses.replace(stages[variable], config=options_of(name, variable, config))
-                outcomes[variable] = way.run(own, way, key, say)
-            tell(f"{name}: judging")
-            judged, key = {v: benches[v] for v in searched}, jax.random.fold_in(keys[name], len(stages))
-            judge_found(part, run.path, name, (judged, places, outcomes), linear, key)
+                own = dataclasses.replace(recorded()[0], config=options_of(name, variable, config))
+                say = lambda text: tell(f"{name}, {variable}: {text}")
+                say("running")
+                outcome = way.run(own, way, jax.random.fold_in(keys[name], VARIABLES.index(variable)), say)
+                say("judging")
+                key = jax.random.fold_in(jax.random.fold_in(keys[name], len(VARIABLES)), order)
+                judge_variable(part, run.path, (name, variable), (own.bench, outcome), key)
 
-        results.part(run, name, search)
-
-
-def judge_found(
-    part: Results,
-    folder: Path,
-    name: str,
-    found: tuple[Mapping[str, Bench], Mapping[str, Place], Mapping[str, Outcome]],
-    linear: Linear,
-    key: jax.Array,
-) -> None:
-    """Judge what a method found, and keep its handles, and all that is written of them later."""
-    benches, places, outcomes = found
-    judge_apart(part, benches, outcomes, name, key)
-    spread_mass(part, name, [places[variable].position for variable in benches])
-    keep_apart(folder, benches, outcomes, f"{name}-seed-{part.seed}")
-    add_errors(part, benches, outcomes, name, linear)
-    for variable, outcome in outcomes.items():
-        part.add(name, variable, "calibration", block=handle_depths(outcome.choice.handles)[0])
+            parts[name] = results.apart(run, f"{name}-{variable}", search)
+    return parts
 
 
 def describe(subject: Subject, questions: Questions) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class IoiNetwork:
     revision: str | None = None
     """Of a hub id."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of weights and activations; by default that of the files."""
+    """Of weights and activations; by default that of the files, float32 of the random network."""
     batch: Annotated[int, valid.COUNT] = 32
     """Prompts that are run at once."""
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from abstraction.causal.pairs import PairBank, select_variables, take_rows
 from abstraction.evaluation import Recorded
@@ -13,7 +14,17 @@ from abstraction.evaluation.recording import record_together
 from abstraction.evaluation.solving import solved
 from abstraction.interventions import state_sites
 from abstraction.localization import Signature
-from abstraction.models import Decoder, DecoderConfig, Network, Prompts, TokenView, load_decoder, prompts_at
+from abstraction.models import (
+    Decoder,
+    DecoderConfig,
+    Network,
+    Prompts,
+    TokenView,
+    in_precision,
+    load_decoder,
+    on_mesh,
+    prompts_at,
+)
 from abstraction.models.packaged import NAME, smollm2
 from abstraction.models.token_views import ONE, window_of
 from abstraction.tasks import ioi, prompts
@@ -76,20 +87,28 @@ class Questions(NamedTuple):
     kept: float
 
 
-def load_subject(options: IoiNetwork) -> Subject:
+def load_subject(options: IoiNetwork, mesh: Mesh | None = None) -> Subject:
     """Load a network, or make the small random one.
+
+    Args:
+      options: which.
+      mesh: where its weights go.
 
     Raises:
       ImportError: SmolLM2 is not installed; how to get it.
       ValueError: there is no such model, it is of an unknown kind, or fewer than four names are one token.
     """
     if options.model is None and options.kind == "random":
-        return _random_subject()
+        subject = _random_subject()
+        network = subject.network if options.dtype is None else in_precision(subject.network, options.dtype)
+        return subject._replace(network=network if mesh is None else on_mesh(network, mesh))
     source, name = (smollm2(), NAME) if options.model is None else (options.model, options.model)
     tokenizer = prompts.load_tokenizer(source, revision=options.revision)
     lexicon = ioi.lexicon_for(tokenizer)
     answers = ioi.answers(tokenizer, lexicon)
-    network = load_decoder(source, revision=options.revision, dtype=options.dtype, answers=answers, rest=True)
+    network = load_decoder(
+        source, revision=options.revision, dtype=options.dtype, answers=answers, rest=True, mesh=mesh
+    )
     return Subject(name, network, tokenizer, lexicon)
 
 

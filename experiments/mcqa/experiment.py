@@ -21,7 +21,7 @@ from abstraction.evaluation import Repeats
 from abstraction.models import TokenView
 from abstraction.tasks.symbols import LETTERS
 from experiments.harness.explaining import Costs, Seen, decoder_case, searches
-from experiments.harness.meshes import placed
+from experiments.harness.meshes import parsed_mesh
 from experiments.harness.methods import Bench, Tell
 from experiments.harness.progressive import METHODS, Stages
 from experiments.harness.records import RunFolder, Unit, digest
@@ -47,8 +47,7 @@ def run_seed(config: Mcqa, seed: int, run: RunFolder, tell: Tell) -> Unit:
     """Load the network, run every method on one seed's pairs, and return the seed's unit."""
     keys, results = seed_keys(seed, NAMES), Results(NAME, seed, Repeats(config.control_draws, config.control_shuffles))
     tell("network")
-    subject = load_subject(config.network)
-    subject = subject._replace(network=placed(subject.network, config.mesh))
+    subject = load_subject(config.network, parsed_mesh(config.mesh))
     config = for_width(config, subject.decoder.config.width, subject.decoder.config.depth)
     tell("pairs")
     with stopwatch() as making:

@@ -34,7 +34,7 @@ class NetworkOptions:
     revision: str | None = None
     """Of a hub id."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of weights and activations; by default that of the files."""
+    """Of weights and activations; by default that of the files, float32 of the networks of this project."""
     gib: Annotated[float, valid.POSITIVE] = 8.0
     """Memory for one chunk of activations."""
 

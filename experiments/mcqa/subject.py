@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from abstraction.causal import PairBank
 from abstraction.evaluation import CLASSES, Classes, Readout, Recorded
@@ -14,7 +15,7 @@ from abstraction.evaluation.planted import planted_network
 from abstraction.evaluation.recording import record_together
 from abstraction.interventions import factual_outputs, state_sites
 from abstraction.localization import Signature
-from abstraction.models import Decoder, Network, Prompts, TokenView, load_decoder, prompts_at
+from abstraction.models import Decoder, Network, Prompts, TokenView, in_precision, load_decoder, on_mesh, prompts_at
 from abstraction.models.token_views import window_of
 from abstraction.models.weights import load_config
 from abstraction.tasks import mcqa, prompts, symbols
@@ -70,19 +71,25 @@ class Questions(NamedTuple):
     accuracy: float
 
 
-def load_subject(options: NetworkOptions) -> Subject:
+def load_subject(options: NetworkOptions, mesh: Mesh | None = None) -> Subject:
     """Load a network, or make the planted one.
+
+    Args:
+      options: which.
+      mesh: where its weights go.
 
     Raises:
       ValueError: there is no such model, it is of an unknown kind, or its tokens cannot tell letters apart.
     """
     if options.model is None:
-        if options.kind == "embedded":
-            return Subject("embedded", *embedded_network())
-        return Subject("planted", *planted_network(0)[:2])
+        made = embedded_network() if options.kind == "embedded" else planted_network(0)[:2]
+        network = made[0] if options.dtype is None else in_precision(made[0], options.dtype)
+        return Subject(options.kind, network if mesh is None else on_mesh(network, mesh), made[1])
     tokenizer = prompts.load_tokenizer(options.model, revision=options.revision)
     answers = symbols.symbol_classes(tokenizer)
-    network = load_decoder(options.model, revision=options.revision, dtype=options.dtype, answers=answers, rest=True)
+    network = load_decoder(
+        options.model, revision=options.revision, dtype=options.dtype, answers=answers, rest=True, mesh=mesh
+    )
     return Subject(options.model, network, tokenizer)
 
 

@@ -22,7 +22,7 @@ from experiments.harness.tables import show_parts
 from experiments.ioi import experiment as ioi
 from experiments.ioi import figures, tables
 from experiments.ioi.cost import explanation, load_shape, stages
-from experiments.ioi.judging import join
+from experiments.ioi.joining import join
 from experiments.ioi.options import Ioi, IoiNetwork
 from experiments.ioi.subject import first_pairs, load_subject, make_questions, narrow_bench, whole_vocabulary
 

@@ -1,6 +1,7 @@
 """`--mesh`: a run that several devices share has the numbers of one that has a device for itself."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,37 @@ def test_devices_share_a_run_and_its_numbers_stay(tmp_path: Path):
         line = [sys.executable, "-m", "experiments", *RUN, *mesh, "--out", str(folder)]
         run = subprocess.run(line, env=settings, cwd=ROOT, capture_output=True, text=True, check=False)
         assert not run.returncode, run.stderr[-2000:]
-    alone, shared = (numbers(open_run(folder).read_unit("seed-1")) for folder in out)
+    _assert_alike(*out)
+
+
+@pytest.mark.slow
+def test_processes_share_a_run_and_the_first_writes_it(tmp_path: Path):
+    """Two processes of four devices each."""
+    settings = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "experiments", *RUN]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    subprocess.run([*line, "--out", str(alone)], env=settings, cwd=ROOT, capture_output=True, check=True)
+    settings["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = f"localhost:{free.getsockname()[1]}"
+    line += ["--mesh", "pairs=4,candidates=2", "--out", str(shared)]
+    each = [
+        subprocess.Popen(
+            [*line, "--processes", f"{place},{index},2"],
+            env=settings, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    told = [process.communicate() for process in each]
+    assert [process.returncode for process in each] == [0, 0], told
+    assert "report" in told[0][0]
+    assert told[1][0] == "", "the first one prints"
+    _assert_alike(alone, shared)
+
+
+def _assert_alike(*folders: Path) -> None:
+    alone, shared = (numbers(open_run(folder).read_unit("seed-1")) for folder in folders)
     assert set(alone) == set(shared)
     apart = {name: (alone[name], shared[name]) for name in alone if abs(alone[name] - shared[name]) > 0.02}
     assert not apart

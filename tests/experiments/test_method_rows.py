@@ -252,6 +252,15 @@ def test_a_tested_method_leaves_rows_for_itself_and_its_controls(bench: Bench):
     assert {row.seed for row in rows} == {5}
 
 
+def test_a_tested_method_leaves_what_it_cost(bench: Bench):
+    rows, details, _ = _tested(bench)
+    seconds = next(row.value for row in rows if (row.method, row.metric) == ("ot", "seconds"))
+    cost = details["cost"]
+    assert cost["sites_a_second"] == pytest.approx(bench.sites.size / seconds)
+    assert "searches_a_second" not in cost
+    assert 0.01 < cost["peak_memory"] < 1000, "GB; on Linux"
+
+
 def test_control_rows_are_the_counts_of_the_controls(bench: Bench):
     outcome = _found(bench)
     controls = judge_controls(jax.random.key(1), bench.network, outcome.choice.handles, bench.tests, Repeats(3, 2))

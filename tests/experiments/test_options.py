@@ -147,7 +147,7 @@ def test_every_option_is_a_flag_with_help(helps: dict[str, str], name: str):
 
 
 def test_no_flag_goes_beyond_the_options(helps: dict[str, str]):
-    beside = {"--quick", "--paper", "--no-cache", "--config", "--explain", "--target"}
+    beside = {"--quick", "--paper", "--no-cache", "--config", "--explain", "--target", "--processes"}
     assert set(helps) == {_flag(name) for name in _leaves(Equality())} | beside
 
 

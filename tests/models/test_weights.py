@@ -10,7 +10,9 @@ import pytest
 from hub_fields import TINY
 from safetensors.numpy import save_file
 
+from abstraction.models import on_mesh
 from abstraction.models.weights import load_decoder
+from abstraction.sharding import device_mesh, mesh_of
 
 
 def _shapes(kind):
@@ -59,6 +61,17 @@ def test_every_parameter_is_found_and_fits(kind, tmp_path, rng):
     kinds = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
     assert kinds(params) == kinds(decoder.init(jax.random.key(0)))
     assert np.isfinite(jax.jit(decoder.apply)(params, np.array([[1, 2, 3, -1], [4, 5, 6, 7]]))[0]).all()
+
+
+def test_weights_are_read_onto_a_mesh(tmp_path, rng):
+    folder, mesh = _write(tmp_path, "llama", _tensors("llama", rng)), device_mesh()
+    plain, shared = load_decoder(folder), load_decoder(folder, mesh=mesh)
+    where = lambda network: jax.tree.map(lambda leaf: leaf.sharding, network.params)
+    assert mesh_of(shared.params) == mesh
+    assert where(shared) == where(on_mesh(plain, mesh))
+    jax.tree.map(np.testing.assert_array_equal, shared.params, plain.params)
+    with pytest.raises(ValueError, match="expected a mesh with axes"):
+        load_decoder(folder, mesh=jax.make_mesh((1,), ("rows",)))
 
 
 def test_linear_maps_are_turned_and_stacked(tmp_path, rng):

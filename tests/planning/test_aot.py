@@ -2,7 +2,7 @@
 
 import csv
 
-from benchmarks.aot import Row, _write
+from benchmarks.aot import _VERSIONS, Row, _known, _write
 
 
 def _row(target, chunk, devices=1):
@@ -24,3 +24,11 @@ def test_rows_of_other_devices_stay(tmp_path):
     assert "## case, 1 x H100 (84.9 GB)" in page
     assert "## case, 8 x TPU v5e (17.2 GB)" in page
     assert "| sweep | 3 places | 2 of 8 | 1 | 2 | 3 | 6 | yes | 1e+12 | 4 | none |" in page
+
+
+def test_rows_of_this_version_are_known_when_a_table_is_gone_on_with(tmp_path):
+    path = tmp_path / "aot.csv"
+    assert _known(path, ("v5e", 1)) == []
+    _write(path, ("v5e", 1), [_row("v5e", 8)._replace(versions=_VERSIONS), _row("v5e", 4)])
+    _write(path, ("v5e", 8), [_row("v5e", 8, 8)._replace(versions=_VERSIONS)])
+    assert [row[2:5] for row in _known(path, ("v5e", 1))] == [("case", "sweep", "3 places")]
