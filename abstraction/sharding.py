@@ -107,6 +107,16 @@ def put(leaf: Any, where: NamedSharding) -> Any:
     return jax.make_array_from_callback(here.shape, where, lambda index: here[index])
 
 
+def to_device(tree: Any) -> Any:
+    """Send arrays of the host to the device, or to all devices of the mesh that others of them lie on; those stay."""
+    mesh = mesh_of(tree)
+    where = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    if where is None or where.is_fully_addressable:
+        return jax.device_put(tree)
+    there = lambda leaf: isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    return jax.tree.map(lambda leaf: leaf if there(leaf) else put(leaf, where), tree)
+
+
 def on_host(tree: Any) -> Any:
     """Return arrays as the host's; those that several processes have parts of are put together in each of them."""
     return jax.device_get(jax.tree.map(_whole, tree))

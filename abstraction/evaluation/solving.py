@@ -26,6 +26,7 @@ from abstraction.models import Network
 from abstraction.models.base import Recordable
 from abstraction.models.network import check_network
 from abstraction.pytrees import pytree
+from abstraction.sharding import on_host
 
 
 @pytree
@@ -167,7 +168,7 @@ def _run(network: Network, inputs: Any, count: int, batch: int) -> Float[np.ndar
         # The last batch starts early enough to be whole: another size would be compiled beside it.
         first = min(start, count - batch)
         part = jax.tree.map(lambda leaf, first=first: leaf[first : first + batch], inputs)
-        parts.append(np.asarray(factual_outputs(network, part))[start - first :])
+        parts.append(on_host(factual_outputs(network, part))[start - first :])
     return np.concatenate(parts)
 
 

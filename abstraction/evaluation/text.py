@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.checks import finite, whole
 from abstraction.models import Decoder, Network
 from abstraction.models.positions import check_tokens, token_mask
+from abstraction.sharding import mesh_of, on_host, over_rows, shared_rows
 from abstraction.typing import AnyArray
 
 
@@ -68,13 +70,19 @@ def text_decoder(network: Network) -> Decoder:
     return model
 
 
-def row_batches(tokens: Int[AnyArray, "N T"], batch_size: int) -> list[Int[Array, "B T"]]:
-    """Cut rows into batches of one size; the last is filled up with padding, which counts nowhere."""
+def row_batches(tokens: Int[AnyArray, "N T"], batch_size: int, mesh: Mesh | None = None) -> list[Int[Array, "B T"]]:
+    """Cut rows into batches of one size; the last is filled up with padding, which counts nowhere.
+
+    Args:
+      tokens: the rows.
+      batch_size: rows at once; devices that share them get equally many, so that there may be some more.
+      mesh: whose devices share them.
+    """
     tokens = np.asarray(tokens)
-    size = min(batch_size, len(tokens))
+    size = shared_rows(mesh, min(batch_size, len(tokens)))
     missing = -len(tokens) % size
     rows = np.concatenate([tokens, np.full((missing, tokens.shape[1]), -1, tokens.dtype)])
-    return [jnp.asarray(part, jnp.int32) for part in np.split(rows, len(rows) // size)]
+    return [over_rows(mesh, jnp.asarray(part, jnp.int32)) for part in np.split(rows, len(rows) // size)]
 
 
 def dense_text(network: Network, tokens: Int[AnyArray, "N T"], *, batch_size: int = 8) -> DenseText:
@@ -89,7 +97,8 @@ def dense_text(network: Network, tokens: Int[AnyArray, "N T"], *, batch_size: in
       ValueError: another network, tokens that are none, are padded elsewhere, or have no next one.
     """
     _check_text(network, tokens, batch_size)
-    parts = [np.asarray(_streams(network, batch)) for batch in row_batches(tokens, batch_size)]
+    mesh = mesh_of(network.params)
+    parts = [on_host(_streams(network, batch)) for batch in row_batches(tokens, batch_size, mesh)]
     streams = np.concatenate(parts)[: len(tokens)]
     return DenseText(network, np.asarray(tokens), finite("the last residual stream", streams))
 
@@ -98,7 +107,7 @@ def score_text(network: Network, dense: DenseText, *, batch_size: int = 8) -> Te
     """Let a network predict a text, beside the dense one.
 
     Args:
-      network: a `Decoder` of the whole vocabulary; the dense one again, or one made of it.
+      network: a `Decoder` of the whole vocabulary; the dense one again, or one made of it, on the same mesh if on one.
       dense: the text.
       batch_size: rows at once.
 
@@ -109,12 +118,12 @@ def score_text(network: Network, dense: DenseText, *, batch_size: int = 8) -> Te
     sizes = [text_decoder(each).config.vocabulary for each in (network, dense.network)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"got networks of {sizes[0]} and {sizes[1]} tokens, expected one vocabulary")
-    size = min(batch_size, len(dense.tokens))
-    parts = []
-    for index, batch in enumerate(row_batches(dense.tokens, size)):
+    mesh, parts = mesh_of(network.params), []
+    for index, batch in enumerate(row_batches(dense.tokens, batch_size, mesh)):
+        size = len(batch)
         streams = dense.streams[index * size : (index + 1) * size]
         streams = np.pad(streams, ((0, size - len(streams)), (0, 0), (0, 0)))
-        parts.append(jax.tree.map(np.asarray, _scores(network, dense.network, batch, jnp.asarray(streams))))
+        parts.append(on_host(_scores(network, dense.network, batch, over_rows(mesh, jnp.asarray(streams)))))
     surprise, kl, agrees, counted = (np.concatenate(part) for part in zip(*parts, strict=True))
     # What is not finite stays: a network that breaks is measured as such.
     return TextScores(*(values[counted] for values in (surprise, kl, agrees)))

@@ -7,12 +7,14 @@ components (the mean and the scale cancel in an interchange) and oblique directi
 and written along another.
 """
 
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from abstraction.pytrees import pytree
 from abstraction.randomness import host_generator
+from abstraction.sharding import on_host
 from abstraction.typing import AnyArray
 
 _ORTHONORMAL = 1e-3
@@ -90,6 +92,8 @@ def pca_basis(
       ValueError: states that are not finite numbers `[N, D]`, `rank` exceeds their rank, or all are equal.
     """
     values = np.asarray(states)
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        values = values.astype(np.float64)  # bfloat16 is no number to NumPy
     if values.ndim != 2 or not values.size or values.dtype.kind not in "biuf" or not np.isfinite(values).all():
         raise ValueError(
             f"got states of shape {values.shape} and type {values.dtype}, expected finite numbers [N, D], at least one "
@@ -115,7 +119,7 @@ def pca_bases(states: Float[AnyArray, "L N D"], *, centered: bool = True, whiten
     """Use principal components at each depth: a basis per depth, each leaf `[L, ...]`, short ones padded with zeros."""
     if np.ndim(states) != 3 or not len(states):
         raise ValueError(f"got states of shape {np.shape(states)}, expected [L, N, D], at least one depth")
-    found = [pca_basis(one, centered=centered, whitened=whitened) for one in np.asarray(states)]
+    found = [pca_basis(one, centered=centered, whitened=whitened) for one in on_host(states)]
     most = max(basis.encoder.shape[1] for basis in found)
     pad = lambda basis: (0, most - basis.encoder.shape[1])
     return Basis(

@@ -38,6 +38,7 @@ from abstraction.localization.signatures import (
 )
 from abstraction.models import Network
 from abstraction.pytrees import pytree
+from abstraction.sharding import on_host
 from abstraction.typing import AnyArray
 
 _BYTES = 2**28
@@ -98,7 +99,7 @@ def first_order_changes(
         # The last block is as long as the others, one program for all: it repeats its last pair.
         rows = np.minimum(np.arange(start, start + block), count - 1)
         some = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], given)
-        parts.append(np.asarray(_changes(network, take_pairs(runs, rows), sites, some, places, numbers)))
+        parts.append(on_host(_changes(network, take_pairs(runs, rows), sites, some, places, numbers)))
     return np.concatenate(parts, axis=1)[:, :count]
 
 

@@ -158,7 +158,7 @@ def check_heard(network: Network, fit: Recorded, effects: Effects, signature: Si
     Raises:
       ValueError: as said.
     """
-    sites, outputs = effects.sites, np.asarray(fit.runs.outputs)
+    sites, outputs = effects.sites, on_host(fit.runs.outputs)
     if effects.largest > _SMALL * max(1.0, float(np.abs(outputs).max())):
         return
     # A patched run sums in another order than a plain one, so that no edit at all has an effect of its own, if a small

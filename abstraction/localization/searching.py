@@ -46,7 +46,7 @@ from abstraction.models.network import on_device
 from abstraction.planning import Program, fitting_chunk
 from abstraction.pytrees import pytree
 from abstraction.randomness import check_key
-from abstraction.sharding import CANDIDATES, check_share, devices_along, mesh_of, on_host, over
+from abstraction.sharding import CANDIDATES, check_share, devices_along, mesh_of, on_host, over, to_device
 from abstraction.training.loop import Plateau, start_plateau, update_plateau
 from abstraction.typing import AnyArray
 
@@ -170,7 +170,7 @@ def _train_group(
     spans = over(mesh, None, padded.spans)
     padded = dataclasses.replace(over(mesh, CANDIDATES, dataclasses.replace(padded, spans=None)), spans=spans)
     # All that every call of the loop reads is on the device before it.
-    padded, data = jax.device_put((padded, _data(fit, config, mesh)))
+    padded, data = to_device((padded, _data(fit, config, mesh)))
     state = _shared(mesh, _start(padded, jax.device_put(idle), featurizer, config.max_epochs))
     training = Training(featurizer, config, fit.readout, _together(fit.runs, padded, config), mesh)
     training = _planned(key, network, fit, padded, training)

@@ -332,7 +332,7 @@ def _estimated(network: Network, recorded: Recorded, places: _Places, options: S
                 "'logit_difference', or fewer pairs"
             )
         changes = first_order_changes(network, runs, places.sites, _Outputs(), (), options.points)
-        outputs = np.moveaxis(changes, 0, -1).swapaxes(0, 1) + np.asarray(runs.outputs, np.float32)[None]
+        outputs = np.moveaxis(changes, 0, -1).swapaxes(0, 1) + np.asarray(on_host(runs.outputs), np.float32)[None]
         return on_host(_plain(outputs, runs.outputs, labels, _Measuring(measure, recorded.readout, 1)))
     if measure == "kl" and not any(options.points):
         raise ValueError("got first order of 'kl' at the base, where its gradient is 0, expected a point beyond 0")

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 from abstraction.models.base import Model, Shaped
 from abstraction.models.taps import NO_EDITS, Edits, Tap
 from abstraction.pytrees import pytree, static
-from abstraction.sharding import on_host
+from abstraction.sharding import on_host, to_device
 from abstraction.typing import AnyArray, Outputs, Params
 
 _LARGE = 2**22
@@ -57,7 +57,7 @@ def on_device(network: Network) -> Network:
 
     Weights that are on a device, or on a mesh, stay there.
     """
-    return Network(network.model, jax.device_put(network.params))
+    return Network(network.model, to_device(network.params))
 
 
 def check_network(network: Network) -> None:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from abstraction.sharding import to_device
+
 _REFUSED = re.compile(r"RESOURCE_EXHAUSTED|[Oo]ut of memory|exceeded \w+ capacity")
 """What a compiler says that plans for a device and finds it too small."""
 
@@ -55,7 +57,7 @@ class Program:
 
     def __call__(self) -> Any:
         """Run it; arrays of the host are sent to the device."""
-        return self.function(*jax.device_put(self.arguments), **self.options)
+        return self.function(*to_device(self.arguments), **self.options)
 
     @property
     def name(self) -> str:

@@ -10,7 +10,8 @@ gives g at every block, token, and map that writes: for `kl` L v is p - e_y with
 signs, centred. Draws at different tokens are independent, so what one token does to later predictions adds up to its
 own F, and mixed terms are 0 in expectation. That F and a a^T are averaged apart is the factorisation of K-FAC.
 
-Memory is that of one batch, and of D x D sums for each block; rows are cut into batches of equal size.
+Memory is that of one batch, and of D x D sums for each block; rows are cut into batches of equal size, which the
+devices of a mesh share.
 
 Source: CMR, arXiv 2602.24266 (second-order risk); Martens and Grosse, arXiv 1503.05671 (factorised Fisher).
 """
@@ -35,6 +36,7 @@ from abstraction.pytrees import pytree
 from abstraction.randomness import check_key
 from abstraction.reduction.discrepancies import centred
 from abstraction.reduction.moments import Statistics
+from abstraction.sharding import mesh_of, on_host
 from abstraction.typing import AnyArray
 
 WRITES = {"mlp_product": "mlp_output", "mlp_hidden": "mlp_output", "head_output": "attention_output"}
@@ -104,10 +106,10 @@ def text_statistics(
     for name in discrepancies:
         one_of("discrepancy", name, DRAWN)
     total: Any = None
-    for step, batch in enumerate(row_batches(tokens, batch_size)):
+    for step, batch in enumerate(row_batches(tokens, batch_size, mesh_of(network.params))):
         sums = _sums(network, batch, jax.random.fold_in(key, step), tuple(discrepancies))
         # Sums of one batch are float32, those over batches float64: that is where they grow long.
-        sums = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)
+        sums = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), on_host(sums))
         total = sums if total is None else _added(total, sums)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(total)):
         raise ValueError("got activations or gradients that are not finite, expected finite numbers; look at the text")

@@ -63,8 +63,8 @@ class Localization(Options):
 
 
 @dataclass(frozen=True)
-class Shared(Localization):
-    """What experiments can be told whose every driver several devices share."""
+class OnMesh(Options):
+    """What experiments can be told whose drivers several devices share."""
 
     mesh: str | None = None
     """Devices that share the run, such as pairs=4,candidates=2: some split pairs, some what is tried on them (sites,
@@ -75,6 +75,11 @@ class Shared(Localization):
         """Refuse a mesh that there is not."""
         super().check()
         parsed_mesh(self.mesh)
+
+
+@dataclass(frozen=True)
+class Shared(OnMesh, Localization):
+    """What experiments that find causal variables can be told whose every driver several devices share."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from abstraction.interventions import Handle
 from abstraction.interventions.patching import handle_outputs
+from abstraction.sharding import on_host
 from abstraction.typing import Setting
 from experiments.harness.methods import Bench
 
@@ -46,5 +47,5 @@ def kept_pairs(
 def answers_of(bench: Bench, handles: Handle) -> np.ndarray:
     """Return what the network answers on the first test pairs with each variable's handle, `[V, n]`; -1: not finite."""
     recorded = next(iter(bench.tests.values()))
-    outputs = handle_outputs(bench.network, recorded.runs, handles)
+    outputs = on_host(handle_outputs(bench.network, recorded.runs, handles))
     return np.stack([np.asarray(recorded.readout.decode(each))[:MOST] for each in outputs]).astype(np.int32)

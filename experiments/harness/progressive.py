@@ -45,6 +45,7 @@ from abstraction.localization.progressive import Refinement
 from abstraction.localization.readwrite import ReadWrite, readwrite_handles, readwrite_start, stack_candidates
 from abstraction.localization.rules import single_site_scores
 from abstraction.localization.supports import Support
+from abstraction.sharding import on_host
 from experiments.harness.methods import (
     Bench,
     Outcome,
@@ -231,7 +232,7 @@ def fitted_directions(stages: Stages) -> list[ReadWrite]:
     bench, tap = stages.bench, stages.bench.sites.tap
     if stages.known is None:
         raise ValueError("got a read/write method, expected an experiment whose variables have one number each")
-    states = np.asarray(bench.fit.runs.base[tap], np.float64)
+    states = np.asarray(on_host(bench.fit.runs.base[tap]), np.float64)
     return [
         readwrite_handles(states[depth], *stages.known(bench.fit.bank, name), depth=depth, tap=tap)
         for name, depth in zip(bench.variables, stages.depths("ours").tolist(), strict=True)

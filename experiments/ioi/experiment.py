@@ -68,6 +68,7 @@ def run_seed(config: Ioi, seed: int, run: RunFolder, tell: Tell) -> Unit:
     results.part(run, "heads", lambda part: find_heads(part, subject, questions, config, at, tell))
     if config.untrained:
         tell("untrained network")
+        subject = subject.without_weights()
         seek = lambda part: search_untrained(part, subject, questions, config, at, keys["untrained"])
         results.part(run, "untrained", seek)
     return results.unit

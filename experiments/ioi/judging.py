@@ -13,6 +13,7 @@ from abstraction.interventions import Handle
 from abstraction.interventions.handles import at_one_depth, handle_depths, take_handle
 from abstraction.interventions.patching import handle_outputs
 from abstraction.models import Network
+from abstraction.sharding import on_host
 from abstraction.tasks import ioi
 from abstraction.tasks.ioi import VARIABLES
 from experiments.harness.methods import Bench, Outcome
@@ -42,7 +43,7 @@ def keep_plain(part: Results, bench: Bench, place: Place) -> None:
     own = _signals(recorded.bank, variable)
     part.arrays.update({
         "linear/differences": np.stack([
-            ioi.logit_differences(np.asarray(recorded.runs.outputs), recorded.bank),
+            ioi.logit_differences(on_host(recorded.runs.outputs), recorded.bank),
             _differences(bench.network, recorded, swap),
         ]),
         "linear/signals": np.stack([np.ones_like(own), own]),
@@ -69,7 +70,7 @@ def _signals(bank: PairBank, variable: str) -> np.ndarray:
 
 
 def _differences(network: Network, recorded: Recorded, handles: Handle) -> np.ndarray:
-    return ioi.logit_differences(np.asarray(handle_outputs(network, recorded.runs, handles))[0], recorded.bank)
+    return ioi.logit_differences(on_host(handle_outputs(network, recorded.runs, handles))[0], recorded.bank)
 
 
 def written_pairs(bench: Bench, subject: Subject, bank: PairBank, position: str) -> dict[str, Any]:

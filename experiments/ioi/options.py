@@ -51,11 +51,11 @@ class IoiBanks:
     """Pairs that are made for each that is needed, before those the network gets wrong are dropped."""
     solved: bool = True
     """Keep only pairs whose base and source the network answers; without it all are kept."""
-    position: Annotated[int, valid.least(4)] = 192
+    position: Annotated[int, valid.least(4)] = 144
     """Fit pairs, and test pairs, of the position, and half as many calibration pairs."""
-    wide: Annotated[int, valid.least(4)] = 64
+    wide: Annotated[int, valid.least(4)] = 48
     """Fit and calibration pairs of what looks at every named token, and of the search for heads."""
-    untrained: Annotated[int, valid.least(4)] = 128
+    untrained: Annotated[int, valid.least(4)] = 96
     """Fit and test pairs of the network of random weights."""
 
 
@@ -89,7 +89,7 @@ class Ioi(CoarseToFine):
     stages: StageOptions = StageOptions(resolutions=(288, 192, 96, 64, 32, 16))
     das: DasOptions = DasOptions((32, 64, 128), (5e-3,), training=_GUIDED)
     """Of guided searches for the token."""
-    full: DasOptions = DasOptions((64,), (5e-3,), training=dataclasses.replace(_GUIDED, max_epochs=8, bands=3))
+    full: DasOptions = DasOptions((64,), (5e-3,), training=dataclasses.replace(_GUIDED, max_epochs=8, bands=10))
     """Of full-das and screened-das."""
     das_position: DasOptions = DasOptions((64,), (5e-3,), training=dataclasses.replace(_GUIDED, max_epochs=8))
     """Of searches for the position."""

@@ -63,6 +63,10 @@ class Subject(NamedTuple):
             raise ValueError(f"got a network of {type(self.network.model).__name__}, expected a decoder")
         return self.network.model
 
+    def without_weights(self) -> "Subject":
+        """Return what is known of the network but its weights, which are let go where nothing else holds them."""
+        return self._replace(network=Network(self.decoder, {}))
+
     def untrained(self, key: jax.Array) -> "Subject":
         """Return a network of the same shape and random weights."""
         network = Network(self.decoder, self.decoder.init(key))

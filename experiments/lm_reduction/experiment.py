@@ -33,6 +33,7 @@ from abstraction.reduction.blocks import (
 from abstraction.reduction.compiling import latency
 from abstraction.reduction.ranking import Ranking
 from abstraction.reduction.text import TextStatistics, text_statistics
+from experiments.harness.meshes import parsed_mesh, placed
 from experiments.harness.methods import Tell
 from experiments.harness.records import RunFolder, Unit, digest
 from experiments.harness.report import Report
@@ -91,7 +92,7 @@ def run_seed(config: LmReduction, seed: int, run: RunFolder, tell: Tell) -> Unit
     """Reduce a network on every calibration text, and return the seed's unit."""
     results, key = Results(NAME, seed), jax.random.key(seed)
     tell("network and texts")
-    subject = load_subject(config.network.model)
+    subject = load_subject(config.network.model, parsed_mesh(config.mesh))
     calibrations, tests = _texts(config, subject, seed, key)
     bench = _bench(config, subject, tests, results, tell)
     bench = bench._replace(exports=Exports.of(config, subject, run.path / "exported" / f"seed-{seed}"))
@@ -202,7 +203,7 @@ def _reduce(
     text, method, part = place
     with stopwatch() as folding:
         plan = fold_blocks(ranked, block_budgets(ranked, keep, spread))
-        network = folded_decoder(bench.unrolled, plan)
+        network = placed(folded_decoder(bench.unrolled, plan), bench.config.mesh)
     row, variable, split = f"{method}", f"{part}-{spread}", f"{text}-keep{keep:g}"
     elapsed = ranking + folding
     bench.results.add(row, variable, split, seconds=elapsed.run, seconds_compile=elapsed.compile)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from abstraction.causal import PairBank, label_pairs
 from abstraction.evaluation import Recorded, record
@@ -18,7 +19,7 @@ from abstraction.evaluation.controls import full_state_handles
 from abstraction.evaluation.text import text_decoder
 from abstraction.interventions.handles import at_one_depth, take_handle
 from abstraction.interventions.patching import handle_outputs
-from abstraction.models import Decoder, DecoderConfig, Network, Prompts, TokenView, load_decoder, prompts_at
+from abstraction.models import Decoder, DecoderConfig, Network, Prompts, TokenView, load_decoder, on_mesh, prompts_at
 from abstraction.models.generation import Sampling, generate
 from abstraction.models.packaged import NAME as SMOLLM2
 from abstraction.models.packaged import smollm2
@@ -66,8 +67,12 @@ class Subject(NamedTuple):
     tokenizer: Tokenizer
 
 
-def load_subject(model: str | None) -> Subject:
+def load_subject(model: str | None, mesh: Mesh | None = None) -> Subject:
     """Load a network, or draw the random one.
+
+    Args:
+      model: which.
+      mesh: where its weights go.
 
     Raises:
       ValueError: there is none of this name, or it is of an unknown kind.
@@ -79,9 +84,10 @@ def load_subject(model: str | None) -> Subject:
             vocabulary=words.size, width=24, depth=3, heads=4, kv_heads=2, head_size=6, hidden=48, tied=False
         )
         decoder = Decoder(config)
-        return Subject(TINY, Network(decoder, decoder.init(jax.random.key(0))), words)
+        network = Network(decoder, decoder.init(jax.random.key(0)))
+        return Subject(TINY, network if mesh is None else on_mesh(network, mesh), words)
     source = smollm2() if model is None else model
-    return Subject(model or SMOLLM2, load_decoder(source), load_tokenizer(source))
+    return Subject(model or SMOLLM2, load_decoder(source, mesh=mesh), load_tokenizer(source))
 
 
 def python_rows(subject: Subject, texts: Texts, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from abstraction.evaluation import tally_handles
 from abstraction.interventions import Handle
 from abstraction.interventions.handles import handle_depths
 from abstraction.interventions.patching import handle_outputs
+from abstraction.sharding import on_host
 from abstraction.tasks import mcqa, symbols
 from abstraction.tasks.mcqa import FAMILIES, LABELS
 from experiments.harness.files import write_atomically
@@ -29,7 +30,7 @@ def add_scorers(results: Results, bench: Bench, subject: Subject, handles: Handl
     Keeps the hits of the strict scorer, `[V, N]`, and the blocks of the handles, `[V]`, for `write_mib`.
     """
     bank = bench.tests["test"].bank
-    outputs = handle_outputs(whole_vocabulary(bench), bench.tests["test"].runs, handles)
+    outputs = on_host(handle_outputs(whole_vocabulary(bench), bench.tests["test"].runs, handles))
     classes, offered = symbols.symbol_classes(subject.tokenizer), np.stack([bank.base[name] for name in LABELS], axis=1)
     strict, pooled = [], {name: [] for name in symbols.SCORERS}
     for variable, logits, labels in zip(bench.variables, outputs, bank.labels, strict=True):
@@ -59,7 +60,7 @@ def layer_sweep(subject: Subject, questions: Questions, config: Mcqa) -> tuple[n
     for position in POSITIONS:
         pairs = recorded[position, "test"]
         found.append(tally_handles(network, pairs, every, owner).combined.reshape(variables, depth))
-        outputs = handle_outputs(network, pairs.runs, each)
+        outputs = on_host(handle_outputs(network, pairs.runs, each))
         answers.append([np.asarray(pairs.readout.decode(one))[:MOST] for one in outputs])
     return np.stack(found).astype(np.float32), np.array(answers, np.int32)
 

@@ -18,6 +18,7 @@ from abstraction.localization import Signature
 from abstraction.models import Decoder, Network, Prompts, TokenView, in_precision, load_decoder, on_mesh, prompts_at
 from abstraction.models.token_views import window_of
 from abstraction.models.weights import load_config
+from abstraction.sharding import on_host
 from abstraction.tasks import mcqa, prompts, symbols
 from abstraction.tasks.copycolors import banks_from_rows, load_hub, read_rows
 from abstraction.tasks.mcqa import FAMILIES, FamilyBank, Lexicon
@@ -230,6 +231,6 @@ def _solved(subject: Subject, lexicon: Lexicon, bank: PairBank, length: int) -> 
         answers = np.asarray(mcqa.MODEL.run(side)["answer"])
         for start in range(0, bank.size, 256):
             part = slice(start, start + 256)
-            outputs = factual_outputs(subject.network, np.asarray(tokens)[part])
+            outputs = on_host(factual_outputs(subject.network, np.asarray(tokens)[part]))
             right[part] &= np.asarray(outputs).argmax(axis=-1) == answers[part]
     return right

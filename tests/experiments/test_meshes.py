@@ -13,6 +13,7 @@ from heqruns import SMALL, command, numbers
 from experiments.harness.records import open_run
 
 ROOT = Path(__file__).parent.parent.parent
+TEXT = ("lm-reduction", "--quick", "--batch-size", "8", "--methods", "cmr-closed", "flap")
 RUN = ("heq", "--methods", "plot-ot", "das", "full-state", "--seeds", "1", *SMALL)
 
 
@@ -34,15 +35,16 @@ def test_a_mesh_that_is_none_is_refused_in_one_line(tmp_path: Path, text: str, w
 
 
 @pytest.mark.slow
-def test_devices_share_a_run_and_its_numbers_stay(tmp_path: Path):
-    """A process of its own has eight devices; the network is trained by one, the same in both."""
+@pytest.mark.parametrize("run", [RUN, TEXT], ids=["heq", "lm-reduction"])
+def test_devices_share_a_run_and_its_numbers_stay(tmp_path: Path, run: tuple[str, ...]):
+    """A process of its own has eight devices; a network is trained by one, the same in both."""
     out = [tmp_path / "alone", tmp_path / "shared"]
     flags = "--xla_force_host_platform_device_count=8"
     settings = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     for folder, mesh in zip(out, ([], ["--mesh", "pairs=4,candidates=2"]), strict=True):
-        line = [sys.executable, "-m", "experiments", *RUN, *mesh, "--out", str(folder)]
-        run = subprocess.run(line, env=settings, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert not run.returncode, run.stderr[-2000:]
+        line = [sys.executable, "-m", "experiments", *run, *mesh, "--out", str(folder)]
+        ended = subprocess.run(line, env=settings, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert not ended.returncode, ended.stderr[-2000:]
     _assert_alike(*out)
 
 
@@ -73,7 +75,7 @@ def test_processes_share_a_run_and_the_first_writes_it(tmp_path: Path):
 
 
 def _assert_alike(*folders: Path) -> None:
-    alone, shared = (numbers(open_run(folder).read_unit("seed-1")) for folder in folders)
+    alone, shared = (numbers(open_run(folder).units()[0]) for folder in folders)
     assert set(alone) == set(shared)
     apart = {name: (alone[name], shared[name]) for name in alone if abs(alone[name] - shared[name]) > 0.02}
     assert not apart

@@ -21,6 +21,7 @@ import numpy as np
 
 from abstraction.causal import causal_model, label_pairs
 from abstraction.evaluation import Recorded, iia, interchange, record
+from abstraction.evaluation import text as evaluation_text
 from abstraction.evaluation.interchange import bernoulli_trials, interchanged_outputs, view
 from abstraction.interventions import Handle, patching, state_sites, unit_sites
 from abstraction.localization import (
@@ -48,6 +49,7 @@ from abstraction.models import (
     prompts_at,
 )
 from abstraction.reduction import moments, streaming
+from abstraction.reduction import text as reduction_text
 from abstraction.sharding import device_mesh
 
 TWO_BITS = causal_model(("a", "b"), "y", p=lambda a: a, q=lambda b: b, y=lambda p, q: p + 2 * q)
@@ -61,6 +63,8 @@ PROGRAMS = {
     "search": (searching, "_train"),
     "statistics": (streaming, "_rows"),
     "trials": (interchange, "_run"),
+    "text": (reduction_text, "_sums"),
+    "scores": (evaluation_text, "_scores"),
 }
 
 
@@ -95,6 +99,13 @@ def decoder() -> Case:
     return Case(Network(TokenView(model), model.init(jax.random.key(0))), encode, "block_output")
 
 
+def language() -> Case:
+    """A decoder of its whole vocabulary."""
+    config = DecoderConfig(vocabulary=64, width=64, depth=2, heads=8, kv_heads=8, head_size=8, hidden=256, tied=True)
+    model = Decoder(config)
+    return Case(Network(model, model.init(jax.random.key(0))), lambda setting: None, "block_output")
+
+
 def bank(case: Case, network: Network, role: str = "fit") -> Recorded:
     draw = lambda seed: {n: np.random.default_rng([seed, i]).integers(2, size=PAIRS) for i, n in enumerate("ab")}
     pairs = label_pairs(TWO_BITS, draw(1), draw(2), variables=("p", "q"), role=role)
@@ -103,6 +114,8 @@ def bank(case: Case, network: Network, role: str = "fit") -> Recorded:
 
 def results(driver: str, case: Case, network: Network) -> Any:
     """Run one driver; whatever it returns is compared."""
+    if driver in ("text", "scores"):
+        return of_text(driver, network)
     tap = network.taps[case.tap]
     if driver in ("statistics", "trials"):
         return of_inputs(driver, network, case.tap)
@@ -136,6 +149,14 @@ def of_inputs(driver: str, network: Network, tap: str) -> Any:
         return moments.collect_statistics(network, inputs, tap, batch_size=PAIRS + 3)
     trials = bernoulli_trials(np.random.default_rng(0), examples=len(inputs), units=8, probability=0.5, trials=130)
     return interchanged_outputs(view(network, tap, np.arange(8)), inputs, trials, batch_size=128)
+
+
+def of_text(driver: str, network: Network) -> Any:
+    """Run a driver that reads rows of text; the last batch is not full."""
+    rows = np.random.default_rng(0).integers(0, 64, (21, TOKENS)).astype(np.int32)
+    if driver == "text":
+        return reduction_text.text_statistics(network, rows, jax.random.key(1), batch_size=16)
+    return evaluation_text.score_text(network, evaluation_text.dense_text(network, rows, batch_size=16), batch_size=16)
 
 
 class Spy:
@@ -180,7 +201,8 @@ def main(sizes: str, *drivers: str) -> None:
     mesh = device_mesh(**{name: int(size) for name, size in (part.split("=") for part in sizes.split(","))})
     for name in drivers:
         driver, _, kind = name.partition(":")
-        case = decoder() if kind else layers() if driver in ("statistics", "trials") else mlp()
+        plain = layers if driver in ("statistics", "trials") else mlp
+        case = {"": plain, "decoder": decoder, "language": language}[kind]()
         networks = case.network, on_mesh(case.network, mesh)
         (alone, whole), (shared, own) = (counted(driver, partial(results, driver, case, one)) for one in networks)
         print(json.dumps({"driver": name, "difference": difference(alone, shared), "share": own / whole}), flush=True)

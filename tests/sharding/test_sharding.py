@@ -15,6 +15,7 @@ from abstraction.sharding import AXES, check_share, device_mesh, mesh_of, over, 
 
 ROOT = Path(__file__).parent.parent.parent
 DRIVERS = ("record", "signatures", "sweep", "tally", "search", "statistics", "trials")
+OF_TEXT = ("text:language", "scores:language")
 OF_DECODERS = tuple(f"{driver}:decoder" for driver in DRIVERS[:5])
 CONFIG = DecoderConfig(vocabulary=10, width=8, depth=1, heads=2, kv_heads=1, head_size=4, hidden=6)
 
@@ -47,6 +48,12 @@ def test_devices_share_every_driver(mesh):
 @pytest.mark.parametrize("mesh", ["pairs=8", "pairs=4,model=2", "pairs=2,model=4"])
 def test_devices_share_the_drivers_of_a_decoder_and_its_heads(mesh):
     _shared(mesh, OF_DECODERS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["pairs=8", "pairs=4,candidates=2", "pairs=2,model=4"])
+def test_devices_share_a_text(mesh):
+    _shared(mesh, OF_TEXT)
 
 
 def test_a_mesh_is_found_on_the_weights_and_nowhere_else():
