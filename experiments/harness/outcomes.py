@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from abstraction.interventions import Handle
@@ -48,4 +49,6 @@ def answers_of(bench: Bench, handles: Handle) -> np.ndarray:
     """Return what the network answers on the first test pairs with each variable's handle, `[V, n]`; -1: not finite."""
     recorded = next(iter(bench.tests.values()))
     outputs = on_host(handle_outputs(bench.network, recorded.runs, handles))
-    return np.stack([np.asarray(recorded.readout.decode(each))[:MOST] for each in outputs]).astype(np.int32)
+    return np.stack([np.asarray(recorded.readout.decode(jnp.asarray(each)))[:MOST] for each in outputs]).astype(
+        np.int32
+    )

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from abstraction.evaluation import tally_handles
@@ -61,7 +62,7 @@ def layer_sweep(subject: Subject, questions: Questions, config: Mcqa) -> tuple[n
         pairs = recorded[position, "test"]
         found.append(tally_handles(network, pairs, every, owner).combined.reshape(variables, depth))
         outputs = on_host(handle_outputs(network, pairs.runs, each))
-        answers.append([np.asarray(pairs.readout.decode(one))[:MOST] for one in outputs])
+        answers.append([np.asarray(pairs.readout.decode(jnp.asarray(one)))[:MOST] for one in outputs])
     return np.stack(found).astype(np.float32), np.array(answers, np.int32)
 
 

@@ -51,7 +51,7 @@ def test_devices_share_the_drivers_of_a_decoder_and_its_heads(mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["pairs=8", "pairs=4,candidates=2", "pairs=2,model=4"])
+@pytest.mark.parametrize("mesh", ["pairs=8", "pairs=4,candidates=2"])
 def test_devices_share_a_text(mesh):
     _shared(mesh, OF_TEXT)
 
