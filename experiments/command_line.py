@@ -6,6 +6,7 @@ An experiment's options start from a preset, then take those of `--config`, then
 import dataclasses
 import inspect
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -105,6 +106,7 @@ def _run(experiment: Experiment, arguments: list[str], continuation: Continuatio
     require("--target", page.target, page.explain or page.target is None, "given beside --explain")
     if page.processes is not None:
         join(page.processes)
+        signal.signal(signal.SIGTERM, continuation.terminate)  # JAX takes it when processes join
     if page.explain:
         explain(experiment.costs, options, page.target)
     if page.explain or experiment.instead(options):
