@@ -39,17 +39,23 @@ def narrowed(candidates: Candidates) -> Candidates:
     return dataclasses.replace(candidates, start=np.asarray(candidates.start)[..., :most])
 
 
-def padded_searches(candidates: Candidates, of: int = 1) -> tuple[Candidates, Bool[np.ndarray, " C"]]:
+def padded_searches(
+    candidates: Candidates, of: int = 1, *, exact: bool = False
+) -> tuple[Candidates, Bool[np.ndarray, " C"]]:
     """Fill up to 1, 2, 3, 4, 6, 8, 12, ... searches with idle repetitions, so that few programs serve all numbers.
 
-    Where devices share them, to a multiple `of` how many there are.
+    Supports differ between networks, and with them the number of searches; compiling costs more than what is idle. It
+    does not in a large network: `exact` fills up for devices alone.
 
-    Supports differ between networks, and with them the number of searches; compiling costs more than what is idle.
+    Args:
+      candidates: the searches.
+      of: devices that share them equally.
+      exact: fill up no further.
     """
     count = len(candidates.depth)
     power = 2 ** int(np.ceil(np.log2(count)))
     size = power * 3 // 4 if power * 3 // 4 >= count else power
-    size = -(-size // of) * of
+    size = -(-(count if exact else size) // of) * of
     return candidates.take(np.minimum(np.arange(size), count - 1)), np.arange(size) >= count
 
 

@@ -11,6 +11,7 @@ plateau; the program ends when all have.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
@@ -52,6 +53,8 @@ from abstraction.typing import AnyArray
 
 _EPOCHS_PER_CALL = 20
 """Epochs between two reports of progress."""
+_HEAVY, _ROWS = 2**19, 256
+"""Weights of a layer that the cache of a CPU does not keep, and rows of a product that are worth reading them."""
 
 Free: TypeAlias = dict[str, Array]
 """What a featurizer trains, by name."""
@@ -165,14 +168,15 @@ def _train_group(
     config: SearchConfig,
     progress: Callable[[int, int], None] | None,
 ) -> Searched:
-    mesh = mesh_of(network.params)
-    count, (padded, idle) = len(candidates.depth), padded_searches(candidates, devices_along(mesh, CANDIDATES))
+    mesh, heavy = mesh_of(network.params), _is_heavy(network, candidates.tap)
+    count, devices = len(candidates.depth), devices_along(mesh, CANDIDATES)
+    padded, idle = padded_searches(candidates, devices, exact=heavy)
     spans = over(mesh, None, padded.spans)
     padded = dataclasses.replace(over(mesh, CANDIDATES, dataclasses.replace(padded, spans=None)), spans=spans)
     # All that every call of the loop reads is on the device before it.
     padded, data = to_device((padded, _data(fit, config, mesh)))
     state = _shared(mesh, _start(padded, jax.device_put(idle), featurizer, config.max_epochs))
-    training = Training(featurizer, config, fit.readout, _together(fit.runs, padded, config), mesh)
+    training = Training(featurizer, config, fit.readout, _together(fit.runs, padded, config, heavy), mesh)
     training = _planned(key, network, fit, padded, training)
     epoch, running = 0, count
     while epoch < config.max_epochs and running:
@@ -187,11 +191,20 @@ def _train_group(
     return cut._replace(candidates=candidates, curve=cut.curve.T)
 
 
-def _together(runs: Runs, candidates: Candidates, config: SearchConfig) -> int | None:
-    """Return how many candidates to run at once, about those of one depth, or None for all."""
-    depths = len(np.unique(np.asarray(candidates.depth)))
-    apart = depths > 1 and pays_to_skip(runs, candidates.tap, config.batch_size)
-    return -(-len(candidates.depth) // depths) if apart else None
+def _is_heavy(network: Network, tap: str) -> bool:
+    """Tell whether a step of a search costs more than compiling, and a layer more than the cache of a CPU keeps."""
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(network.params)) // network.taps[tap].depth > _HEAVY
+
+
+def _together(runs: Runs, candidates: Candidates, config: SearchConfig, heavy: bool) -> int | None:
+    """Return how many candidates to run at once, about those of one depth, or None for all.
+
+    Apart, those of a depth skip the layers before it, but read the others for few rows.
+    """
+    depths, states = len(np.unique(np.asarray(candidates.depth))), runs.source[candidates.tap]
+    each = -(-len(candidates.depth) // depths)
+    enough = not heavy or each * config.batch_size * math.prod(states.shape[2:-1]) >= _ROWS
+    return each if depths > 1 and enough and pays_to_skip(runs, candidates.tap, config.batch_size) else None
 
 
 def search_program(

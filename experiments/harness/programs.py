@@ -4,6 +4,7 @@ XLA's work on a program is the same in every run, so it is done once: a program 
 compiled by the same compiler for the same processor. What remains of compiling is tracing, in Python.
 """
 
+import gc
 import os
 import platform
 import sys
@@ -63,6 +64,12 @@ def counted() -> Iterator[Programs]:
     finally:
         jax.monitoring.unregister_event_duration_listener(took)
         jax.monitoring.unregister_event_listener(happened)
+
+
+def forget_programs() -> None:
+    """Let go of the programs of a part that is over: a hundred of them hold as much as a small language model."""
+    jax.clear_caches()
+    gc.collect()
 
 
 def _processor() -> str:

@@ -60,7 +60,7 @@ class IoiBanks:
 
 
 _SEARCHES = ("das", "full", "das_position", "masks", "boundless")
-_GUIDED = budget(batch_size=32, max_epochs=12, patience=12)
+_BUDGET = budget(batch_size=32, max_epochs=8, patience=8)
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class Ioi(CoarseToFine):
     network: IoiNetwork = IoiNetwork()
     banks: IoiBanks = IoiBanks()
     stages: StageOptions = StageOptions(resolutions=(288, 192, 96, 64, 32, 16))
-    das: DasOptions = DasOptions((32, 64, 128), (5e-3,), training=_GUIDED)
+    das: DasOptions = DasOptions((32, 64), (5e-3,), training=_BUDGET)
     """Of guided searches for the token."""
-    full: DasOptions = DasOptions((64,), (5e-3,), training=dataclasses.replace(_GUIDED, max_epochs=8, bands=10))
+    full: DasOptions = DasOptions((64,), (5e-3,), training=dataclasses.replace(_BUDGET, bands=3))
     """Of full-das and screened-das."""
-    das_position: DasOptions = DasOptions((64,), (5e-3,), training=dataclasses.replace(_GUIDED, max_epochs=8))
+    das_position: DasOptions = DasOptions((64,), (5e-3,), training=_BUDGET)
     """Of searches for the position."""
     masks: MaskOptions = MaskOptions((0.0, 1e-3), 2e-2, budget(batch_size=32, max_epochs=6, patience=6, cosine=False))
     boundless: BoundlessOptions = BoundlessOptions(

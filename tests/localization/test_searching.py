@@ -255,6 +255,23 @@ def test_searches_are_filled_up_to_few_sizes(plant, count, size):
     assert not idle[:count].any()
 
 
+@pytest.mark.parametrize(("count", "of", "size"), [(5, 1, 5), (10, 1, 10), (10, 4, 12)])
+def test_searches_of_a_large_network_are_filled_up_for_devices_alone(plant, count, of, size):
+    filled, idle = padded_searches(_full(plant, ranks=(1,)).take(np.zeros(count, int)), of, exact=True)
+    assert (len(filled.depth), int(idle.sum())) == (size, size - count)
+
+
+@pytest.mark.parametrize(("heavy", "batch", "together"), [(False, 8, 2), (True, 8, None), (True, 128, 2)])
+def test_few_rows_of_a_large_network_are_searched_in_one_batch(monkeypatch, heavy, batch, together):
+    """Apart, candidates of a depth skip what is before it, which few rows are not worth."""
+    adder = planted_adder()
+    supports = full_supports(adder.tap, range(2))
+    candidates = candidate_grid(jax.random.key(0), adder.tap, supports, ranks=(1,), learning_rates=(1e-3,))
+    monkeypatch.setattr(searching, "pays_to_skip", lambda *asked: True)
+    config = SearchConfig(batch_size=batch)
+    assert searching._together(adder.fit.runs, candidates, config, heavy) == together
+
+
 def test_ranks_are_trained_apart_only_where_frames_are_work(monkeypatch, plant):
     candidates = _full(plant, ranks=(1, 2, 3, 4, 5, 6))
     assert [len(group) for group in groups_of(candidates, 1, 0)] == [12]
@@ -290,7 +307,7 @@ def test_idle_searches_that_fill_a_block_change_nothing(monkeypatch):
         return train_candidates(jax.random.key(1), plant.network, plant.fit, candidates, Rotation(), config, report)
 
     filled = train()
-    monkeypatch.setattr(searching, "padded_searches", lambda candidates, of: (candidates, np.zeros(18, bool)))
+    monkeypatch.setattr(searching, "padded_searches", lambda candidates, of, exact: (candidates, np.zeros(18, bool)))
     alone = train()
     assert heard == [(1, 18), (1, 18)], "idle searches are not counted"
     assert_searched_alike(alone, filled)
