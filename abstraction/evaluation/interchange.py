@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from abstraction.checks import finite, indices, number, one_of, whole
@@ -172,7 +173,7 @@ def interchanged_outputs(
         rows = np.minimum(np.arange(start, start + shared_rows(mesh, stop - start)), count - 1)
         part = jax.tree.map(lambda values, rows=rows: np.asarray(values)[rows], trials)
         parts.append(trial_program(view, inputs, states, part, replaced)()[: stop - start])
-    return jnp.concatenate(parts)
+    return over(mesh, None, jnp.concatenate(parts))
 
 
 def trial_program(view: View, inputs: Any, states: Any, trials: Trials, replaced: Replaced = "base") -> Program:
@@ -234,11 +235,16 @@ def _pairs(generator: np.random.Generator, examples: int, trials: int) -> tuple[
     return base.astype(np.int32), source.astype(np.int32)
 
 
-@jax.jit
 def recorded_states(view: View, inputs: Any) -> Array:
     """Record the tap of a view on every input: `[M, ..., D]`, or `[M, L, D]` where the tap recurs."""
+    mesh = mesh_of(view.network.params)
+    return _recorded(view, over_rows(mesh, inputs), mesh)
+
+
+@partial(jax.jit, static_argnames=("mesh",))
+def _recorded(view: View, inputs: Any, mesh: Mesh | None) -> Array:
     states = view.network(inputs, _others(view), record=(view.tap,))[1][view.tap]
-    return jnp.moveaxis(states, 0, 1) if _recurs(view) else states[0]
+    return over(mesh, None, jnp.moveaxis(states, 0, 1) if _recurs(view) else states[0])
 
 
 @partial(jax.jit, static_argnames=("whole",))

@@ -64,10 +64,15 @@ class Runs:
     source: dict[str, Array]
 
 
-@jax.jit
 def factual_outputs(network: Network, inputs: Any) -> Outputs:
-    """Run the network without any edit."""
-    return network(inputs)[0]
+    """Run the network without any edit; devices of a mesh share the inputs, and all have the outputs."""
+    mesh = mesh_of(network.params)
+    return _outputs(network, over_rows(mesh, inputs), mesh)
+
+
+@partial(jax.jit, static_argnames=("mesh",))
+def _outputs(network: Network, inputs: Any, mesh: Mesh | None) -> Outputs:
+    return over(mesh, None, network(inputs)[0])
 
 
 def run_pairs(network: Network, base_inputs: Any, source_inputs: Any, *, taps: tuple[str, ...]) -> Runs:

@@ -14,7 +14,7 @@ from abstraction.models import Network
 from abstraction.models.network import check_network
 from abstraction.pytrees import leading_axis
 from abstraction.reduction.discrepancies import CE, MSE, Discrepancy
-from abstraction.sharding import over_rows, shared_rows
+from abstraction.sharding import mesh_of, over_rows, shared_rows
 from abstraction.typing import AnyArray
 
 
@@ -86,6 +86,11 @@ def _check_labels(labels: np.ndarray, shape: tuple[int, ...], discrepancy: Discr
             )
     if discrepancy is MSE and labels.shape != shape:
         raise ValueError(f"got labels of shape {labels.shape} for 'mse', expected those of the outputs, {shape}")
+
+
+def shared_calibration(network: Network, calibration: Calibration) -> Calibration:
+    """Send a calibration to the device; where a network lies on a mesh, devices share the examples."""
+    return over_rows(mesh_of(network.params), jax.tree.map(jnp.asarray, calibration))
 
 
 def batches(calibration: Calibration, batch_size: int, mesh: Mesh | None = None) -> Iterator[Calibration]:

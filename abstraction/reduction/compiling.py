@@ -19,11 +19,12 @@ import numpy as np
 
 from abstraction.checks import whole
 from abstraction.interventions.edits import Substitute
-from abstraction.models import Network
+from abstraction.models import Network, on_mesh
 from abstraction.models.network import check_network
 from abstraction.models.taps import Edits
 from abstraction.reduction.folding import Fold, check_fold, fold_params, obstacle, reducible
 from abstraction.reduction.plans import Plan
+from abstraction.sharding import mesh_of
 
 
 class Bill(NamedTuple):
@@ -56,7 +57,7 @@ def compile_plan(network: Network, plan: Plan) -> Network:
       plan: folds in the original numbering of their taps.
 
     Returns:
-      The network without the replaced units.
+      The network without the replaced units, on the mesh of the original one.
 
     Raises:
       ValueError: weights that are not the model's; a fold that does not fit its tap, is not exact in this network, or
@@ -78,7 +79,8 @@ def compile_plan(network: Network, plan: Plan) -> Network:
             )
         folded = fold_params(reduced, fold)
         reduced = Network(*reducible(folded).narrowed(folded.params, fold.tap, np.asarray(fold.kept)))
-    return reduced
+    mesh = mesh_of(network.params)
+    return reduced if mesh is None else on_mesh(reduced, mesh)
 
 
 def bill(network: Network, inputs_shape: tuple[int, ...], *, dtype: Any = jnp.float32) -> Bill:

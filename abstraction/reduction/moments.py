@@ -35,7 +35,7 @@ from abstraction.reduction.calibration import Calibration, batches, calibration_
 from abstraction.reduction.curvature import replacement_hessian
 from abstraction.reduction.discrepancies import KL, Discrepancy
 from abstraction.reduction.streaming import Curved, Local, local_curvature
-from abstraction.sharding import mesh_of
+from abstraction.sharding import mesh_of, on_host
 from abstraction.typing import AnyArray
 
 Curvature = Literal["ggn", "fisher", "hessian"]
@@ -142,7 +142,7 @@ def collect_statistics(
         local, curved = local_curvature(network, batch, tap, discrepancy, drawn)
         _require_finite(tap, local.activation, step)
         with jax.enable_x64(True):
-            part = jax.tree.map(np.asarray, _statistics(local, curved))
+            part = on_host(_statistics(local, curved))
         parts.append(_with_full_hessian(part, network, batch, tap, discrepancy) if curvature == "hessian" else part)
     total = reduce(merge_statistics, parts)
     check_statistics(total)
@@ -270,14 +270,14 @@ def _with_full_hessian(
     part: Statistics, network: Network, batch: Calibration, tap: str, discrepancy: Discrepancy
 ) -> Statistics:
     """Put the units' diagonals of the full Hessian in place of those of the GGN."""
-    _, hessian = replacement_hessian(network, batch, tap, discrepancy)
+    hessian = on_host(replacement_hessian(network, batch, tap, discrepancy)[1])
     blocks = np.asarray(hessian, np.float64).reshape(2, part.width, 2, part.width)
     eps_eps, eps_kappa, kappa_kappa = (np.diagonal(blocks[i, :, j]) for i, j in ((0, 0), (0, 1), (1, 1)))
     return dataclasses.replace(part, eps_eps=eps_eps, eps_kappa=eps_kappa, kappa_kappa=kappa_kappa)
 
 
 def _require_finite(tap: str, activation: Array, step: int) -> None:
-    finite = np.asarray(jnp.isfinite(activation).all(axis=(1, 2)))
+    finite = on_host(jnp.isfinite(activation).all(axis=(1, 2)))
     if not finite.all():
         raise ValueError(
             f"got activations of {tap!r} that are not finite for {(~finite).sum()} of {len(finite)} inputs in batch "

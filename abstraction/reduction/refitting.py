@@ -33,7 +33,7 @@ from abstraction.evaluation.interchange import (
     view,
 )
 from abstraction.interventions import Interchange, Set
-from abstraction.models import Consumer, Network
+from abstraction.models import Consumer, Network, on_mesh
 from abstraction.models.base import present
 from abstraction.models.taps import Edits
 from abstraction.models.wiring import find_array, replace_array
@@ -41,6 +41,7 @@ from abstraction.pytrees import leading_axis, pytree
 from abstraction.reduction.discrepancies import KL
 from abstraction.reduction.folding import reducible
 from abstraction.reduction.moments import check_law
+from abstraction.sharding import mesh_of, on_host, over, over_rows
 from abstraction.typing import AnyArray, Outputs
 
 RefitKind = Literal["bias", "head"]
@@ -139,11 +140,11 @@ def refit_readers(
             if refit.kind == "head":
                 start[consumer.kernel] = find_array(reduced.params, consumer.kernel)
                 pulls[consumer.kernel] = jnp.sqrt(refit.ridge) * _per_input(consumer, start[consumer.kernel], spread)
-    paths = tuple(start)
-    weights = tuple(jnp.asarray(start[path]) for path in paths)
-    pull = tuple(pulls[path] for path in paths)
-    arrays = jax.tree.map(jnp.asarray, inputs)
-    fitted, before, after, steps = _descend(reduced, paths, (weights, pull), arrays, swaps, jnp.int32(refit.steps))
+    paths, mesh = tuple(start), mesh_of(reduced.params)
+    readers = tuple(jnp.asarray(start[path]) for path in paths), tuple(pulls[path] for path in paths)
+    arrays, readers = over(mesh, None, (jax.tree.map(jnp.asarray, inputs), readers))
+    swaps = {tap: over_rows(mesh, swap) for tap, swap in swaps.items()}
+    fitted, before, after, steps = _descend(reduced, paths, readers, arrays, swaps, np.int32(refit.steps))
     finite("a KL after the refit", after)
     params = reduced.params
     for path, value in zip(paths, fitted, strict=True):
@@ -182,7 +183,7 @@ def _swap(dense: View, reduced: Network, inputs: Any, trials: Trials) -> tuple[_
 
 def _spread(dense: View, inputs: Any, trials: Trials, values: Array) -> Float[np.ndarray, " K"]:
     """Return the standard deviation of each unit, padding left out."""
-    flat = np.asarray(values).reshape(len(values), -1, values.shape[-1])
+    flat = on_host(values).reshape(len(values), -1, values.shape[-1])
     inputs = jax.tree.map(jnp.asarray, inputs)
     there = np.asarray(present(dense.network.model, inputs, dense.tap, flat.shape[1]))
     return flat[there[trials.base]].std(0)
@@ -193,7 +194,8 @@ def _with_biases(network: Network, tap: str) -> Network:
     model = reducible(network)
     if all(find_array(network.params, consumer.bias) is not None for consumer in model.consumers(tap)):
         return network
-    return Network(*model.with_biases(network.params, tap))
+    mesh, biased = mesh_of(network.params), Network(*model.with_biases(network.params, tap))
+    return biased if mesh is None else on_mesh(biased, mesh)
 
 
 def _per_input(consumer: Consumer, kernel: AnyArray, spread: Float[np.ndarray, " K"]) -> Array:

@@ -5,11 +5,10 @@ Source: CMR, arXiv 2602.24266; step 4 of `pipeline`.
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from abstraction.reduction.calibration import shared_calibration
 from abstraction.reduction.curvature import by_position, gauss_newton_rows, replacement_hessian
 from abstraction.reduction.discrepancies import DISCREPANCIES
 from abstraction.reduction.fitting import (
@@ -24,6 +23,7 @@ from abstraction.reduction.fitting import (
 from abstraction.reduction.folding import Fold, affine_fold
 from abstraction.reduction.ranking import Ranking
 from abstraction.reduction.scores import constant_risk, joint_constants
+from abstraction.sharding import on_host
 
 
 def fitted_fold(ranking: Ranking, kept: Int[np.ndarray, " K"]) -> tuple[Fold, dict[str, Any]]:
@@ -65,11 +65,11 @@ def _affine(ranking: Ranking, kept: Int[np.ndarray, " K"]) -> Fit:
 
 def _authors_fit(ranking: Ranking, kept: Int[np.ndarray, " K"], parents: int) -> Fit:
     """Fit as CIP-Affine does: weights max(h, 1e-8), target a_j, absolute ridge 1e-4."""
-    tap, calibration = ranking.tap, jax.tree.map(jnp.asarray, ranking.calibration)
+    tap, calibration = ranking.tap, shared_calibration(ranking.network, ranking.calibration)
     _, recorded = ranking.network(calibration.inputs, record=(tap,))
-    states = by_position(recorded[tap])
     rows = gauss_newton_rows(ranking.network, calibration, tap, DISCREPANCIES[ranking.method.discrepancy])
-    curvature = np.asarray((rows**2).sum(0), np.float64).reshape(-1, states.shape[-1])
+    states, squares = on_host((by_position(recorded[tap]), (rows**2).sum(0)))
+    curvature = np.asarray(squares, np.float64).reshape(-1, states.shape[-1])
     values = np.asarray(states, np.float64).reshape(curvature.shape)
     chosen = correlated_parents(values, kept, parents)
     weights = np.maximum(curvature[:, replaced_units(kept, values.shape[1])], 1e-8)
@@ -82,8 +82,7 @@ def _constants(ranking: Ranking, replaced: Int[np.ndarray, " S"]) -> Float[np.nd
         return np.asarray(statistics.mean)[replaced]
     if method.folding == "curvature-constant":
         return constant_risk(statistics, relative=method.relative_flat).constant[replaced]
-    calibration = jax.tree.map(jnp.asarray, ranking.calibration)
-    gradient, hessian = replacement_hessian(
-        ranking.network, calibration, ranking.tap, DISCREPANCIES[method.discrepancy]
-    )
+    calibration = shared_calibration(ranking.network, ranking.calibration)
+    discrepancy = DISCREPANCIES[method.discrepancy]
+    gradient, hessian = on_host(replacement_hessian(ranking.network, calibration, ranking.tap, discrepancy))
     return joint_constants(gradient, hessian, replaced)[0]

@@ -21,10 +21,17 @@ from abstraction.checks import finite, one_of, whole
 from abstraction.evaluation.interchange import Trials, View, interchanged_outputs
 from abstraction.interventions.edits import Substitute
 from abstraction.models import Network
-from abstraction.reduction.calibration import Calibration, calibration_of, check_calibration
+from abstraction.reduction.calibration import (
+    Calibration,
+    batches,
+    calibration_of,
+    check_calibration,
+    shared_calibration,
+)
 from abstraction.reduction.curvature import bend_at, gradient_at, suffix_at
 from abstraction.reduction.discrepancies import KL, Discrepancy
 from abstraction.reduction.folding import Fold, check_fold
+from abstraction.sharding import mesh_of, over
 from abstraction.typing import AnyArray
 
 
@@ -91,13 +98,11 @@ def second_order_risk(
     check_fold(network, fold)
     check_calibration(network, calibration, discrepancy)
     whole("batch size", batch_size)
-    total, count = 0.0, calibration.rows
+    total = 0.0
     edit = Substitute(fold.kept, fold.replaced, fold.intercept, fold.coefficients)
-    for start in range(0, count, batch_size):
-        rows = slice(start, start + batch_size)
-        batch = jax.tree.map(lambda values, rows=rows: jnp.asarray(values[rows]), calibration)
+    for batch in batches(calibration, batch_size, mesh_of(network.params)):
         total += float(_quadratic(network, batch, fold.tap, edit, discrepancy).sum())
-    return total / count
+    return total / calibration.rows
 
 
 def replacement_effects(
@@ -128,7 +133,8 @@ def replacement_effects(
     whole("chunk", chunk)
     if finite("constants", constants).shape != (network.taps[tap].width,):
         raise ValueError(f"got constants of shape {np.shape(constants)}, expected one of each unit of {tap!r}")
-    return _effects(network, calibration, tap, jnp.asarray(constants), discrepancy, chunk)
+    constants = over(mesh_of(network.params), None, jnp.asarray(constants))
+    return _effects(network, shared_calibration(network, calibration), tap, constants, discrepancy, chunk)
 
 
 @partial(jax.jit, static_argnames=("tap", "discrepancy", "chunk"))

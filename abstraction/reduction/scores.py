@@ -22,10 +22,11 @@ from jaxtyping import Array, Bool, Float
 from abstraction.checks import finite, indices, number, one_of, whole
 from abstraction.models import Network
 from abstraction.randomness import host_generator
-from abstraction.reduction.calibration import Calibration, check_calibration
+from abstraction.reduction.calibration import Calibration, batches, check_calibration
 from abstraction.reduction.curvature import suffix_at, tap_gradient
 from abstraction.reduction.discrepancies import CE
 from abstraction.reduction.moments import Statistics, check_statistics
+from abstraction.sharding import mesh_of, on_host
 from abstraction.typing import AnyArray
 
 Criterion = Literal["curvature", "variance", "magnitude", "taylor", "obd", "wanda", "flap", "random"]
@@ -168,10 +169,8 @@ def taylor_scores(
     if finite("means", mean).shape != (network.taps[tap].width,):
         raise ValueError(f"got means of shape {np.shape(mean)}, expected one per unit, {network.taps[tap].width}")
     total = np.zeros(len(mean))
-    for start in range(0, calibration.rows, batch_size):
-        rows = slice(start, start + batch_size)
-        batch = jax.tree.map(lambda values, rows=rows: jnp.asarray(values[rows]), calibration._replace(target=None))
-        total += np.asarray(_taylor(network, batch, tap, jnp.asarray(mean)))
+    for batch in batches(calibration._replace(target=None), batch_size, mesh_of(network.params)):
+        total += on_host(_taylor(network, batch, tap, np.asarray(mean)))
     return total / calibration.rows
 
 

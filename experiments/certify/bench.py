@@ -33,11 +33,10 @@ from abstraction.evaluation.proposals import (
     mixture_weights,
     proposal,
 )
-from abstraction.models import Network, Sequential
+from abstraction.models import Network
 from abstraction.reduction import METHODS, Calibration
 from abstraction.reduction.pipeline import replace_units
 from abstraction.reduction.ranking import Ranking, rank_units, reader_weights
-from abstraction.typing import Params
 from experiments.certify.options import Certify
 from experiments.harness.methods import Tell
 from experiments.harness.records import Row
@@ -66,9 +65,9 @@ class Pair(NamedTuple):
 class Networks:
     """The dense network and its reductions, each made when it is first asked for."""
 
-    def __init__(self, model: Sequential, params: Params, calibration: Calibration, key: Array):
-        self.dense = Network(model, params)
-        self.width = model.taps[TAP].width
+    def __init__(self, dense: Network, calibration: Calibration, key: Array):
+        self.dense = dense
+        self.width = dense.taps[TAP].width
         self.warnings: dict[str, str] = {}
         self._calibration, self._key = calibration, key
         self._norms = np.linalg.norm(reader_weights(self.dense, TAP), axis=0)

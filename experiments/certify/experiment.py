@@ -25,6 +25,7 @@ from abstraction.evaluation.certification import certify, compare_risks
 from abstraction.evaluation.margins import certified_margins, margin_bounds
 from abstraction.evaluation.proposals import largest_weight
 from abstraction.evaluation.sequences import LIMIT, confidence_sequence, hoeffding_radii, interval, log_capitals
+from abstraction.models import Network
 from abstraction.randomness import host_generator
 from abstraction.reduction import METHODS, Calibration
 from abstraction.tasks.mnist import calibration_rows
@@ -34,6 +35,7 @@ from experiments.certify.cases import ADAPTIVE_CASES
 from experiments.certify.cost import costs
 from experiments.certify.options import STUDIES, Certify, Study
 from experiments.certify.published import NETWORK
+from experiments.harness.meshes import placed
 from experiments.harness.methods import Tell
 from experiments.harness.records import Row, RunFolder, Unit
 from experiments.harness.report import Report
@@ -63,7 +65,8 @@ def run_seed(config: Certify, seed: int, run: RunFolder, tell: Tell) -> Unit:
     reducing, *study_keys = jax.random.split(jax.random.key(seed), 3 + len(STUDIES))[2:]
     keys = dict(zip(STUDIES, study_keys, strict=True))
     calibration = Calibration(digits.train_images[chosen], digits.train_labels[chosen])
-    networks = Networks(network(config.network, data), params, calibration, reducing)
+    dense = placed(Network(network(config.network, data), params), config.mesh)
+    networks = Networks(dense, calibration, reducing)
     bench = Bench(config, networks, digits.test_images, seed, tell)
     results = Results(NAME, seed)
     results.rows.extend(bench.rows("output", "network", "test", **known))

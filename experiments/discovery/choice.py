@@ -24,6 +24,7 @@ from abstraction.tasks import mcqa
 from abstraction.typing import Params, Setting
 from experiments.discovery.networks import Known, Studied, Views, fidelities
 from experiments.discovery.options import DENSE, Discovery
+from experiments.harness.meshes import placed
 from experiments.harness.methods import Bench, Outcome, Tell, same_time
 from experiments.harness.progressive import METHODS, Stages
 from experiments.harness.timing import Time
@@ -81,15 +82,16 @@ def reduced_decoder(
     config: Discovery, seed: int, subject: Subject, samples: Samples, method: str, keep: int, key: Array
 ) -> Studied:
     """Reduce the MLPs of all blocks to one width, each on the network reduced so far."""
-    dense = Network(*unrolled_decoder(subject.decoder, subject.network.params))
+    dense = placed(Network(*unrolled_decoder(subject.decoder, subject.network.params)), config.mesh)
     taps = [f"{UNITS}{block}" for block in range(subject.decoder.config.depth)]
     found = reduce_network(dense, samples.calibration, dict.fromkeys(taps, keep), PRESETS[method], key=key)
     kept = np.stack([np.asarray(fold.kept) for fold in found.plan.folds])
     everything = np.arange(subject.decoder.config.hidden)
     views = {tap: (view(dense, tap, everything), found.view(tap), units) for tap, units in zip(taps, kept, strict=True)}
-    smaller = stacked_decoder(_unrolled(found.network.model), found.network.params)
-    known = _behaviour(config, seed, _as(subject, *smaller), samples, views)
-    return Studied("mcqa", method, *smaller, kept, known)
+    decoder, params = stacked_decoder(_unrolled(found.network.model), found.network.params)
+    smaller = placed(Network(decoder, params), config.mesh)
+    known = _behaviour(config, seed, _as(subject, decoder, smaller.params), samples, views)
+    return Studied("mcqa", method, decoder, smaller.params, kept, known)
 
 
 def choice_bench(config: Discovery, network: Studied, subject: Subject, questions: Questions) -> Bench:

@@ -47,6 +47,7 @@ from experiments.discovery.options import HARD, NAME, SURVIVES, Discovery
 from experiments.discovery.tables import tables
 from experiments.equality import experiment as heq
 from experiments.equality.options import PlotGrid
+from experiments.harness.meshes import parsed_mesh, placed
 from experiments.harness.methods import Bench, Outcome, Tell, coupling_details, rotations, run_search, same_time
 from experiments.harness.records import Row, RunFolder, Unit
 from experiments.harness.report import Report
@@ -90,7 +91,7 @@ def _equality(config: Discovery, own: Results, folder: RunFolder, tell: Tell) ->
     tests = equality.paper_banks(seed, size=config.pairs.size, test_pool=config.pairs.test_pool).tests
     sizes = {"fit": config.pairs.fit, "calibration": config.pairs.calibration, "both": config.pairs.both}
     banks = equality.independent_banks(seed, **sizes, tests=tests)
-    trained = heq.train_network(config.backbone, own, keys, folder, tell)
+    trained = placed(heq.train_network(config.backbone, own, keys, folder, tell), config.mesh)
     mass, (reducing, searching) = None, jax.random.split(keys["das"])
     for network in equality_networks(config, seed, trained, reducing):
         tell(f"{network.place}, {network.method}")
@@ -123,7 +124,7 @@ def _addition(config: Discovery, own: Results, folder: RunFolder, tell: Tell) ->
     """Search the networks of binary addition."""
     seed = own.seed
     banks = addition.structured_banks(seed, bits=config.adder.bits, **dataclasses.asdict(config.adder_banks))
-    trained = trained_adder(config.adder, own, folder, tell)
+    trained = placed(trained_adder(config.adder, own, folder, tell), config.mesh)
     # The network's own keys are the first two.
     mass, (reducing, searching) = None, jax.random.split(jax.random.key(seed), 4)[2:]
     for network in adder_networks(config, seed, trained, banks, reducing):
@@ -156,7 +157,7 @@ def carries_found(bench: Bench, config: Discovery, key: Array, tell: Tell) -> di
 
 def _choice(config: Discovery, own: Results, folder: RunFolder, tell: Tell) -> Searched:
     """Search the networks of multiple choice."""
-    subject, seed = load_subject(NetworkOptions()), own.seed
+    subject, seed = load_subject(NetworkOptions(), parsed_mesh(config.mesh)), own.seed
     questions = make_questions(config.choice_banks, subject, seed)
     own.details["data"] = data_digest(questions)
     dense, (reducing, searching) = None, jax.random.split(jax.random.key(seed))

@@ -28,6 +28,7 @@ from abstraction.typing import AnyArray, Params
 from experiments.addition.network import BITS, exactness, factual_data
 from experiments.discovery.options import DENSE, Discovery, Reducer
 from experiments.equality.experiment import answers
+from experiments.harness.meshes import placed
 
 TAP = "hidden"
 PRESETS = {"obs-affine": "obs-affine", "random-affine": "obs-affine", "vbp-zero": "vbp-zero"}
@@ -89,15 +90,17 @@ def reduced_mlp(config: Discovery, seed: int, network: Network, method: Reducer,
     model, half, vectors = cast(MLP, network.model), config.equality.calibration_rows // 2, equality.entities(seed)
     sample = [equality.factual_data(seed + 2701, half)["rows"], equality.balanced_data(seed + 2702, half)["rows"]]
     inputs = equality.encode(vectors, np.concatenate(sample))
-    taps, dense = [f"hidden{depth}" for depth in range(model.depth)], Network(*unrolled(model, network.params))
+    taps = [f"hidden{depth}" for depth in range(model.depth)]
+    dense = placed(Network(*unrolled(model, network.params)), config.mesh)
     found = reduce_network(dense, inputs, dict.fromkeys(taps, keep), METHODS[method], key=key)
     kept = np.stack([np.asarray(fold.kept) for fold in found.plan.folds])
     views = {
         tap: (view(dense, tap, np.arange(model.width)), found.view(tap), units)
         for tap, units in zip(taps, kept, strict=True)
     }
-    smaller = stacked(cast(Sequential, found.network.model), found.network.params)
-    return Studied("heq", method, *smaller, kept, equality_behaviour(config, seed, *smaller, views))
+    smaller = placed(Network(*stacked(cast(Sequential, found.network.model), found.network.params)), config.mesh)
+    model, params = cast(MLP, smaller.model), smaller.params
+    return Studied("heq", method, model, params, kept, equality_behaviour(config, seed, model, params, views))
 
 
 def equality_behaviour(config: Discovery, seed: int, model: MLP, params: Params, views: Views) -> Known:

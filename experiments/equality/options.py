@@ -9,7 +9,7 @@ from abstraction.localization.rules import Scope
 from abstraction.localization.signatures import SignatureMode
 from abstraction.tasks.equality import CalibrationPolicy
 from experiments.harness import valid
-from experiments.harness.options import DasOptions, Names, Shared
+from experiments.harness.options import DasOptions, Localization, Names
 
 METHODS = (
     "plot-ot", "plot-uot", "das", "plot-ot-paper", "plot-uot-paper", "das-paper", "cosine", "brute-force", "row-argmin",
@@ -133,7 +133,7 @@ class PaperOptions:
 
 
 @dataclass(frozen=True)
-class Equality(Shared):
+class Equality(Localization):
     """Hierarchical equality: find WX = [W = X] and YZ = [Y = Z] in a trained MLP (PLOT, first table).
 
     Writes a run folder and prints its table. Half a minute per seed on two cores.

@@ -3,7 +3,7 @@
 from jax.sharding import Mesh
 
 from abstraction.models import Network, on_mesh
-from abstraction.sharding import AXES, device_mesh
+from abstraction.sharding import AXES, device_mesh, mesh_of
 from experiments.harness.processes import as_first
 from experiments.harness.valid import require
 
@@ -25,6 +25,9 @@ def parsed_mesh(text: str | None) -> Mesh | None:
 
 
 def placed(network: Network, mesh: str | None) -> Network:
-    """Put a trained network where a flag says: what runs it shares its work out there."""
+    """Put a network where a flag says: what runs it shares its work out there."""
     devices = parsed_mesh(mesh)
-    return network if devices is None else on_mesh(Network(network.model, as_first(network.params)), devices)
+    if devices is None:
+        return network
+    params = network.params if mesh_of(network.params) == devices else as_first(network.params)
+    return on_mesh(Network(network.model, params), devices)

@@ -33,6 +33,10 @@ class Options:
     """Continue the run in --out, skipping complete seeds and what is complete of others."""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Tell TensorBoard or Weights & Biases as well (extra `log`)."""
+    mesh: str | None = None
+    """Devices that share the run, such as pairs=4,candidates=2: some split pairs, some what is tried on them (sites,
+    handles, searches), and with model=2 some split a decoder's heads and units. All numbers of pairs are multiples of
+    the first. XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight devices of a CPU."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """What a preset changes, by the dotted names of fields."""
@@ -50,6 +54,7 @@ class Options:
         """
         valid.parse_seeds(self.seeds)
         valid.check_values(self)
+        parsed_mesh(self.mesh)
 
 
 @dataclass(frozen=True)
@@ -60,26 +65,6 @@ class Localization(Options):
     """Random subspaces per handle."""
     control_shuffles: Annotated[int, valid.COUNT] = 5
     """Shuffles of the sources per handle."""
-
-
-@dataclass(frozen=True)
-class OnMesh(Options):
-    """What experiments can be told whose drivers several devices share."""
-
-    mesh: str | None = None
-    """Devices that share the run, such as pairs=4,candidates=2: some split pairs, some what is tried on them (sites,
-    handles, searches), and with model=2 some split a decoder's heads and units. All numbers of pairs are multiples of
-    the first. XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight devices of a CPU."""
-
-    def check(self) -> None:
-        """Refuse a mesh that there is not."""
-        super().check()
-        parsed_mesh(self.mesh)
-
-
-@dataclass(frozen=True)
-class Shared(OnMesh, Localization):
-    """What experiments that find causal variables can be told whose every driver several devices share."""
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,5 @@ def answers_of(bench: Bench, handles: Handle) -> np.ndarray:
     """Return what the network answers on the first test pairs with each variable's handle, `[V, n]`; -1: not finite."""
     recorded = next(iter(bench.tests.values()))
     outputs = on_host(handle_outputs(bench.network, recorded.runs, handles))
-    return np.stack([np.asarray(recorded.readout.decode(jnp.asarray(each)))[:MOST] for each in outputs]).astype(
-        np.int32
-    )
+    answers = [recorded.readout.decode(jnp.asarray(each))[:MOST] for each in outputs]
+    return np.asarray(jnp.stack(answers), np.int32)

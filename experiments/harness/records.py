@@ -198,6 +198,21 @@ class RunFolder:
         manifest.setdefault(kind, {})[unit] = value
         self._write_manifest(manifest)
 
+    def belongs_to(self, what: str, digest: str) -> None:
+        """Write down what all of the run is of, such as the weights of its network; a leg with others is refused.
+
+        Raises:
+          ValueError: the run began with something else by that name.
+        """
+        known = self._manifest().get("made_from", {}).get(what)
+        if known is None:
+            self.note_in_manifest("made_from", what, digest)
+        elif known != digest:
+            raise ValueError(
+                f"got a {what} of digest {digest[:12]}, expected {known[:12]}, that of the run in {self.path}: it has "
+                "changed since, and what is there would not belong to it; take another --out"
+            )
+
     def begin(self, options: Mapping[str, Any]) -> None:
         """Write the options, before anything else, and a manifest that knows them."""
         write_atomically(self.path / "config.json", to_json(options))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from abstraction.localization import SearchConfig
 from experiments.harness import valid
-from experiments.harness.options import DasOptions, Shared, check_training
+from experiments.harness.options import DasOptions, Localization, check_training
 
 
 def budget(**changes: Any) -> SearchConfig:
@@ -71,7 +71,7 @@ class WeightOptions:
 
 
 @dataclass(frozen=True)
-class CoarseToFine(Shared):
+class CoarseToFine(Localization):
     """What the coarse-to-fine experiments can be told."""
 
     stages: StageOptions = StageOptions()

@@ -22,9 +22,11 @@ import numpy as np
 from abstraction.causal.pairs import digest as bank_digest
 from abstraction.causal.pairs import select_variables
 from abstraction.evaluation import Repeats
+from abstraction.models.network import params_digest
 from abstraction.tasks.ioi import VARIABLES
 from experiments.harness.meshes import parsed_mesh
 from experiments.harness.methods import Tell
+from experiments.harness.programs import forget_programs
 from experiments.harness.progressive import METHODS as WAYS
 from experiments.harness.progressive import Method, Stages
 from experiments.harness.records import RunFolder, Unit
@@ -54,6 +56,7 @@ def run_seed(config: Ioi, seed: int, run: RunFolder, tell: Tell) -> Unit:
     keys, results = seed_keys(seed, _KEYS), Results(NAME, seed, Repeats(config.control_draws, config.control_shuffles))
     tell("network")
     subject = load_subject(config.network, parsed_mesh(config.mesh))
+    run.belongs_to("network", params_digest(subject.network.params))
     tell("pairs")
     with stopwatch() as making:
         questions = make_questions(config.banks, subject, seed, config.network.batch)
@@ -61,14 +64,17 @@ def run_seed(config: Ioi, seed: int, run: RunFolder, tell: Tell) -> Unit:
     results.details.update(data=data_digest(questions), network=describe(subject, questions))
     results.add("backbone", "output", "validation", accuracy=questions.accuracy, prompts=questions.prompts)
     places = seek_places(results, run, subject, questions, config, tell)
+    forget_programs()
     search_places(results, run, (subject, questions, config), places, keys, tell)
     families = {v: pairs_of(v, questions, config).banks["test"].family for v in places}
     write_mib(run.path / "mib", subject.name, families, places, results)
     at = places[VARIABLE].position
+    forget_programs()
     results.part(run, "heads", lambda part: find_heads(part, subject, questions, config, at, tell))
     if config.untrained:
         tell("untrained network")
         subject = subject.without_weights()
+        forget_programs()
         seek = lambda part: search_untrained(part, subject, questions, config, at, keys["untrained"])
         results.part(run, "untrained", seek)
     return results.unit
@@ -155,6 +161,7 @@ def search_variable(
                 judge_variable(part, run.path, (name, variable), (own.bench, outcome), key)
 
             parts[name] = results.apart(run, f"{name}-{variable}", search)
+    forget_programs()
     return parts
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from abstraction.evaluation.text import DenseText, dense_text, score_text
 from abstraction.models import Network
 from abstraction.models.decoder_unrolled import stacked_decoder
+from abstraction.models.network import params_digest
 from abstraction.reduction import METHODS, Plan, bill, compile_plan
 from abstraction.reduction.blocks import (
     Part,
@@ -93,6 +94,7 @@ def run_seed(config: LmReduction, seed: int, run: RunFolder, tell: Tell) -> Unit
     results, key = Results(NAME, seed), jax.random.key(seed)
     tell("network and texts")
     subject = load_subject(config.network.model, parsed_mesh(config.mesh))
+    run.belongs_to("network", params_digest(subject.network.params))
     calibrations, tests = _texts(config, subject, seed, key)
     bench = _bench(config, subject, tests, results, tell)
     bench = bench._replace(exports=Exports.of(config, subject, run.path / "exported" / f"seed-{seed}"))

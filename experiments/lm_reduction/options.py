@@ -8,7 +8,7 @@ import tyro
 from abstraction.reduction import METHODS as PRESETS
 from abstraction.reduction.blocks import Part, Spread
 from experiments.harness import valid
-from experiments.harness.options import OnMesh
+from experiments.harness.options import Options
 
 NAME = "lm-reduction"
 OURS = ("cmr-closed", "obs-affine", "cmr-kl")
@@ -44,7 +44,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class LmReduction(OnMesh):
+class LmReduction(Options):
     """Reduce the MLPs and the heads of a language model, and test whether it still predicts the same text.
 
     Writes a run folder and prints its tables.

@@ -19,6 +19,7 @@ import numpy as np
 
 from abstraction.evaluation import Repeats
 from abstraction.models import TokenView
+from abstraction.models.network import params_digest
 from abstraction.tasks.symbols import LETTERS
 from experiments.harness.explaining import Costs, Seen, decoder_case, searches
 from experiments.harness.meshes import parsed_mesh
@@ -48,6 +49,7 @@ def run_seed(config: Mcqa, seed: int, run: RunFolder, tell: Tell) -> Unit:
     keys, results = seed_keys(seed, NAMES), Results(NAME, seed, Repeats(config.control_draws, config.control_shuffles))
     tell("network")
     subject = load_subject(config.network, parsed_mesh(config.mesh))
+    run.belongs_to("network", params_digest(subject.network.params))
     config = for_width(config, subject.decoder.config.width, subject.decoder.config.depth)
     tell("pairs")
     with stopwatch() as making:

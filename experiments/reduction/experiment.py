@@ -33,6 +33,7 @@ from abstraction.reduction.ranking import rank_units
 from abstraction.reduction.risk import replacement_effects
 from abstraction.reduction.scores import constant_risk
 from abstraction.tasks.mnist import calibration_rows
+from experiments.harness.meshes import placed
 from experiments.harness.methods import Tell
 from experiments.harness.records import RunFolder, Unit
 from experiments.harness.report import Report
@@ -81,7 +82,8 @@ def run_seed(config: Options, seed: int, run: RunFolder, tell: Tell) -> Unit:
     data, results = digits.loaded_digits(config.data, tell), Results(NAME, seed)
     tell("network")
     params, known, details = digits.trained_network(config.network, data, seed, run, tell)
-    bench = _bench(config, Network(digits.network(config.network, data), params), data, results)
+    network = placed(Network(digits.network(config.network, data), params), config.mesh)
+    bench = _bench(config, network, data, results)
     dense, width = bill(bench.network, bench.images.shape[1:]), bench.network.taps[LAST].width
     results.add("dense", "network", "test", **known, parameters=dense.parameters, multiply_adds=dense.multiply_adds)
     results.add("dense", "network", "test", latency=latency(bench.network, bench.images[:LATENCY_ROWS]))

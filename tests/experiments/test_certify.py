@@ -1,7 +1,4 @@
-"""The certification experiment: the quick run on the bundled digits end to end, its records, tables and figures.
-
-python -m experiments certify --quick --methods cmr cip-affine cip-const vbp
-"""
+"""The certification experiment: the quick run on the bundled digits end to end, its records, tables and figures."""
 
 import contextlib
 import dataclasses
@@ -19,6 +16,7 @@ import numpy as np
 import pytest
 
 from abstraction.evaluation.proposals import largest_weight
+from abstraction.models import Network
 from abstraction.reduction import Calibration
 from abstraction.tasks.mnist import load_digits
 from experiments.certify import experiment as certify
@@ -322,7 +320,7 @@ def _bench() -> Bench:
     data = LoadedDigits("digits", load_digits())
     model = network(NetworkOptions(width=16), data)
     calibration = Calibration(data.digits.train_images[:200], data.digits.train_labels[:200])
-    networks = Networks(model, model.init(jax.random.key(0)), calibration, jax.random.key(1))
+    networks = Networks(Network(model, model.init(jax.random.key(0))), calibration, jax.random.key(1))
     return Bench(Certify(), networks, data.digits.test_images, 0, print)
 
 

@@ -209,6 +209,14 @@ def test_ignored_options_may_differ_and_the_config_stays(run: RunFolder):
         create_run(run.path, Options(seeds="1:9"), resume=True)
 
 
+def test_a_leg_with_other_weights_is_refused(run: RunFolder):
+    run.belongs_to("network", "a" * 64)
+    run.belongs_to("network", "a" * 64)
+    open_run(run.path).belongs_to("text", "b" * 64)
+    with pytest.raises(ValueError, match="got a network of digest bbbbbbbbbbbb, expected aaaaaaaaaaaa"):
+        open_run(run.path).belongs_to("network", "b" * 64)
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, resume: bool):
     (tmp_path / "thesis.tex").write_text("x")

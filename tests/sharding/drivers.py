@@ -48,8 +48,11 @@ from abstraction.models import (
     on_mesh,
     prompts_at,
 )
-from abstraction.reduction import moments, streaming
+from abstraction.reduction import Calibration, moments, refitting, risk, scores, streaming
 from abstraction.reduction import text as reduction_text
+from abstraction.reduction.compiling import compile_plan
+from abstraction.reduction.folding import affine_fold
+from abstraction.reduction.plans import reduction_plan
 from abstraction.sharding import device_mesh
 
 TWO_BITS = causal_model(("a", "b"), "y", p=lambda a: a, q=lambda b: b, y=lambda p, q: p + 2 * q)
@@ -62,10 +65,17 @@ PROGRAMS = {
     "tally": (iia, "_tally_block"),
     "search": (searching, "_train"),
     "statistics": (streaming, "_rows"),
+    "hessian": (moments, "replacement_hessian"),
+    "taylor": (scores, "_taylor"),
+    "risk": (risk, "_quadratic"),
+    "effects": (risk, "_effects"),
+    "outputs": (patching, "_outputs"),
+    "refit": (refitting, "_descend"),
     "trials": (interchange, "_run"),
     "text": (reduction_text, "_sums"),
     "scores": (evaluation_text, "_scores"),
 }
+OF_INPUTS = ("statistics", "trials", "hessian", "taylor", "risk", "effects", "outputs", "refit")
 
 
 class Case(NamedTuple):
@@ -117,7 +127,7 @@ def results(driver: str, case: Case, network: Network) -> Any:
     if driver in ("text", "scores"):
         return of_text(driver, network)
     tap = network.taps[case.tap]
-    if driver in ("statistics", "trials"):
+    if driver in OF_INPUTS:
         return of_inputs(driver, network, case.tap)
     fit = bank(case, network)
     sites = unit_sites(tap) if tap.depth == DEPTH else state_sites(tap)
@@ -147,8 +157,31 @@ def of_inputs(driver: str, network: Network, tap: str) -> Any:
     inputs = np.random.default_rng(0).standard_normal((PAIRS + 3, 2)).astype(np.float32)
     if driver == "statistics":
         return moments.collect_statistics(network, inputs, tap, batch_size=PAIRS + 3)
+    if driver == "hessian":
+        return moments.collect_statistics(network, inputs, tap, curvature="hessian", batch_size=PAIRS + 3)
+    if driver in ("taylor", "risk", "effects", "outputs", "refit"):
+        return of_reduction(driver, network, tap, inputs[:PAIRS])
     trials = bernoulli_trials(np.random.default_rng(0), examples=len(inputs), units=8, probability=0.5, trials=130)
     return interchanged_outputs(view(network, tap, np.arange(8)), inputs, trials, batch_size=128)
+
+
+def of_reduction(driver: str, network: Network, tap: str, inputs: np.ndarray) -> Any:
+    """Run what else a reduction does with its inputs."""
+    half, rest = np.arange(WIDTH // 2), np.arange(WIDTH // 2, WIDTH)
+    means = np.linspace(0, 1, WIDTH, dtype=np.float32)
+    if driver == "outputs":
+        return patching.factual_outputs(network, inputs)
+    if driver == "taylor":
+        labels = (np.arange(len(inputs)) % 4).astype(np.int32)
+        return scores.taylor_scores(network, Calibration(inputs, labels), tap, means)
+    if driver == "effects":
+        return risk.replacement_effects(network, inputs, tap, means)
+    fold = affine_fold(tap, half, rest, means[rest], np.eye(len(rest), dtype=np.float32) / 2, width=WIDTH)
+    if driver == "risk":
+        return risk.second_order_risk(network, inputs, fold)
+    smaller = compile_plan(network, reduction_plan(network, [fold]))
+    how, dense = refitting.Refit(steps=1), [view(network, tap, half)]
+    return refitting.refit_readers(how, dense, smaller, inputs, generator=np.random.default_rng(0)).before
 
 
 def of_text(driver: str, network: Network) -> Any:
@@ -201,7 +234,7 @@ def main(sizes: str, *drivers: str) -> None:
     mesh = device_mesh(**{name: int(size) for name, size in (part.split("=") for part in sizes.split(","))})
     for name in drivers:
         driver, _, kind = name.partition(":")
-        plain = layers if driver in ("statistics", "trials") else mlp
+        plain = layers if driver in OF_INPUTS else mlp
         case = {"": plain, "decoder": decoder, "language": language}[kind]()
         networks = case.network, on_mesh(case.network, mesh)
         (alone, whole), (shared, own) = (counted(driver, partial(results, driver, case, one)) for one in networks)

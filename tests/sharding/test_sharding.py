@@ -15,6 +15,7 @@ from abstraction.sharding import AXES, check_share, device_mesh, mesh_of, over, 
 
 ROOT = Path(__file__).parent.parent.parent
 DRIVERS = ("record", "signatures", "sweep", "tally", "search", "statistics", "trials")
+OF_REDUCTION = ("hessian", "taylor", "risk", "effects", "outputs", "refit")
 OF_TEXT = ("text:language", "scores:language")
 OF_DECODERS = tuple(f"{driver}:decoder" for driver in DRIVERS[:5])
 CONFIG = DecoderConfig(vocabulary=10, width=8, depth=1, heads=2, kv_heads=1, head_size=4, hidden=6)
@@ -42,6 +43,12 @@ def test_devices_share_pairs_and_sites():
 @pytest.mark.parametrize("mesh", ["pairs=8", "candidates=8", "pairs=2,candidates=4"])
 def test_devices_share_every_driver(mesh):
     _shared(mesh, DRIVERS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["pairs=8", "pairs=2,candidates=4"])
+def test_devices_share_what_else_a_reduction_runs(mesh):
+    _shared(mesh, OF_REDUCTION)
 
 
 @pytest.mark.slow
