@@ -54,10 +54,9 @@ def test_devices_share_a_run_and_its_numbers_stay(tmp_path: Path, run: tuple[str
 @pytest.mark.slow
 def test_processes_share_a_run_and_the_first_writes_it(tmp_path: Path):
     """Two processes of four devices each."""
-    settings = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", "experiments", *RUN]
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    subprocess.run([*line, "--out", str(alone)], env=settings, cwd=ROOT, capture_output=True, check=True)
+    subprocess.run([*line, "--out", str(alone)], env=_settings(), cwd=ROOT, capture_output=True, check=True)
     told = _ended(_processes(*RUN, "--out", str(shared)))
     assert "report" in told[0][0]
     assert "report" not in told[1][0], "the first one prints"
@@ -83,8 +82,6 @@ def test_sigterm_at_one_process_stops_all_after_the_same_step(tmp_path: Path):
 
 def _processes(*line: str) -> list[subprocess.Popen[str]]:
     """Start a run by two processes of four devices each."""
-    settings = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    settings["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
     with socket.socket() as free:
         free.bind(("localhost", 0))
         place = f"localhost:{free.getsockname()[1]}"
@@ -92,10 +89,16 @@ def _processes(*line: str) -> list[subprocess.Popen[str]]:
     return [
         subprocess.Popen(
             [*command, "--processes", f"{place},{index},2"],
-            env=settings, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=_settings(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for index in range(2)
     ]  # fmt: skip
+
+
+def _settings() -> dict[str, str]:
+    """Give every process four devices, one that runs alone too: it trains a network as the first of two does."""
+    flags = "--xla_force_host_platform_device_count=4"
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def _ended(each: list[subprocess.Popen[str]]) -> list[tuple[str, str]]:
