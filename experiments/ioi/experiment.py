@@ -69,7 +69,6 @@ def run_seed(config: Ioi, seed: int, run: RunFolder, tell: Tell) -> Unit:
     families = {v: pairs_of(v, questions, config).banks["test"].family for v in places}
     write_mib(run.path / "mib", subject.name, families, places, results)
     at = places[VARIABLE].position
-    forget_programs()
     results.part(run, "heads", lambda part: find_heads(part, subject, questions, config, at, tell))
     if config.untrained:
         tell("untrained network")
