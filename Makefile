@@ -1,6 +1,7 @@
 # make reproduce   make the environment and reproduce the papers' tables that exist so far
 # make test        make the environment and pass the tests
-# make slow        the tests that are left out there because they take longer: some minutes
+# make slow        the tests that are left out there because they take longer: most of an hour
+# make quick       every experiment, small; make check-quick reads what the runs left
 # make parity      also install PyTorch, POT and pyvene, and compare with them
 # make bench       measure against PyTorch side by side
 # make oldest      models of other libraries on the oldest JAX that is allowed, in an environment of its own
@@ -18,7 +19,7 @@ ADDERS ?= $(wildcard ../shared/data)
 CLASSIFIER ?= $(wildcard ../shared/data/mnist_mlp_seed0.npz)
 PUBLISHED = $(if $(CLASSIFIER),--network.checkpoint $(CLASSIFIER))
 
-.PHONY: reproduce test slow oldest smollm2 tutorials parity bench lint docs notebooks quick clean
+.PHONY: reproduce test slow oldest smollm2 tutorials parity bench lint docs notebooks quick check-quick clean
 
 reproduce: $(VENV)/.experiments
 	$(BIN)/python -m experiments heq --seeds 1:4 --out runs/reproduce/heq --resume
@@ -33,10 +34,10 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 slow: $(VENV)/.parity
-	$(BIN)/python -m pytest -m slow -n auto --dist load
+	$(BIN)/python -m pytest -m slow -n auto --dist loadgroup
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -m "parity and not slow" tests/parity
+	$(BIN)/python -m pytest -m "parity and not slow" -n auto --dist loadfile tests/parity
 
 oldest: $(VENV)-oldest/.test
 	$(VENV)-oldest/bin/python -m pytest -n auto --dist loadfile tests/models/test_any_model_structures.py \
@@ -64,16 +65,18 @@ notebooks: $(VENV)/.docs
 		$(BIN)/jupytext --quiet --from py:percent --output build/notebooks/$$(basename $$each .py).ipynb $$each || exit 1; \
 	done
 
-quick: $(VENV)/.experiments
-	rm -rf runs/quick
-	$(BIN)/python -m experiments heq --quick --out runs/quick/heq
-	$(BIN)/python -m experiments addition --quick --out runs/quick/addition
-	$(BIN)/python -m experiments mcqa --quick --out runs/quick/mcqa
-	$(BIN)/python -m experiments ioi --quick --out runs/quick/ioi
-	$(BIN)/python -m experiments reduction --quick --out runs/quick/reduction
-	$(BIN)/python -m experiments certify --quick --out runs/quick/certify
-	$(BIN)/python -m experiments discovery --quick --out runs/quick/discovery
-	$(BIN)/python -m experiments lm-reduction --quick --out runs/quick/lm-reduction
+# Longest first, for `make -j2 quick`.
+QUICK := discovery ioi addition mcqa heq reduction certify lm-reduction
+.PHONY: $(QUICK:%=quick-%)
+
+quick: $(QUICK:%=quick-%)
+
+$(QUICK:%=quick-%): quick-%: $(VENV)/.experiments
+	rm -rf runs/quick/$*
+	$(BIN)/python -m experiments $* --quick --out runs/quick/$*
+
+check-quick: $(VENV)/.test
+	$(BIN)/python -m pytest -m quick tests/experiments/test_quick_runs.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest .cache runs

@@ -96,6 +96,7 @@ def test_an_untrained_network_is_not_above_its_controls():
     assert not searched.exceeds.all()
 
 
+@pytest.mark.slow
 def test_a_reduced_network_is_searched_again():
     network, inputs = _chain(), _encode(next(_banks()).base)
     reduced = ab.reduce_network(network, inputs, {"stem": 3})

@@ -18,6 +18,25 @@ def _wide_screen():
         yield
 
 
+_WHOLE_RUNS = {
+    "test_addition_quick": "done", "test_certify": "folder", "test_ioi": "run", "test_lm_reduction": "done",
+    "test_mcqa": "run", "test_progressive_methods": "problem", "test_reduction_quick": "done",
+}  # fmt: skip
+"""Modules and their fixture that runs a whole experiment, half a minute to two minutes of one core."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """What reads a whole run is slow, but of `heq`; `make quick` leaves a run of each, checked by `make check-quick`.
+
+    Tests that share a run stay together, on one worker.
+    """
+    for item in items:
+        if isinstance(item, pytest.Function) and _WHOLE_RUNS.get(item.path.stem) in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 _BLANK = ("test_command_line", "test_endings", "test_heq_resume", "test_ioi", "test_record_damage")
 """Modules whose runs leave figures that nobody looks at: drawing them takes longer than everything else there."""
 

@@ -216,6 +216,7 @@ def network(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Network:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_a_chosen_handle_is_read_back_and_scores_what_the_run_says(
     folder: Path, network: Network, values: dict, method: str
 ):
@@ -240,6 +241,7 @@ def test_every_method_leaves_its_handles_and_nothing_else_does(folder: Path):
     }
 
 
+@pytest.mark.slow
 def test_chance_is_the_best_constant_answer_of_each_test_bank(values: dict):
     for split, bank in equality.paper_banks(SEED).tests.items():
         levels = [values["control-identity", variable, split, "chance"] for variable in VARIABLES]

@@ -74,6 +74,7 @@ def test_a_small_device_gets_small_chunks_and_a_tiny_one_nothing():
     assert (none.chunk, none.fits(100)) == (0, False)
 
 
+@pytest.mark.slow
 def test_a_mesh_shares_what_one_device_holds_and_a_decoder_its_heads():
     settings = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(Path(__file__).parent / "on_a_mesh.py")]

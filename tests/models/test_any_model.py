@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from compilations import compilations
 from flax import nnx
+from slowly import all_but
 from zoo import linen_networks
 from zoo.table import ROWS, Case, case
 
@@ -24,6 +25,7 @@ from abstraction.models import Network, check_model, listing, wrap
 
 LIGHT = [name for name in ROWS if "transformer" not in name]
 """Those that compile in no time; laws of the engine rather than of a framework see one or two of the others."""
+SOME = [*LIGHT, "linen scanned transformer"]
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
 """Programs that compute the same numbers by other sums; see the module."""
 
@@ -49,11 +51,6 @@ def _ready(name):
     network = row.wrapped()
     outputs, base = _run(network, row.base)
     return Ready(row, network, outputs, base, _run(network, row.source)[1])
-
-
-def _slow(name):
-    """Leave out of the ordinary run what is covered by a smaller network there."""
-    return pytest.param(name, marks=pytest.mark.slow)
 
 
 @pytest.fixture(params=ROWS, scope="module")
@@ -104,14 +101,14 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", all_but(SOME, ROWS))
 def test_clean_outputs_are_the_users_own_bit_by_bit(name, optimized):
     row = case(name)
     forward = jax.jit(lambda network, inputs: network(inputs)[0])  # fresh, so that it is compiled here
     np.testing.assert_array_equal(forward(row.wrapped(), row.source), row.own(row.source))
 
 
-@pytest.mark.parametrize("name", [*LIGHT, _slow("nnx transformer"), _slow("linen scanned transformer")])
+@pytest.mark.parametrize("name", all_but(LIGHT, [*LIGHT, "nnx transformer", "linen scanned transformer"]))
 def test_every_law_of_the_contract_holds(name):
     """Of the transformers one tap, since each is a dozen programs."""
     row = case(name)
@@ -156,7 +153,7 @@ def test_an_edit_at_one_depth_is_that_of_a_forward_by_hand(ready):
             assert not np.allclose(outputs, ready.outputs, atol=1e-5), f"{tap} at {at} moves the outputs"
 
 
-@pytest.mark.parametrize("name", [*LIGHT, "linen scanned transformer", _slow("equinox scanned transformer")])
+@pytest.mark.parametrize("name", all_but(SOME, [*SOME, "equinox scanned transformer"]))
 def test_gradients_through_an_edit_are_those_of_a_forward_by_hand(name):
     ready = _ready(name)
     state = ready.case.state
@@ -179,7 +176,7 @@ def test_gradients_through_an_edit_are_those_of_a_forward_by_hand(name):
     np.testing.assert_allclose(forwards, (found * towards).sum(), rtol=1e-3, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
-@pytest.mark.parametrize("name", [*LIGHT, _slow("linen scanned transformer")])
+@pytest.mark.parametrize("name", all_but(LIGHT, SOME))
 def test_handles_at_once_are_handles_one_by_one(name):
     ready = _ready(name)
     network, state = ready.network, ready.case.state

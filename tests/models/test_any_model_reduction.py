@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slowly import all_but
 from zoo import linen_networks, nnx_networks, plain_networks
 
 from abstraction import reduce_network, tap, wrap
@@ -80,7 +81,7 @@ MAKERS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=all_but(set(MAKERS) - {"transformer"}, MAKERS))
 def made(request):
     return MAKERS[request.param]()
 

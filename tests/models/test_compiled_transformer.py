@@ -167,6 +167,7 @@ def _elsewhere(setup, depth, *names):
     return [column for column in range(setup.tap.width) if column not in taken]
 
 
+@pytest.mark.slow
 def test_neither_finds_a_variable_where_it_is_not(setup):
     """After the second attention all but p's own coordinates, after the last MLP all but those of y."""
     others = _elsewhere(setup, AFTER_SECOND_ATTENTION, "p")

@@ -99,7 +99,7 @@ def test_taps_come_in_the_order_they_run():
         ("llama", (1, 2, 3), (0, 1)),  # one reads the first key-value head, two the second
         pytest.param("llama", (2,), (1,), marks=pytest.mark.slow),
         ("gemma2", (0, 2), (0, 1)),
-        ("qwen2", (3,), (0,)),
+        pytest.param("qwen2", (3,), (0,), marks=pytest.mark.slow),
     ],
 )
 def test_removed_heads_are_those_that_write_nothing(family, heads, kv_heads, rng):

@@ -102,7 +102,7 @@ def _without(network, heads):
 @pytest.mark.parametrize(
     ("heads", "kv_heads"),
     [
-        (((0, 1), (2, 3), (0, 1)), 1),
+        pytest.param(((0, 1), (2, 3), (0, 1)), 1, marks=pytest.mark.slow),
         (((0, 2), (1, 3), (1, 2)), 2),
         (((0, 1, 2), (1, 2, 3), (0, 1, 3)), 3),  # 2 and 1 readers: the first head stands twice
         (((0, 1), (0, 2), (2, 3)), 2),

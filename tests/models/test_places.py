@@ -96,7 +96,10 @@ SOME = {
 @pytest.mark.parametrize(  # Gemma-2 is seen at places by the tests below, too
     ("family", "taps"),
     [
-        *[pytest.param(*each, marks=pytest.mark.slow if each[0] == "gemma2" else ()) for each in SOME.items()],
+        *[
+            pytest.param(*each, marks=pytest.mark.slow if each[0] in ("gemma2", "gpt_neox") else ())
+            for each in SOME.items()
+        ],
         *[pytest.param(name, None, marks=pytest.mark.slow, id=name) for name in FAMILIES | LATER],
     ],
 )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoder_families import FAMILIES, drawn, padded
+from slowly import all_but
 
 from abstraction.interventions import Handle, state_sites
 from abstraction.interventions.bases import random_frames, rotation_basis
@@ -61,7 +62,7 @@ _run = jax.jit(
 )
 
 
-@pytest.fixture(scope="module", params=FAMILIES, name="network")
+@pytest.fixture(scope="module", params=all_but(["gpt2", "gemma2"], FAMILIES), name="network")
 def _network(request):
     decoder = Decoder(FAMILIES[request.param])
     return decoder, drawn(decoder)

@@ -12,14 +12,16 @@ SIZES = {"vocabulary": 1100, "width": 8, "heads": 2, "kv_heads": 2, "head_size":
 TINY = DecoderConfig(**SIZES, depth=3)
 
 
-@pytest.fixture
-def rows(tmp_path, monkeypatch, unchecked):
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory, shapes_for_arrays):
     huge = DecoderConfig(**SIZES | {"width": 2**17, "hidden": 2**18}, depth=20)
-    monkeypatch.setattr(forecast, "MODELS", {"tiny": TINY, "huge": huge})
-    forecast.forecast(tmp_path)
-    with (tmp_path / forecast.TABLE).open(newline="") as file:
+    folder = tmp_path_factory.mktemp("forecast")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forecast, "MODELS", {"tiny": TINY, "huge": huge})
+        forecast.forecast(folder)
+    with (folder / forecast.TABLE).open(newline="") as file:
         found = list(csv.DictReader(file))
-    return found, (tmp_path / "forecast.md").read_text()
+    return found, (folder / "forecast.md").read_text()
 
 
 def test_minutes_are_operations_over_the_peak(rows):

@@ -65,7 +65,7 @@ def _fold(model, rng, tap, replaced, kind):
 
 @pytest.mark.parametrize("kind", [pytest.param("constant", marks=pytest.mark.slow), "affine"])
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=pytest.mark.slow) if name in ("llama", "qwen2") else name for name in FAMILIES]
+    "family", [pytest.param(name, marks=pytest.mark.slow) if name != "gpt2" else name for name in FAMILIES]
 )
 def test_the_compiled_decoder_is_the_patched_one(family, kind, rng, tokens):
     model, params = _network(family)
@@ -95,7 +95,8 @@ def test_half_a_head_is_refused_and_can_be_patched(llama, rng):
     assert set(patch(Network(model, params), plan)) == {"head_output1"}
 
 
-@pytest.mark.parametrize("side", [pytest.param("left", marks=pytest.mark.slow), "right"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.slow
 def test_padding_is_not_counted(llama, tokens, side):
     """The statistics of padded prompts are those of the same prompts, length by length and without padding."""
     model, params = llama

@@ -61,7 +61,7 @@ def _logits(network, row, offset, tap):
 
 
 @pytest.mark.parametrize("discrepancy", DRAWN)
-@pytest.mark.parametrize("tap", ["mlp_product", "head_output"])
+@pytest.mark.parametrize("tap", [pytest.param("mlp_product", marks=pytest.mark.slow), "head_output"])
 def test_one_draw_a_token_is_the_curvature_on_average(rng, discrepancy, tap):
     """J^T B J, summed over all later predictions, row by row and without a draw."""
     network, rows = _network(), rng.integers(23, size=(2, 4), dtype=np.int32)

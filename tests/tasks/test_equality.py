@@ -100,7 +100,7 @@ def _table(bank):
 
 @pytest.mark.parametrize("policy", get_args(equality.CalibrationPolicy))
 def test_every_calibration_policy_has_the_pairs_it_names(policy):
-    banks = equality.paper_banks(3, size=20, calibration=policy, calibration_pool=600)
+    banks = equality.paper_banks(3, size=20, calibration=policy, fit_pool=300, calibration_pool=600, test_pool=300)
     wx, yz = banks.calibration.active
     either, both = wx | yz, wx & yz
     claims = {
