@@ -109,7 +109,7 @@ def tally_handles(network: Network, recorded: Recorded, handles: Handle, variabl
     """
     if handles.tap not in recorded.runs.source:
         raise ValueError(f"got handles of tap {handles.tap!r}, expected a recorded one: {sorted(recorded.runs.source)}")
-    check_recorded(recorded)
+    check_recorded(recorded, network)
     count, bank = check_handles(handles, network.taps[handles.tap]), recorded.bank
     variable = _variables(variable, count, bank)
     handles = at_one_depth(handles)

@@ -18,6 +18,7 @@ from abstraction.causal.pairs import check_bank
 from abstraction.evaluation.readouts import CLASSES, Readout
 from abstraction.interventions.patching import Runs, reorder_sources, run_pairs, take_pairs
 from abstraction.models import Network
+from abstraction.models.checksums import params_checksum
 from abstraction.models.network import check_network
 from abstraction.pytrees import leading_axis, pytree, static
 from abstraction.sharding import check_share, mesh_of
@@ -35,11 +36,13 @@ class Recorded:
       bank: the pairs and their labels, int32.
       runs: the base and source runs, in the bank's order.
       readout: how outputs meet labels.
+      weights: the checksum of the network's weights; None where there were none, in a plan of a run.
     """
 
     bank: PairBank
     runs: Runs
     readout: Readout = static()
+    weights: int | None = static(default=None)
 
     @property
     def tap(self) -> str:
@@ -62,14 +65,19 @@ class Recorded:
         return dataclasses.replace(self, runs=reorder_sources(self.runs, order))
 
 
-def check_recorded(recorded: Recorded) -> None:
-    """Refuse runs of other pairs than the bank's, which `record` never makes.
+def check_recorded(recorded: Recorded, network: Network) -> None:
+    """Refuse runs of another network, and runs of other pairs than the bank's, which `record` never makes.
 
     Raises:
-      ValueError: there is not one run for each pair, arrays of the bank do not belong together, or the readout cannot
-        score one of its labels.
+      ValueError: the runs are of other weights than the network has, there is not one for each pair, arrays of the bank
+        do not belong together, or the readout cannot score one of its labels.
     """
     check_bank(recorded.bank)
+    if recorded.weights is not None and recorded.weights != (found := params_checksum(network.params)):
+        raise ValueError(
+            f"got runs of a network with weights {recorded.weights:08x} for one with weights {found:08x}, expected "
+            "runs of the same: after training, reducing or rounding a network, `record` again"
+        )
     runs, size = recorded.runs, recorded.bank.size
     rows = {"outputs": runs.outputs.shape[0]}
     for side, states in (("base", runs.base), ("source", runs.source)):
@@ -120,8 +128,9 @@ def record_together(
     sides = [_stacked([_encoded(name, *pairs[name], side) for name in names], names) for side in ("base", "source")]
     recorded = {}
     parts = _run_parts(network, sides, taps, [pairs[name][1].size for name in names])
+    weights = params_checksum(network.params)
     for name, runs in zip(names, parts, strict=True):
-        recorded[name] = Recorded(_scored(pairs[name][1], readout, runs.outputs.shape[1]), runs, readout)
+        recorded[name] = Recorded(_scored(pairs[name][1], readout, runs.outputs.shape[1]), runs, readout, weights)
     return recorded
 
 

@@ -64,7 +64,7 @@ def measure_effects(network: Network, fit: Recorded, sites: SiteBank, signature:
       ValueError: the bank is not a fit bank, a signature is not finite, the memory does not hold the signatures of one
         site, or what `site_signatures` refuses.
     """
-    check_recorded(fit)
+    check_recorded(fit, network)
     if fit.bank.role != "fit":
         raise ValueError(f"got a {fit.bank.role} bank to measure effects on, expected a fit bank")
     network, together = on_device(network), _sites_together(fit, sites, signature)

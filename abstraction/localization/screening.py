@@ -103,7 +103,7 @@ def screen_sites(
     Raises:
       ValueError: not a fit bank, a share out of range, a variable without sensitive pairs, or no finite score of one.
     """
-    check_recorded(fit)
+    check_recorded(fit, network)
     if fit.bank.role != "fit":
         raise ValueError(f"got a {fit.bank.role} bank to screen sites on, expected a fit bank")
     if number("share of sites to keep", keep, 0, 1) == 0:

@@ -141,7 +141,7 @@ def train_candidates(
     """
     config = config or SearchConfig()
     check_key(key)
-    check_recorded(fit)
+    check_recorded(fit, network)
     _check(network, fit, candidates, config)
     network, weights = on_device(network), sum(np.size(leaf) for leaf in jax.tree.leaves(network.params))
     groups = groups_of(candidates, config.bands, weights)

@@ -134,7 +134,7 @@ def sweep(
       ValueError: an unknown order, sites that do not fit, first order of `kl` at the base, where its gradient is 0, or
         of an accuracy with more outputs than memory holds.
     """
-    check_recorded(recorded)
+    check_recorded(recorded, network)
     kind("options", options, Sweeping)
     network = on_device(network)
     tap = network.taps[recorded.tap]

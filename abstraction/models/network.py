@@ -66,7 +66,7 @@ def check_network(network: Network) -> None:
     Raises:
       ValueError: an array is missing, too many, of another shape, or holds values that are not finite; names it.
     """
-    expected, arrays = _expected(network.model), _named(network.params)
+    expected, arrays = _expected(network.model), named_params(network.params)
     found = {path: tuple(leaf.shape) for path, leaf in arrays.items()}
     if found != expected:
         path = min(path for path in {*found, *expected} if found.get(path) != expected.get(path))
@@ -81,10 +81,11 @@ def check_network(network: Network) -> None:
 @cache
 def _expected(model: Model) -> dict[str, tuple[int, ...]]:
     shapes = model.param_shapes() if isinstance(model, Shaped) else jax.eval_shape(model.init, jax.random.key(0))
-    return {path: tuple(leaf.shape) for path, leaf in _named(shapes).items()}
+    return {path: tuple(leaf.shape) for path, leaf in named_params(shapes).items()}
 
 
-def _named(params: Params) -> dict[str, Any]:
+def named_params(params: Params) -> dict[str, Any]:
+    """Return weights by their paths, random keys left out."""
     named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     # Random keys are no numbers to look at; those of a module's dropout are part of its state.
     return {
@@ -102,7 +103,7 @@ def _is_finite(leaf: AnyArray) -> bool:
 def params_digest(params: Params) -> str:
     """Return the SHA-256 of weights: paths, types, shapes and values. It is the identity of a trained network."""
     total = hashlib.sha256()
-    for path, leaf in sorted(_named(params).items()):
+    for path, leaf in sorted(named_params(params).items()):
         values = np.ascontiguousarray(on_host(leaf))
         total.update(f"{path} {values.dtype.name} {values.shape}".encode())
         total.update(values.tobytes())

@@ -189,7 +189,11 @@ THIRDS = causal_model(("a", "b"), "y", m=lambda a, b: a + b, y=lambda m: m)
     ids=["of another size", "of other labels", "taken apart"],
 )
 @pytest.mark.parametrize(
-    "run", [check_recorded, lambda recorded: tally_handles(NETWORK, recorded, STATES.handles(), 0)]
+    "run",
+    [
+        lambda recorded: check_recorded(recorded, NETWORK),
+        lambda recorded: tally_handles(NETWORK, recorded, STATES.handles(), 0),
+    ],
 )
 def test_a_foreign_bank_is_refused_where_it_can_be_told(run, bank, match):
     recorded = dataclasses.replace(record(NETWORK, _encode, _bank(), tap="hidden"), bank=bank)
