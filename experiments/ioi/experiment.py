@@ -62,7 +62,8 @@ def run_seed(config: Ioi, seed: int, run: RunFolder, tell: Tell) -> Unit:
         questions = make_questions(config.banks, subject, seed, config.network.batch)
     results.took("banks", making)
     results.details.update(data=data_digest(questions), network=describe(subject, questions))
-    results.add("backbone", "output", "validation", accuracy=questions.accuracy, prompts=questions.prompts)
+    answered = {"accuracy": questions.accuracy} if questions.prompts else {}  # a random network is not asked
+    results.add("backbone", "output", "validation", prompts=questions.prompts, **answered)
     places = seek_places(results, run, subject, questions, config, tell)
     forget_programs()
     search_places(results, run, (subject, questions, config), places, keys, tell)
