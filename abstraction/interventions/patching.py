@@ -192,7 +192,8 @@ def patched_outputs(network: Network, runs: Runs, handle: Handle) -> Outputs:
     depth = jnp.asarray(handle.depth)
     edit = Interchange(source[depth], jnp.asarray(handle.weight), handle.basis)
     states = runs.base[handle.tap]
-    return network.resume(handle.tap, depth, edit(states[depth]), inputs=runs.inputs, states=states)
+    edited = edit(states[depth]).astype(states.dtype)  # an edit computes in float32, a network perhaps in bfloat16
+    return network.resume(handle.tap, depth, edited, inputs=runs.inputs, states=states)
 
 
 @jax.jit

@@ -310,6 +310,25 @@ def test_bfloat16_runs_and_is_close(gemma, rng):
     np.testing.assert_allclose(cached, exact, atol=0.15 * scale)
 
 
+@pytest.mark.parametrize("tap", ["mlp_output", "mlp_product", "head_output"])
+def test_in_bfloat16_a_tap_inside_of_a_block_resumes_as_the_full_run(gemma, rng, tap):
+    decoder, params = gemma
+    view = TokenView(Decoder(dataclasses.replace(decoder.config, dtype="bfloat16")))
+    weights, pair, width = (
+        jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params),
+        _pair(rng),
+        view.taps[tap].width,
+    )
+    network = Network(view, weights)
+    runs = run_pairs(network, *pair, taps=(tap,))
+    local = Handle(tap, np.ones((L, width), np.float32), None, np.arange(L))
+    full = Handle(tap, np.eye(L, dtype=np.float32)[:, :, None] * np.ones(width, np.float32))
+    run = jax.jit(jax.vmap(lambda handle: network(pair[0], handle.edits(runs.source[tap]))[0]))
+    expected = run(full)
+    # 8 bits of mantissa: 0.4% of each of the activations, a few of which make a logit
+    np.testing.assert_allclose(_mapped(network, runs, local, L), expected, atol=0.03 * np.abs(expected).max())
+
+
 def test_prompts_refuse_what_is_no_prompt():
     with pytest.raises(ValueError, match=r"got prompts \[1\] without a token"):
         prompts_at(np.array([[1, 2, 3], [-1, -1, -1]]))
