@@ -4,6 +4,7 @@ import dataclasses
 from typing import get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import patched_mlp, prob_delta_signature, softmax
@@ -233,11 +234,10 @@ def test_a_network_that_ignores_every_edit_is_refused(setup):
 
 def test_effects_that_are_not_finite_are_refused_by_the_number_of_the_site(setup):
     network, recorded, *_ = setup
-    broken = jax.device_get(network.params)
-    broken["head"]["kernel"] = np.array(broken["head"]["kernel"])
-    broken["head"]["kernel"][0] = np.nan
+    endless = {tap: jnp.full_like(states, np.inf) for tap, states in recorded.runs.source.items()}
+    runs = dataclasses.replace(recorded.runs, source=endless)
     with pytest.raises(ValueError, match=r"got effects of sites \[0, 1, 2, .* not finite, expected finite outputs"):
-        measure_effects(Network(MODEL, broken), recorded, SITES)
+        measure_effects(network, dataclasses.replace(recorded, runs=runs), SITES)
 
 
 @pytest.mark.parametrize("metric", ["sq_l2", "l1", "cosine"])
