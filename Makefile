@@ -1,6 +1,6 @@
 # make reproduce   make the environment and reproduce the papers' tables that exist so far
 # make test        make the environment and pass the tests
-# make slow        the tests that are left out there because they take longer: most of an hour
+# make slow        the tests that are left out there because they take longer
 # make quick       every experiment, small; make check-quick reads what the runs left
 # make parity      also install PyTorch, POT and pyvene, and compare with them
 # make bench       measure against PyTorch side by side
