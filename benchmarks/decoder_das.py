@@ -1,8 +1,8 @@
 """DAS at the last token of a decoder as wide as a small language model: many rotations in a block, and one in each.
 
 Blocks of SmolLM2-135M's shape (width 576, 9 heads, 3 of keys and values, 1536 hidden units) drawn at random, and 64
-pairs of 100 tokens. Eight rotations, of ranks 1 to 64, in each of three blocks; and one of rank 64 in each of five, as a
-band of Full DAS has them. What users call trains one subspace after another, and runs source and patched base in every
+pairs of 100 tokens. Eight rotations, of ranks 1 to 64, in each of three blocks; and one of rank 64 in each of five, as
+a band of Full DAS has it. What users call trains one subspace after another, and runs source and patched base in every
 batch; a few are timed and scaled. The last PyTorch row is the best we could write, from what has been recorded, as in
 ours: the rotations of a block at once, so that each block runs what follows it alone. Ours puts all in one batch where
 few rows go, and runs the blocks before an edit in vain; the last row trains one after another and skips them.
