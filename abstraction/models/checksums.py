@@ -23,7 +23,7 @@ from abstraction.typing import AnyArray, Params
 
 _LARGE = 2**20
 _known: dict[int, tuple[weakref.ref, int]] = {}
-"""Checksums of large arrays that are alive, which JAX's never change, by their `id`."""
+"""Checksums of JAX's arrays that are alive, which never change, by their `id`."""
 
 
 def params_checksum(params: Params) -> int:
@@ -36,11 +36,10 @@ def params_checksum(params: Params) -> int:
 
 
 def _checksum(leaf: AnyArray) -> int:
-    if np.size(leaf) <= _LARGE:
-        return zlib.crc32(np.asarray(on_host(leaf)).tobytes())
     if (known := _known.get(id(leaf))) and known[0]() is leaf:
         return known[1]
-    found = int(on_host(_scattered(leaf)))
+    small = np.size(leaf) <= _LARGE
+    found = zlib.crc32(np.asarray(on_host(leaf)).tobytes()) if small else int(on_host(_scattered(leaf)))
     if isinstance(leaf, jax.Array):
         key = id(leaf)
         _known[key] = weakref.ref(leaf, lambda _: _known.pop(key, None)), found
